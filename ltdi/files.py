@@ -1,0 +1,202 @@
+"""Files that survive a crash: atomic writes, checksums, directories that are known to be ours."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ltdi.errors import DamagedFileError, InputError
+
+MARKER = ".ltdi"
+DIGEST = "ltdi.digest"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, flushed and renamed onto it when the block succeeds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: If it does not exist.
+        DamagedFileError: If it is not valid JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(
+            f"{path.name} not found", where=str(path), fix="check the directory's path"
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DamagedFileError(
+            f"{path.name} is not valid JSON: {error}",
+            where=str(path),
+            fix="restore the file from a copy, or make it anew",
+        ) from None
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write a safetensors file atomically, with a digest of its content in the metadata.
+
+    Returns:
+        The digest.
+    """
+    data = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    mark = digest(data)
+    with replacing(path) as temporary:
+        safetensors.torch.save_file(data, temporary, {**(metadata or {}), DIGEST: mark})
+    return mark
+
+
+def read_tensors(path: Path, *, expected: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file and verify its digest, where it carries one.
+
+    Args:
+        path: The file.
+        expected: The digest that another file says it has.
+
+    Raises:
+        InputError: If the file does not exist.
+        DamagedFileError: If it is truncated or altered.
+    """
+    metadata = read_metadata(path)
+    try:
+        data: dict[str, Tensor] = safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise _damaged(path, f"is not a readable safetensors file: {error}") from None
+    wanted = {mark for mark in (metadata.get(DIGEST), expected) if mark}
+    if wanted and wanted != {digest(data)}:
+        raise _damaged(path, "does not match its checksum: it was truncated or altered")
+    return data
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; see `read_tensors` for the errors."""
+    if not path.is_file():
+        raise InputError(f"{path.name} not found", where=str(path), fix="check the path")
+    try:
+        with safetensors.safe_open(path, "pt") as stream:
+            return dict(stream.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise _damaged(path, f"is not a readable safetensors file: {error}") from None
+
+
+def _damaged(path: Path, what: str) -> DamagedFileError:
+    return DamagedFileError(
+        f"{path.name} {what}",
+        where=str(path),
+        fix="delete the file and make it anew, or restore it from a copy",
+    )
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """Short hash of named tensors, by value."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        state.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return state.hexdigest()[:32]
+
+
+def own_directory(path: Path | str, kind: str) -> Path:
+    """Make a directory for our output, or take one up that we made for the same kind of thing.
+
+    Args:
+        path: The directory.
+        kind: What is kept in it, such as "zoo" or "generator".
+
+    Raises:
+        InputError: If the directory exists, holds files, and is not ours; nothing is touched.
+    """
+    path = Path(path)
+    marker = path / MARKER
+    if path.exists() and not path.is_dir():
+        raise InputError(f"the output {path} is a file", where="--out", fix="give a directory")
+    if path.is_dir() and any(path.iterdir()):
+        found = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
+        if found != kind:
+            what = f"holds a {found}" if found else "is not empty and was not made by ltdi"
+            raise InputError(
+                f"the output directory {path} {what}; it is left as it is",
+                where="--out",
+                fix=f"give a new directory for the {kind}, or empty this one yourself",
+            )
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    write_text(marker, kind + "\n")
+    return path
+
+
+def claim_file(path: Path | str, kind: str) -> Path:
+    """Check, before any work is done, that an output file may be written.
+
+    Args:
+        path: The file; its directory is made.
+        kind: "weights" (safetensors) or "result" (JSON).
+
+    Raises:
+        InputError: If it exists and is not a file of ours of that kind, or cannot be written.
+    """
+    path = Path(path)
+    fix = "give another file name, or remove it yourself"
+    if path.is_dir():
+        raise InputError(f"the output {path} is a directory", where=str(path), fix=fix)
+    if path.exists() and not _is_ours(path, kind):
+        raise InputError(
+            f"the output {path} exists and is not a {kind} file of ours; it is left as it is",
+            where=str(path),
+            fix=fix,
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(path.parent, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise InputError(f"cannot write to {path.parent}", where=str(path), fix=fix)
+    return path
+
+
+def _is_ours(path: Path, kind: str) -> bool:
+    try:
+        if kind == "weights":
+            return read_metadata(path).get("ltdi") == kind
+        value = read_json(path)
+    except DamagedFileError:
+        return False
+    return isinstance(value, dict) and {"track", "rows"} <= set(value)

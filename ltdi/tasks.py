@@ -1,0 +1,219 @@
+"""Few-shot tasks as index sets: which items of a bank are support and which are query.
+
+An episode never copies data. The same episode list therefore serves methods on images and methods
+on features, and a list is fixed by its seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltdi.errors import InputError
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Backbone features of a set of classes, sorted by class.
+
+    Attributes:
+        features: [n, D].
+        offsets: [classes + 1]; class c owns features[offsets[c]:offsets[c + 1]].
+        classes: Names, one per class.
+    """
+
+    features: Tensor
+    offsets: Tensor
+    classes: tuple[str, ...]
+
+    @property
+    def width(self) -> int:
+        """D, size of a feature."""
+        return self.features.shape[1]
+
+    def episodes(self, *, way: int, shot: int, query: int, episodes: int, seed: int) -> Episodes:
+        """A fixed list of episodes; see `sample_episodes`."""
+        return sample_episodes(
+            self.offsets, way=way, shot=shot, query=query, episodes=episodes, seed=seed
+        )
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """E episodes of one way and shot.
+
+    Attributes:
+        classes: [E, way] class number behind each label.
+        support: [E, way, shot] item indices.
+        query: [E, way, query] item indices, disjoint from the support.
+    """
+
+    classes: Tensor
+    support: Tensor
+    query: Tensor
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @property
+    def way(self) -> int:
+        """Classes per episode."""
+        return self.classes.shape[1]
+
+    @property
+    def shot(self) -> int:
+        """Support items per class."""
+        return self.support.shape[2]
+
+    def __getitem__(self, which: slice) -> Episodes:
+        return Episodes(self.classes[which], self.support[which], self.query[which])
+
+    def chunks(self, size: int) -> Iterator[Episodes]:
+        """The episodes in order, at most `size` at a time."""
+        for start in range(0, len(self), size):
+            yield self[start : start + size]
+
+    def relabel(self, permutation: Tensor) -> Episodes:
+        """The same episodes with class `permutation[c]` in the place of label c."""
+        return Episodes(
+            self.classes[:, permutation], self.support[:, permutation], self.query[:, permutation]
+        )
+
+
+@dataclass(frozen=True)
+class Support:
+    """The labelled examples of one task, as a user has them.
+
+    Attributes:
+        images: [n, channels, height, width].
+        labels: [n] integers; every class 0..way-1 has at least one.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        """Check what a user may get wrong; pixels are checked by the backbone's transform.
+
+        Raises:
+            InputError: For another shape or dtype, labels out of range, or a missing class.
+        """
+        images, labels = self.images, self.labels
+        if not isinstance(images, Tensor) or not isinstance(labels, Tensor):
+            raise InputError(
+                f"a support needs two tensors, got {type(images).__name__} and "
+                f"{type(labels).__name__}",
+                where="support",
+                fix="pass (images [n, channels, height, width], labels [n])",
+            )
+        if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
+            raise InputError(
+                f"support images have shape {list(images.shape)} and labels "
+                f"{list(labels.shape)}; expected [n, channels, height, width] and [n], n >= 2",
+                where="support",
+                fix="give one label per image",
+            )
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise InputError(
+                f"labels must be integers, got {labels.dtype}",
+                where="support.labels",
+                fix="convert with .long()",
+            )
+        counts = torch.bincount(labels.long().clamp(min=0), minlength=2)
+        if int(labels.min()) < 0 or len(counts) > max(len(labels), 2):
+            raise InputError(
+                f"labels lie in {int(labels.min())}..{int(labels.max())}; with {len(labels)} "
+                f"samples they must lie in 0..way-1",
+                where="support.labels",
+                fix="number the classes of the task from 0",
+            )
+        if not bool(counts.all()):
+            absent = int((counts == 0).nonzero()[0])
+            raise InputError(
+                f"class {absent} of 0..{len(counts) - 1} has no support sample",
+                where="support.labels",
+                fix="add a sample of it, or number the classes without a gap",
+            )
+
+    @property
+    def way(self) -> int:
+        """Number of classes."""
+        return int(self.labels.max()) + 1
+
+    @classmethod
+    def of(cls, value: Support | tuple[Tensor, Tensor]) -> Support:
+        """Take a support or a pair (images, labels).
+
+        Raises:
+            InputError: For anything else.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, tuple) and len(value) == 2:
+            return cls(*value)
+        raise InputError(
+            f"a support must be Support or (images, labels), got {type(value).__name__}",
+            where="support",
+            fix="pass ltdi.Support(images, labels), or a list of them for a batch of tasks",
+        )
+
+
+def sample_episodes(
+    offsets: Tensor, *, way: int, shot: int, query: int, episodes: int, seed: int
+) -> Episodes:
+    """Draw a fixed list of episodes from items sorted by class.
+
+    Labels are a random permutation of the drawn classes.
+
+    Args:
+        offsets: [classes + 1]; class c owns items offsets[c] .. offsets[c + 1] - 1.
+        way: Classes per episode.
+        shot: Support items per class.
+        query: Query items per class.
+        episodes: E.
+        seed: Fixes the list.
+
+    Raises:
+        InputError: If there are too few classes, or a class has too few items.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    counts = offsets.diff()
+    _check(counts, way, shot, query)
+    parts = []
+    # Chunks bound the memory of the [episodes, classes] ranking.
+    for size in _sizes(episodes, max(1, 4_000_000 // len(counts))):
+        classes = torch.rand(size, len(counts), generator=rng).argsort(1)[:, :way]
+        keys = torch.rand(size, way, int(counts.max()), generator=rng)
+        absent = torch.arange(keys.shape[-1]) >= counts[classes][..., None]
+        items = keys.masked_fill(absent, 2.0).argsort(-1)[..., : shot + query]
+        items = items + offsets[classes][..., None]
+        parts.append((classes, items[..., :shot], items[..., shot:]))
+    classes, support, queries = (torch.cat(p) for p in zip(*parts, strict=True))
+    return Episodes(classes, support, queries)
+
+
+def _sizes(total: int, most: int) -> list[int]:
+    return [min(most, total - start) for start in range(0, total, most)]
+
+
+def _check(counts: Tensor, way: int, shot: int, query: int) -> None:
+    for name, value, least in (("way", way, 2), ("shot", shot, 1), ("query", query, 0)):
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}", where=name)
+    if way > len(counts):
+        raise InputError(
+            f"a {way}-way episode needs {way} classes, the data have {len(counts)}",
+            where="way",
+            fix=f"choose way <= {len(counts)} or give more class folders",
+        )
+    fewest = int(counts.min())
+    if fewest < shot + query:
+        raise InputError(
+            f"an episode with {shot} support and {query} query items needs {shot + query} items "
+            f"per class; class number {int(counts.argmin())} has {fewest}",
+            where="shot and query",
+            fix=f"choose shot + query <= {fewest}, or drop the small classes",
+        )
