@@ -1,0 +1,93 @@
+"""Any directory or zip of images laid out as `<class>/<image>`."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ltdi.data.archive import FileTree, open_tree
+from ltdi.data.images import ImageSet, check_geometry, decode
+from ltdi.errors import InputError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+_LAYOUT = "lay the images out as <class>/<image>, one folder a class"
+
+
+def load(
+    path: str | os.PathLike[str], *, size: int, channels: int, min_per_class: int = 1
+) -> ImageSet:
+    """Read every image below `path`; a class is a folder that directly holds images.
+
+    Wrapper folders common to all classes are stripped: "data/cat/1.png" and "data/dog/1.png"
+    give the classes "cat" and "dog"; nested folders give classes such as "Greek/character01".
+    Files that are not images by their suffix are ignored.
+
+    Args:
+        path: A directory or a zip.
+        size: Height and width of the images, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        min_per_class: The fewest images a class may have.
+
+    Returns:
+        The images, classes and files sorted by code point.
+
+    Raises:
+        InputError: When there is no image, an image lies outside a class folder, a class has too
+            few images, or the path is missing or unsafe.
+        DamagedFileError: For an unreadable image or zip.
+    """
+    check_geometry(size, channels)
+    with open_tree(path) as tree:
+        groups = _group(tree)
+        _check_counts(groups, min_per_class, tree.where)
+        decoded = {
+            c: [
+                decode(tree.read(n), size=size, channels=channels, where=tree.label(n))
+                for n in names
+            ]
+            for c, names in groups.items()
+        }
+    return ImageSet.from_groups(Path(path).resolve().name.removesuffix(".zip"), decoded)
+
+
+def is_image(name: str) -> bool:
+    """Whether the file name has an image suffix this library reads."""
+    return posixpath.splitext(name)[1].lower() in SUFFIXES
+
+
+def _group(tree: FileTree) -> dict[str, list[str]]:
+    """Class name -> file names."""
+    folders: dict[str, list[str]] = {}
+    for name in filter(is_image, tree.names):
+        folders.setdefault(posixpath.dirname(name), []).append(name)
+    if not folders:
+        raise InputError(
+            f"no image among {len(tree.names)} files",
+            where=tree.where,
+            fix=f"{_LAYOUT}; known suffixes: {', '.join(sorted(SUFFIXES))}",
+        )
+    top = "" if "" in folders else posixpath.commonpath(folders)
+    if top in folders and (top == "" or len(folders) > 1):
+        raise InputError(
+            f"{len(folders[top])} images lie outside any class folder, such as {folders[top][0]!r}",
+            where=tree.where,
+            fix=_LAYOUT,
+        )
+    # A lone class keeps its own folder's name.
+    prefix = top if len(folders) > 1 else posixpath.dirname(top)
+    return {posixpath.relpath(f, prefix or "."): names for f, names in folders.items()}
+
+
+def _check_counts(groups: Mapping[str, Sequence[str]], least: int, where: str) -> None:
+    few = {c: len(names) for c, names in sorted(groups.items()) if len(names) < least}
+    if few:
+        listed = ", ".join(f"{c!r} ({n})" for c, n in list(few.items())[:5])
+        more = f" and {len(few) - 5} more" if len(few) > 5 else ""
+        raise InputError(
+            f"{len(few)} of {len(groups)} classes have fewer than {least} images: {listed}{more}",
+            where=where,
+            fix="add images to these classes, remove their folders, "
+            "or ask for fewer shots and queries",
+        )

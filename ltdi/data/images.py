@@ -1,0 +1,280 @@
+"""Images grouped by class, and the decoding of one image file."""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from ltdi.errors import DamagedFileError, InputError
+
+# Refused before any pixel is decoded; below the size at which PIL itself refuses.
+MAX_PIXELS = 50_000_000
+_DECODE_ERRORS = (
+    UnidentifiedImageError,
+    OSError,
+    SyntaxError,  # PIL's PNG reader raises it for broken chunks
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one source grouped by class, all of one size.
+
+    Attributes:
+        name: The source, for messages and reports.
+        images: uint8 [n, channels, size, size], sorted by class.
+        offsets: int64 [classes + 1]; class c owns `images[offsets[c]:offsets[c + 1]]`.
+        classes: Unique class names, such as "images_background/Greek/character01".
+
+    Raises:
+        InputError: When the parts do not fit together, or a class has no image.
+    """
+
+    name: str
+    images: Tensor
+    offsets: Tensor
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check shapes, types, offsets and names."""
+        images, offsets = self.images, self.offsets
+        if not _is_image_stack(images):
+            raise InputError(
+                "images must be uint8 [n, channels, size, size], "
+                f"got {images.dtype} {tuple(images.shape)}",
+                where=f"ImageSet {self.name!r}",
+            )
+        if not _is_index(offsets) or len(offsets) != len(self.classes) + 1:
+            raise InputError(
+                f"offsets must be int64 [{len(self.classes) + 1}], one more than classes, "
+                f"got {offsets.dtype} {tuple(offsets.shape)}",
+                where=f"ImageSet {self.name!r}",
+            )
+        edges = self.offsets.tolist()
+        if edges[0] != 0 or edges[-1] != len(self.images):
+            raise InputError(
+                f"offsets span {edges[0]}..{edges[-1]}, but there are {len(self.images)} images",
+                where=f"ImageSet {self.name!r}",
+            )
+        empty = [c for c, (a, b) in zip(self.classes, pairwise(edges), strict=True) if a >= b]
+        if empty:
+            raise InputError(
+                f"{len(empty)} classes have no image: {', '.join(map(repr, empty[:5]))}",
+                where=f"ImageSet {self.name!r}",
+            )
+        repeated = _repeated(self.classes)
+        if repeated:
+            raise InputError(
+                f"class names are not unique: {', '.join(map(repr, repeated[:5]))}",
+                where=f"ImageSet {self.name!r}",
+            )
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    @property
+    def counts(self) -> Tensor:
+        """Images per class, int64 [classes]."""
+        return self.offsets.diff()
+
+    def select(self, class_indices: Sequence[int] | Tensor) -> ImageSet:
+        """The given classes, in the given order.
+
+        Args:
+            class_indices: Distinct indices into `classes`.
+
+        Raises:
+            InputError: For an index out of range or given twice.
+        """
+        indices = [int(i) for i in class_indices]
+        bad = [i for i in indices if not 0 <= i < len(self.classes)]
+        if bad or _repeated(indices):
+            raise InputError(
+                f"class indices must be distinct and in 0..{len(self.classes) - 1}; "
+                f"at fault: {(bad or _repeated(indices))[:5]}",
+                where=f"ImageSet {self.name!r}",
+            )
+        edges = self.offsets.tolist()
+        runs = [torch.arange(edges[i], edges[i + 1]) for i in indices]
+        rows = torch.cat(runs) if runs else torch.empty(0, dtype=torch.int64)
+        return ImageSet(
+            self.name,
+            self.images[rows],
+            _offsets([len(run) for run in runs]),
+            tuple(self.classes[i] for i in indices),
+        )
+
+    def with_rotations(self) -> ImageSet:
+        """Each class followed by its copies turned by 90, 180 and 270 degrees, as new classes.
+
+        Class c becomes the classes 4c .. 4c + 3; the copies are named "<name>@90" and so on.
+        """
+        turned = [torch.rot90(self.images, k, dims=(2, 3)) for k in range(4)]
+        edges = self.offsets.tolist()
+        parts = [t[a:b] for a, b in pairwise(edges) for t in turned]
+        names = [c + s for c in self.classes for s in ("", "@90", "@180", "@270")]
+        images = torch.cat(parts) if parts else self.images
+        return ImageSet(self.name, images, _offsets([len(p) for p in parts]), tuple(names))
+
+    @staticmethod
+    def concat(sets: Sequence[ImageSet]) -> ImageSet:
+        """All classes of several sets, in order; the name joins theirs with "+".
+
+        Raises:
+            InputError: For an empty list, unequal image shapes, or a class name in two sets.
+        """
+        if not sets:
+            raise InputError("no image set to join", where="ImageSet.concat")
+        shapes = {tuple(s.images.shape[1:]) for s in sets}
+        if len(shapes) > 1:
+            raise InputError(
+                f"image shapes differ: {sorted(shapes)}",
+                where="ImageSet.concat",
+                fix="load all sets with the same size and channels",
+            )
+        return ImageSet(
+            "+".join(dict.fromkeys(s.name for s in sets)),
+            torch.cat([s.images for s in sets]),
+            _offsets([n for s in sets for n in s.counts.tolist()]),
+            tuple(c for s in sets for c in s.classes),
+        )
+
+    @staticmethod
+    def from_groups(name: str, groups: Mapping[str, Sequence[Tensor]]) -> ImageSet:
+        """A set from lists of images by class name; classes are sorted by code point.
+
+        Args:
+            name: The source.
+            groups: Class name -> images, each uint8 [channels, size, size], all of one shape.
+
+        Raises:
+            InputError: For no class at all, a class without images, or unequal shapes.
+        """
+        if not groups:
+            raise InputError("no classes given", where=f"ImageSet {name!r}")
+        classes = tuple(sorted(groups))
+        images = [image for c in classes for image in groups[c]]
+        shapes = {tuple(image.shape) for image in images}
+        if len(shapes) != 1:
+            raise InputError(
+                f"images must have one shape, got {sorted(shapes)[:5]}", where=f"ImageSet {name!r}"
+            )
+        return ImageSet(
+            name, torch.stack(images), _offsets([len(groups[c]) for c in classes]), classes
+        )
+
+
+def decode(data: bytes, *, size: int, channels: int, where: str) -> Tensor:
+    """One image file as a tensor, squeezed to a square (the aspect ratio is not kept).
+
+    Transparent parts become white; 16-bit greys are scaled to 8; EXIF orientation is applied; of
+    an animation the first frame counts. The filter is PIL's BILINEAR, antialiased like torch's
+    `interpolate(mode="bilinear", antialias=True)`.
+
+    Args:
+        data: The file's bytes.
+        size: Height and width of the result, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        where: The file's name, for messages.
+
+    Returns:
+        uint8 [channels, size, size].
+
+    Raises:
+        DamagedFileError: When the bytes are not a readable image.
+        InputError: For an image that is too large or holds floating-point pixels.
+    """
+    check_geometry(size, channels)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            _refuse_huge(image.width * image.height, where)
+            pixels = np.asarray(_flatten(image, channels, where).resize((size, size), _BILINEAR))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise _too_large("more than PIL accepts", where) from None
+    except InputError:
+        raise
+    except _DECODE_ERRORS as error:
+        raise DamagedFileError(
+            f"not a readable image ({error or type(error).__name__})",
+            where=where,
+            fix="restore the file from its source, or remove it",
+        ) from error
+    return torch.from_numpy(pixels.reshape(size, size, channels).transpose(2, 0, 1).copy())
+
+
+def check_geometry(size: int, channels: int) -> None:
+    """Raise `InputError` unless `size` is positive and `channels` is 1 or 3."""
+    if size < 1:
+        raise InputError(f"image size {size} is not positive", where="size")
+    if channels not in (1, 3):
+        raise InputError(
+            f"cannot make images of {channels} channels", where="channels", fix="use 1 or 3"
+        )
+
+
+_BILINEAR = Image.Resampling.BILINEAR
+
+
+def _flatten(image: Image.Image, channels: int, where: str) -> Image.Image:
+    """`image` upright, opaque, 8-bit, in mode L or RGB."""
+    target = "L" if channels == 1 else "RGB"
+    if image.mode == "F":
+        raise InputError(
+            "floating-point images have no defined black and white",
+            where=where,
+            fix="convert them to 8 or 16 bits",
+        )
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # 16 bits; PIL's own conversion clips instead of scaling
+        grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert(target)
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        paper = Image.new("RGBA", layer.size, "white")
+        return Image.alpha_composite(paper, layer).convert(target)
+    return upright.convert(target)
+
+
+def _refuse_huge(pixels: int, where: str) -> None:
+    if pixels > MAX_PIXELS:
+        raise _too_large(f"{pixels:,} pixels", where)
+
+
+def _too_large(how_large: str, where: str) -> InputError:
+    return InputError(
+        f"image too large ({how_large}; the limit is {MAX_PIXELS:,} pixels)",
+        where=where,
+        fix="shrink it before loading",
+    )
+
+
+def _is_image_stack(images: Tensor) -> bool:
+    square = images.ndim == 4 and images.shape[2] == images.shape[3]
+    return square and images.dtype == torch.uint8
+
+
+def _is_index(offsets: Tensor) -> bool:
+    return offsets.ndim == 1 and offsets.dtype == torch.int64
+
+
+def _offsets(counts: Sequence[int]) -> Tensor:
+    return torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
+
+
+def _repeated(items: Sequence[Hashable]) -> list[Hashable]:
+    return [item for item, n in Counter(items).items() if n > 1]
