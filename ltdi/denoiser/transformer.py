@@ -1,0 +1,114 @@
+"""A transformer over weight tokens."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltdi.condition import Condition
+from ltdi.weights import WeightSpace
+
+
+def time_features(t: Tensor, steps: int, width: int) -> Tensor:
+    """Sinusoidal features [B, width] of diffusion steps t [B], 0 <= t < steps."""
+    half = width // 2
+    frequency = torch.exp(torch.arange(half, device=t.device) * (-math.log(1000.0) / half))
+    angle = (t.float() / steps * 1000.0)[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], -1)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP; scale, shift and gate come from the task (adaLN-zero)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+        )
+        self.modulation = nn.Linear(width, 6 * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Tokens [B, N, width], context [B, width] -> [B, N, width]."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
+            self.modulation(F.silu(context)).unsqueeze(1).chunk(6, -1)
+        )
+        h = F.layer_norm(x, x.shape[-1:]) * (1 + scale_a) + shift_a
+        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        # Written out: under vmap the fused kernel would fall back to a loop over base learners.
+        attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
+        h = (attention @ v).transpose(1, 2).flatten(-2)
+        x = x + (1 + gate_a) * self.out(h)
+        h = F.layer_norm(x, x.shape[-1:]) * (1 + scale_m) + shift_m
+        return x + (1 + gate_m) * self.mlp(h)
+
+
+class TokenTransformer(nn.Module):
+    """Denoiser over the tokens of a weight space, for any way.
+
+    A class token carries the embedding of its class and no position, so permuting the classes of
+    the condition permutes the generated rows. The output layer starts at zero.
+
+    Args:
+        space: The weight space; only layers and token size matter, not the way.
+        condition_width: Width of the condition.
+        steps: T.
+        width: Model width.
+        depth: Number of blocks.
+        heads: Attention heads.
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        *,
+        condition_width: int,
+        steps: int,
+        width: int = 128,
+        depth: int = 3,
+        heads: int = 4,
+    ) -> None:
+        super().__init__()
+        self.steps = steps
+        places = int(space.tokens.position.max()) + 1
+        self.read = nn.Linear(space.token_size, width)
+        self.layer = nn.Embedding(len(space.layers), width)
+        self.position = nn.Embedding(places, width)
+        self.of_class = nn.Linear(condition_width, width)
+        self.of_task = nn.Linear(condition_width, width)
+        self.of_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
+        self.write = nn.Linear(width, space.token_size)
+        nn.init.zeros_(self.write.weight)
+        nn.init.zeros_(self.write.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition, space: WeightSpace) -> Tensor:
+        """Denoise.
+
+        Args:
+            x: [B, n] noised weights.
+            t: [B] diffusion steps.
+            condition: Embedding of the B tasks.
+            space: The weight space at the way of these tasks.
+
+        Returns:
+            [B, n].
+        """
+        layout = space.tokens
+        h = self.read(space.tokenize(x))
+        h = h + self.layer(layout.layer) + self.position(layout.position)
+        if space.way is not None:
+            classes = F.pad(self.of_class(condition.classes), (0, 0, 0, 1))
+            h = h + classes[:, layout.class_of]
+        time = self.of_time(time_features(t, self.steps, h.shape[-1]).to(h))
+        context = self.of_task(condition.task) + time
+        for block in self.blocks:
+            h = block(h, context)
+        return space.untokenize(self.write(F.layer_norm(h, h.shape[-1:])))
