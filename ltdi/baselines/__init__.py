@@ -1,0 +1,55 @@
+"""Peers: published few-shot methods, re-implemented and tuned with care, one file each."""
+
+from ltdi.baselines.anil import Maml
+from ltdi.baselines.finetune import FineTune
+from ltdi.baselines.hypernetwork import Hypernetwork
+from ltdi.baselines.linear_probe import LinearProbe
+from ltdi.baselines.meta_baseline import MetaBaseline
+from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.protonet import ProtoNet
+from ltdi.baselines.reptile import Reptile
+from ltdi.baselines.simpleshot import SimpleShot
+from ltdi.baselines.tuning import (
+    Batch,
+    accuracy,
+    calibrate,
+    choose,
+    cross_entropy,
+    validation_episodes,
+)
+
+PEERS: dict[str, type[Method]] = {
+    peer.name: peer
+    for peer in (
+        ProtoNet,
+        SimpleShot,
+        MetaBaseline,
+        LinearProbe,
+        FineTune,
+        Maml,
+        Reptile,
+        Hypernetwork,
+    )
+}
+
+__all__ = [
+    "PEERS",
+    "Batch",
+    "Budget",
+    "FineTune",
+    "Hypernetwork",
+    "LinearProbe",
+    "Maml",
+    "MetaBaseline",
+    "Method",
+    "Progress",
+    "ProtoNet",
+    "Reptile",
+    "SimpleShot",
+    "accuracy",
+    "calibrate",
+    "choose",
+    "cross_entropy",
+    "fitted",
+    "validation_episodes",
+]

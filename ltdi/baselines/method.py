@@ -1,0 +1,101 @@
+"""What every few-shot method offers: maybe a meta-training, then logits for batches of tasks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, TypeVar
+
+from torch import Tensor
+
+from ltdi.errors import InputError
+from ltdi.tasks import FeatureBank
+
+Progress = Callable[[int, int, str], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a method may spend, and the episodes it will be judged on.
+
+    Attributes:
+        iterations: Outer iterations of meta-training; methods without one ignore it.
+        way: Classes per episode.
+        shot: Support items per class.
+        query: Query items per class.
+        valid_episodes: Episodes every choice and calibration is made on.
+        seed: Fixes initial weights, training episodes and validation episodes.
+    """
+
+    iterations: int
+    way: int
+    shot: int
+    query: int
+    valid_episodes: int = 200
+    seed: int = 0
+
+
+class Method(ABC):
+    """A few-shot classifier on the features of a shared frozen backbone.
+
+    Attributes:
+        name: Its name in tables and on the command line.
+        kind: `"ours"`, `"control"` or `"peer"`.
+        note: One sentence: what is re-implemented and what is left out.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str]
+    note: ClassVar[str]
+
+    def fit(  # noqa: B027  (a method without preparation is a whole method)
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn from the classes of `train`; make every choice on episodes of `valid`.
+
+        Args:
+            train: Features of the classes to learn from.
+            valid: Features of other classes, for choices and calibration only.
+            budget: Iterations, the shape of the episodes to come, and the seed.
+            progress: Called with (iterations done, of how many, a short message).
+
+        Raises:
+            InputError: If a bank is too small for a single episode.
+            DivergedError: If meta-training leaves the finite numbers.
+        """
+
+    @abstractmethod
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """Classify the queries of E independent tasks at once; memory is linear in E.
+
+        Args:
+            support: [E, way, shot, D]; a sample's label is its index on the way axis.
+            query: [E, way, Q, D]; the way axis only arranges the samples.
+
+        Returns:
+            Logits [E, way, Q, way]; their softmax is calibrated on the validation episodes.
+
+        Raises:
+            InputError: If the method needs `fit` first.
+        """
+
+
+def fitted(value: T | None, method: Method) -> T:
+    """`value`, which `fit` sets, or an error that says to call it.
+
+    Raises:
+        InputError: If `fit` has not run.
+    """
+    if value is None:
+        raise InputError(
+            f"{method.name} cannot predict before it is fitted",
+            where=f"{type(method).__name__}.predict",
+            fix="call fit(train, valid, budget) first",
+        )
+    return value

@@ -1,0 +1,226 @@
+"""Meta-training shared by the trained peers: episodes in, the state best on validation out."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.tuning import (
+    Batch,
+    calibrate,
+    choose,
+    cross_entropy,
+    draw,
+    score,
+    validation_episodes,
+)
+from ltdi.errors import DivergedError
+from ltdi.tasks import FeatureBank
+
+_CHECKS = 20
+T = TypeVar("T")
+
+
+class EpisodeNet(nn.Module):
+    """A network that classifies whole episodes, with an inverse temperature of its own.
+
+    The temperature is calibrated before training, so that the body need not spend its freedom on
+    confidence; it is learnt along, and calibrated again in the end.
+
+    Args:
+        scale: Inverse temperature before any calibration.
+    """
+
+    def __init__(self, scale: float = 1.0) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+
+    @abstractmethod
+    def raw(self, support: Tensor, query: Tensor) -> Tensor:
+        """Support [E, way, shot, D], query [E, way, Q, D] -> logits before the temperature."""
+
+    def forward(self, support: Tensor, query: Tensor) -> Tensor:
+        """Support [E, way, shot, D], query [E, way, Q, D] -> logits [E, way, Q, way]."""
+        return self.log_scale.exp() * self.raw(support, query)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """Scalar training loss: by default the cross entropy of the queries."""
+        logits: Tensor = self(*batch)
+        return cross_entropy(logits).mean()
+
+    @torch.no_grad()
+    def calibrate(self, episodes: Batch) -> None:
+        """Set the temperature by the likelihood of validation episodes."""
+        self.log_scale.fill_(math.log(calibrate(self.raw(*episodes))))
+
+
+Net = TypeVar("Net", bound=EpisodeNet)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the outer loop steps.
+
+    Attributes:
+        rate: Peak learning rate.
+        batch: Episodes per iteration.
+        optimiser: Takes parameters and `lr`; Adam unless a method is published with another.
+        warmup: Share of the iterations over which the rate rises; then it falls by a cosine.
+        clip: Largest norm of the gradient.
+    """
+
+    rate: float
+    batch: int = 32
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    warmup: float = 0.05
+    clip: float = 10.0
+
+    def factor(self, iteration: int, iterations: int) -> float:
+        """Share of the peak rate at an iteration."""
+        rise = max(1, round(self.warmup * iterations))
+        if iteration < rise:
+            return (iteration + 1) / rise
+        return 0.5 * (1 + math.cos(math.pi * (iteration - rise) / max(1, iterations - rise)))
+
+
+def meta_train(
+    module: nn.Module,
+    loss: Callable[[Batch], Tensor],
+    score: Callable[[], float],
+    train: FeatureBank,
+    budget: Budget,
+    recipe: Recipe,
+    progress: Progress | None = None,
+) -> float:
+    """Minimise `loss` over training episodes and leave `module` in its best validated state.
+
+    The untrained state is a candidate as well, so training can only help on validation.
+
+    Args:
+        module: Holds the parameters that the loss depends on.
+        loss: Scalar loss of a batch of training episodes.
+        score: Validation accuracy of the module as it stands.
+        train: Features of the training classes.
+        budget: Iterations, shape of the episodes, seed.
+        recipe: Step sizes and batch.
+        progress: See `Method.fit`.
+
+    Returns:
+        The best score.
+
+    Raises:
+        DivergedError: If the loss is not finite.
+    """
+    optimiser = recipe.optimiser(module.parameters(), lr=recipe.rate)
+    stream = _stream(train, budget, recipe.batch)
+    every = max(1, budget.iterations // _CHECKS)
+    best, state = score(), copy.deepcopy(module.state_dict())
+    for done, batch in enumerate(stream, 1):
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.rate * recipe.factor(done - 1, budget.iterations)
+        value = _iterate(module, loss, batch, optimiser, recipe.clip)
+        if done % every == 0 or done == budget.iterations:
+            _check(value, done)
+            now = score()
+            if now > best:
+                best, state = now, copy.deepcopy(module.state_dict())
+            if progress:
+                progress(done, budget.iterations, f"validation accuracy {now:.4f}")
+    module.load_state_dict(state)
+    return best
+
+
+class TrainedMethod(Method, Generic[Net]):
+    """A method that meta-trains an `EpisodeNet`: choose a start, train, refine, calibrate.
+
+    Attributes:
+        recipe: How the outer loop steps.
+        random_start: The untrained network is random, so that it has no temperature to calibrate.
+        net: The trained network, None before `fit`.
+    """
+
+    recipe: ClassVar[Recipe]
+    random_start: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self.net: Net | None = None
+
+    @abstractmethod
+    def candidates(self, train: FeatureBank, budget: Budget) -> Iterable[Net]:
+        """Untrained networks, of which the one best on validation is trained."""
+
+    def refine(self, net: Net, episodes: Batch) -> None:
+        """Choose what can be chosen after training, on validation episodes; by default nothing."""
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Progress | None = None,
+    ) -> None:
+        """Choose the start, meta-train, keep the state best on validation; see `Method.fit`."""
+        episodes = validation_episodes(valid, budget)
+
+        def validate(net: Net) -> float:
+            with torch.no_grad():
+                return score(net(*episodes))
+
+        net = choose(self.candidates(train, budget), validate)
+        if not self.random_start:
+            net.calibrate(episodes)
+        meta_train(net, net.loss, lambda: validate(net), train, budget, self.recipe, progress)
+        self.refine(net, episodes)
+        net.calibrate(episodes)
+        self.net = net
+
+    @torch.no_grad()
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        logits: Tensor = fitted(self.net, self)(support, query)
+        return logits
+
+
+def seeded(build: Callable[[], T], seed: int) -> T:
+    """Build a module whose initial weights depend on `seed` alone; the global state is kept."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _stream(train: FeatureBank, budget: Budget, batch: int) -> Iterator[Batch]:
+    for iteration in range(budget.iterations):
+        seed = budget.seed * 1_000_003 + iteration
+        yield draw(train, budget, episodes=batch, seed=seed)
+
+
+def _iterate(
+    module: nn.Module,
+    loss: Callable[[Batch], Tensor],
+    batch: Batch,
+    optimiser: torch.optim.Optimizer,
+    clip: float,
+) -> Tensor:
+    optimiser.zero_grad()
+    value = loss(batch)
+    value.backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(module.parameters(), clip)
+    optimiser.step()
+    return value.detach()
+
+
+def _check(value: Tensor, iteration: int) -> None:
+    if not math.isfinite(float(value)):
+        raise DivergedError(
+            f"the meta-training loss is {float(value)} at iteration {iteration}",
+            where="meta-training of a peer",
+            fix="look for features that are not finite, or of extreme scale",
+        )
