@@ -1,0 +1,187 @@
+"""The model card that is saved beside a generator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePosixPath
+from typing import Any
+
+FRONT = """\
+---
+library_name: ltdi
+license: apache-2.0
+tags:
+- weight-generation
+- diffusion
+- few-shot
+- meta-learning
+---
+"""
+
+PAPER = """\
+@article{guan2025learning,
+  title   = {Learning to Learn Weight Generation via Trajectory Diffusion},
+  author  = {Guan, Yunchuan and Liu, Yu and Zhou, Ke and Shen, Zhiqi and Hwang, Jenq-Neng and
+             Li, Lei},
+  journal = {arXiv preprint arXiv:2502.01117},
+  year    = {2025}
+}"""
+
+ANCHORS = {
+    "none": "There is no anchor: whole weights are generated, and nothing but training data says "
+    "what a sensible head is.",
+    "prototype": "Generation starts from an anchor, the nearest-prototype head of the support, and "
+    "adds a learned residual. Where the backbone's features do not separate the classes, the "
+    "anchor fails and the residual does not save it.",
+    "gaussian": "Generation starts from an anchor, the Bayes head of Gaussian classes whose "
+    "covariances were fitted on the training classes, and adds a learned residual. Where images "
+    "are unlike the training classes, those covariances are wrong and so is the anchor.",
+}
+
+ROOT = re.compile(r"^(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\]")
+INSIDE = re.compile(r"(?<![\w:/\\.~])(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\][\w.~\\/-]*")
+
+
+def model_card(config: Mapping[str, Any]) -> str:
+    """The README of a generator: Markdown with the hub's front matter.
+
+    The text depends on the configuration alone. Of paths only the last component is shown.
+
+    Args:
+        config: What `Generator` saves as its config.json.
+    """
+    parts = [
+        f"# A generator of classifier heads\n\n{_purpose(config)}",
+        f"## How to use it\n\n{_usage(config)}",
+        f"## Data\n\n{_data(config)}",
+        f"## Settings\n\n{_settings(config)}",
+        f"## Metrics\n\n{_metrics(_about(config).get('metrics'))}",
+        f"## Limits\n\n{_limits(config)}",
+        f"## Revision\n\n`{_text(config.get('revision', 'unknown'))}`, a hash of every tensor in "
+        "`model.safetensors`.",
+        f"## Citation\n\nThe method is from the paper:\n\n```bibtex\n{PAPER}\n```",
+    ]
+    return f"{FRONT}\n" + "\n\n".join(parts) + "\n"
+
+
+def _purpose(config: Mapping[str, Any]) -> str:
+    steps = _group(config, "diffusion").get("steps", "T")
+    return (
+        "From a few labelled images of a task that it has never seen, this model generates the "
+        "weights of a linear classifier on its own frozen backbone: no gradient, no training run. "
+        f"It is a diffusion model over weights with {_text(steps)} noise levels, trained on "
+        "optimisation trajectories of many solved tasks. The backbone and its input transform "
+        "are inside, so images can be given as they are."
+    )
+
+
+def _usage(config: Mapping[str, Any]) -> str:
+    transform = config.get("backbone", {}).get("transform", {})
+    channels, size = transform.get("channels", 1), transform.get("size", 28)
+    shape = f"{channels}, {size}, {size}"
+    return f"""\
+```python
+import ltdi
+import torch
+
+generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
+images = torch.rand(10, {shape})  # yours: any size, uint8 or values in 0..1
+labels = torch.arange(5).repeat(2)  # 5 classes, numbered from 0
+weights = generator.generate((images, labels))  # {{"weight": ..., "bias": ...}}
+probabilities = generator.classify(weights, torch.rand(3, {shape}))
+```
+
+```shell
+ltdi evaluate --generator GENERATOR --data-dir IMAGES --way 5 --shot 1 --query 15 --episodes 1000
+ltdi generate --generator GENERATOR --support IMAGES --out head.safetensors
+```
+
+`IMAGES` is a folder or zip with one folder of images per class."""
+
+
+def _data(config: Mapping[str, Any]) -> str:
+    data = _about(config).get("data")
+    if not data:
+        return "The training data were not recorded."
+    if isinstance(data, Mapping):
+        return _table(("field", "value"), data.items())
+    return f"Source: {_text(data)}"
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    recipe = _about(config).get("recipe", {})
+    rows = [("anchor", "anchor", config.get("anchor", recipe.get("anchor", "unknown")))]
+    for name in ("tasks", "prepare", "diffusion", "network", "meta", "sampling"):
+        rows += [(name, key, value) for key, value in _group(config, name).items()]
+    text = _table(("part", "setting", "value"), rows)
+    scores = _about(config).get("validation_steps")
+    if isinstance(scores, Mapping):
+        tried = ", ".join(f"{steps}: {_text(loss)}" for steps, loss in scores.items())
+        text += (
+            "\n\nThe number of denoising steps was chosen on validation classes, by mean negative "
+            f"log-likelihood ({tried})."
+        )
+    return text
+
+
+def _metrics(metrics: Any) -> str:
+    if not metrics:
+        return "None were measured."
+    found = {k: v if isinstance(v, Mapping) else {"mean": v} for k, v in metrics.items()}
+    keys = list(dict.fromkeys(key for values in found.values() for key in values))
+    rows = [(name, *(values.get(key, "") for key in keys)) for name, values in found.items()]
+    text = _table(("metric", *keys), rows)
+    return text + "\n\nAccuracies are fractions; `ci95` is the half width of a 95 % interval."
+
+
+def _limits(config: Mapping[str, Any]) -> str:
+    tasks, anchor = _group(config, "tasks"), str(config.get("anchor", "none"))
+    ways, shots = (_text(tasks.get(name, "not recorded")) for name in ("ways", "shots"))
+    limits = [
+        f"Tasks may have 2 to 50 classes. Trained ways: {ways}; trained shots: {shots}. Accuracy "
+        "at other ways and shots is an extrapolation: measure it.",
+        "The backbone is frozen. On kinds of images that it has not seen, its features may not "
+        "separate the classes, and no head on them can.",
+        ANCHORS.get(anchor, f"Generation starts from the anchor {_text(anchor)}."),
+        "Probabilities were not calibrated: check them before relying on them."
+        if anchor == "none"
+        else "Probabilities are calibrated only on the validation classes of the training data, "
+        "at the trained ways and shots. Elsewhere check them before relying on them.",
+        "Labels in the support are believed. With one image per class a single wrong label "
+        "spoils a class.",
+    ]
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _about(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    about: Mapping[str, Any] = config.get("about") or {}
+    return about
+
+
+def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Settings as the generator has them, else as the recipe had them."""
+    group: Any = config.get(name) or _about(config).get("recipe", {}).get(name)
+    return group if isinstance(group, Mapping) else {}
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: Any) -> str:
+    """One line that is safe in a Markdown table and shows no directory of the machine."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_text(item) for item in value)
+    text = " ".join(str(value).split())
+    text = _last(text) if ROOT.match(text) else INSIDE.sub(lambda m: _last(m[0]), text)
+    return text.replace("|", "\\|")
+
+
+def _last(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).name
