@@ -113,7 +113,8 @@ def module_predictor(module: nn.Module, space: WeightSpace) -> Predict:
     """Logits of any module whose parameters in `space` are replaced by theta [n]."""
 
     def predict(theta: Tensor, inputs: Tensor) -> Tensor:
-        return functional_call(module, space.unflatten(theta), (inputs,))
+        out: Tensor = functional_call(module, space.unflatten(theta), (inputs,))
+        return out
 
     return predict
 

@@ -211,7 +211,7 @@ def _iterate(
 ) -> Tensor:
     optimiser.zero_grad()
     value = loss(batch)
-    value.backward()  # type: ignore[no-untyped-call]
+    value.backward()
     nn.utils.clip_grad_norm_(module.parameters(), clip)
     optimiser.step()
     return value.detach()

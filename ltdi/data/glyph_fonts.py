@@ -214,7 +214,7 @@ def _font_path(face: str) -> Path:
 
 
 def _covered(path: Path) -> frozenset[int]:
-    from fontTools.ttLib import TTFont  # type: ignore[import-untyped]  # matplotlib needs it too
+    from fontTools.ttLib import TTFont
 
     with TTFont(path, lazy=True) as font:
         return frozenset(font.getBestCmap())

@@ -47,7 +47,8 @@ class Block(nn.Module):
         h = (attention @ v).transpose(1, 2).flatten(-2)
         x = x + (1 + gate_a) * self.out(h)
         h = F.layer_norm(x, x.shape[-1:]) * (1 + scale_m) + shift_m
-        return x + (1 + gate_m) * self.mlp(h)
+        out: Tensor = x + (1 + gate_m) * self.mlp(h)
+        return out
 
 
 class TokenTransformer(nn.Module):

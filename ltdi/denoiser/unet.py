@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +27,8 @@ class _Stage(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         h = F.silu(self.norm(self.first(x))) + self.context(context).unsqueeze(-1)
-        return self.skip(x) + F.silu(self.second(h))
+        out: Tensor = self.skip(x) + F.silu(self.second(h))
+        return out
 
 
 class UNet1d(nn.Module):
@@ -55,7 +58,7 @@ class UNet1d(nn.Module):
         self.of_task = nn.Linear(condition_width * (1 + (space.way or 0)), c)
         sizes = [channels * 2**level for level in range(levels + 1)]
         self.entry = nn.Conv1d(1, channels, 3, padding=1)
-        pairs = list(zip(sizes, sizes[1:], strict=False))
+        pairs = list(pairwise(sizes))
         self.down = nn.ModuleList(_Stage(a, b, c) for a, b in pairs)
         self.middle = _Stage(sizes[-1], sizes[-1], c)
         self.up = nn.ModuleList(_Stage(2 * b, a, c) for a, b in reversed(pairs))
@@ -88,4 +91,5 @@ class UNet1d(nn.Module):
         h = self.middle(h, context)
         for stage, skip in zip(self.up, reversed(skips), strict=True):
             h = stage(torch.cat([h.repeat_interleave(2, -1), skip], 1), context)
-        return self.exit(h).squeeze(1)[..., :length]
+        out: Tensor = self.exit(h)
+        return out.squeeze(1)[..., :length]

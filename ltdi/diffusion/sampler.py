@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -108,7 +109,7 @@ def sample(
     grid |= set(range(0, total, schedule.segment_length(segments)))
     times = sorted(grid)
     x = temperature * noise
-    for t, s in zip(times, times[1:], strict=False):
+    for t, s in pairwise(times):
         now = torch.tensor(t)
         end = schedule.segment_end(now, segments)
         a_t = schedule.alpha_bar_local(now, end).to(x)

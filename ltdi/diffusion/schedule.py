@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -78,7 +79,10 @@ def cosine_schedule(steps: int, offset: float = 0.008) -> Schedule:
     return Schedule((1 - beta.clamp(max=0.999)).flip(0).float())
 
 
-_SCHEDULES = {"linear": linear_schedule, "cosine": cosine_schedule}
+_SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "linear": linear_schedule,
+    "cosine": cosine_schedule,
+}
 
 
 def make_schedule(name: str, steps: int) -> Schedule:
