@@ -21,6 +21,11 @@ MARKER = ".ltdi"
 DIGEST = "ltdi.digest"
 
 
+# There is no way to read it without setting it.
+_UMASK = os.umask(0)
+os.umask(_UMASK)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, flushed and renamed onto it when the block succeeds."""
@@ -28,6 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_UMASK)  # safetensors makes files for their owner alone
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
@@ -76,14 +82,14 @@ def write_tensors(
         The digest.
     """
     data = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    mark = digest(data)
+    mark = digest(data, metadata)
     with replacing(path) as temporary:
         safetensors.torch.save_file(data, temporary, {**(metadata or {}), DIGEST: mark})
     return mark
 
 
 def read_tensors(path: Path, *, expected: str | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file and verify its digest, where it carries one.
+    """Read a safetensors file of ours and verify its digest.
 
     Args:
         path: The file.
@@ -91,15 +97,17 @@ def read_tensors(path: Path, *, expected: str | None = None) -> dict[str, Tensor
 
     Raises:
         InputError: If the file does not exist.
-        DamagedFileError: If it is truncated or altered.
+        DamagedFileError: If it is truncated or altered, in its metadata too.
     """
     metadata = read_metadata(path)
+    mark = metadata.pop(DIGEST, "")
     try:
         data: dict[str, Tensor] = safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise _damaged(path, f"is not a readable safetensors file: {error}") from None
-    wanted = {mark for mark in (metadata.get(DIGEST), expected) if mark}
-    if wanted and wanted != {digest(data)}:
+    if not mark:
+        raise _damaged(path, "carries no checksum: it was altered, or is not a file of ours")
+    if {mark, expected or mark} != {digest(data, metadata)}:
         raise _damaged(path, "does not match its checksum: it was truncated or altered")
     return data
 
@@ -123,13 +131,15 @@ def _damaged(path: Path, what: str) -> DamagedFileError:
     )
 
 
-def digest(tensors: Mapping[str, Tensor]) -> str:
-    """Short hash of named tensors, by value."""
+def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> str:
+    """Short hash of named tensors, by value, and of metadata where there is any."""
     state = hashlib.sha256()
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         state.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for key, text in sorted((metadata or {}).items()):
+        state.update(json.dumps([key, text]).encode())
     return state.hexdigest()[:32]
 
 
@@ -147,7 +157,8 @@ def own_directory(path: Path | str, kind: str) -> Path:
     marker = path / MARKER
     if path.exists() and not path.is_dir():
         raise InputError(f"the output {path} is a file", where="--out", fix="give a directory")
-    if path.is_dir() and any(path.iterdir()):
+    # A marker that a kill left half-written is no one else's file.
+    if path.is_dir() and any(not p.match(f".{MARKER}.*.tmp") for p in path.iterdir()):
         found = marker.read_text(encoding="utf-8").strip() if marker.is_file() else ""
         if found != kind:
             what = f"holds a {found}" if found else "is not empty and was not made by ltdi"

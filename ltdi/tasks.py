@@ -122,14 +122,16 @@ class Support:
                 where="support.labels",
                 fix="convert with .long()",
             )
-        counts = torch.bincount(labels.long().clamp(min=0), minlength=2)
-        if int(labels.min()) < 0 or len(counts) > max(len(labels), 2):
+        low, high = int(labels.min()), int(labels.max())
+        # A task cannot have more classes than samples; bincount would reserve them all.
+        if low < 0 or high >= max(len(labels), 2):
             raise InputError(
-                f"labels lie in {int(labels.min())}..{int(labels.max())}; with {len(labels)} "
-                f"samples they must lie in 0..way-1",
+                f"labels lie in {low}..{high}; with {len(labels)} samples they must lie in "
+                f"0..way-1, way <= {len(labels)}",
                 where="support.labels",
                 fix="number the classes of the task from 0",
             )
+        counts = torch.bincount(labels.long(), minlength=2)
         if not bool(counts.all()):
             absent = int((counts == 0).nonzero()[0])
             raise InputError(

@@ -1,0 +1,73 @@
+"""How the distance between a predicted and a target weight is measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ltdi.errors import unknown
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a function-space loss needs to know about B linear heads.
+
+    Attributes:
+        features: [B, P, D] query features.
+        anchor: [B, n] weights that residuals are added to.
+        scale: [n] size of a normalised unit.
+    """
+
+    features: Tensor
+    anchor: Tensor
+    scale: Tensor
+
+
+def _logits(theta: Tensor, features: Tensor) -> Tensor:
+    """Head rows [weight, bias] as a flat [B, n] applied to [B, P, D] -> [B, P, way].
+
+    Centred over classes: softmax does not see the mean.
+    """
+    rows = theta.unflatten(-1, (-1, features.shape[-1] + 1))
+    rows = rows - rows.mean(-2, keepdim=True)
+    out: Tensor = features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2)
+    return out
+
+
+def weight_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
+    """Mean squared error of normalised weights, as in the paper."""
+    return (weight[:, None] * (prediction - target).square()).mean()
+
+
+def function_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
+    """Squared difference of logits on query features: the Gauss-Newton metric of a head."""
+    error = _logits((prediction - target) * probe.scale, probe.features)
+    return 0.1 * (weight[:, None, None] * error.square()).mean()
+
+
+def predictive_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
+    """KL(target's predictions || predicted head's predictions) on query features.
+
+    Its second-order expansion is the Fisher metric: logits that cannot change a decision cost
+    nothing. Needs x0-prediction, because it evaluates both heads.
+    """
+    wanted = _logits(probe.anchor + target * probe.scale, probe.features).log_softmax(-1)
+    given = _logits(probe.anchor + prediction * probe.scale, probe.features).log_softmax(-1)
+    divergence = (wanted.exp() * (wanted - given)).sum(-1)
+    return (weight[:, None] * divergence).mean()
+
+
+LOSSES = {"weight": weight_loss, "function": function_loss, "predictive": predictive_loss}
+
+
+def check_loss(name: str, prediction: str) -> None:
+    """Refuse an unknown loss, or one that does not fit the kind of prediction.
+
+    Raises:
+        InputError: In both cases.
+    """
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES, where="recipe.loss")
+    if name == "predictive" and prediction != "x0":
+        raise unknown("prediction for the predictive loss", prediction, ("x0",))

@@ -1,0 +1,183 @@
+"""Recipes: every choice that makes a generator, in frozen dataclasses, and the named ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from ltdi.collect import Preparation
+from ltdi.errors import unknown
+from ltdi.losses import check_loss
+from ltdi.meta import MetaConfig
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Which tasks are solved for the zoo.
+
+    Attributes:
+        ways: Classes per task; a generator trained on some ways serves all from 2 to 50.
+        shots: Support samples per class.
+        query: Further samples per class that a task is solved on.
+        per_setting: Solved tasks for each pair of way and shot.
+        shard: Tasks per shard of the zoo.
+    """
+
+    ways: tuple[int, ...] = (5,)
+    shots: tuple[int, ...] = (1, 5)
+    query: int = 15
+    per_setting: int = 1000
+    shard: int = 500
+
+
+@dataclass(frozen=True)
+class Diffusion:
+    """The chain.
+
+    Attributes:
+        steps: T.
+        schedule: "cosine" or "linear".
+        objective: "trajectory", "vanilla", "naive" or "matched".
+        prediction: "x0", "eps" or "v".
+        loss: "predictive", "function" or "weight".
+    """
+
+    steps: int = 20
+    schedule: str = "cosine"
+    objective: str = "trajectory"
+    prediction: str = "x0"
+    loss: str = "predictive"
+
+    def __post_init__(self) -> None:
+        check_loss(self.loss, self.prediction)
+
+
+@dataclass(frozen=True)
+class Network:
+    """The denoiser and its encoder.
+
+    Attributes:
+        kind: "transformer" or "unet".
+        width: Width of the transformer and of the condition; the U-Net has width / 8 channels.
+        depth: Blocks of the transformer; halvings of the U-Net.
+        heads: Attention heads.
+    """
+
+    kind: str = "transformer"
+    width: int = 96
+    depth: int = 2
+    heads: int = 4
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Defaults of `Generator.generate`.
+
+    Attributes:
+        steps: Denoising steps, 1..T.
+        sampler: "ddim" or "ddpm".
+        temperature: Scale of all noise.
+        samples: Weights drawn and averaged per task.
+        segments: Local chains read at inference; 1 is the global schedule.
+        strength: Factor of the generated residual; 0 returns the anchor.
+    """
+
+    steps: int = 1
+    sampler: str = "ddim"
+    temperature: float = 0.0
+    samples: int = 1
+    segments: int = 1
+    strength: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything between a feature bank and a generator.
+
+    Attributes:
+        anchor: "gaussian", "prototype" or "none".
+        start: theta_0 of the solved tasks: "anchor", or "gaussian" noise as in the paper.
+        start_std: Standard deviation of a Gaussian theta_0.
+    """
+
+    tasks: Tasks = field(default_factory=Tasks)
+    prepare: Preparation = field(default_factory=lambda: Preparation(lr=0.01, steps=60, segments=4))
+    diffusion: Diffusion = field(default_factory=Diffusion)
+    network: Network = field(default_factory=Network)
+    meta: MetaConfig = field(default_factory=MetaConfig)
+    sampling: Sampling = field(default_factory=Sampling)
+    anchor: str = "gaussian"
+    start: str = "anchor"
+    start_std: float = 0.1
+
+
+def named_recipe(name: str, base: Recipe | None = None) -> Recipe:
+    """The recipe of one of our methods; a control changes one idea of `base`.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    r = base or Recipe()
+    if name == "lt-di":
+        return r
+    if name == "mc-di-paper":
+        return paper_recipe(r)
+    if name == "single-level":
+        return replace(r, meta=replace(r.meta, meta="none"))
+    objectives = {"mv-di": "vanilla", "tw-di": "naive", "mv-di-matched": "matched"}
+    if name in objectives:
+        return replace(r, diffusion=replace(r.diffusion, objective=objectives[name]))
+    if name == "anchored-regression":
+        return regression_recipe(r)
+    raise unknown("recipe", name, RECIPES)
+
+
+def regression_recipe(base: Recipe) -> Recipe:
+    """Our network, anchor and loss, trained by plain regression: no noise, no chain, one level.
+
+    With T = 1 the only step is t = 0, where abar is nearly zero and x_t is noise alone; at
+    temperature 0 one x0 step returns the network's regression of theta_M.
+    """
+    return replace(
+        base,
+        diffusion=replace(base.diffusion, steps=1, objective="vanilla"),
+        meta=replace(base.meta, meta="none"),
+        sampling=Sampling(steps=1, temperature=0.0),
+    )
+
+
+def paper_recipe(base: Recipe) -> Recipe:
+    """Mc-Di to the letter (paper, section 5.1), at the budget of `base`.
+
+    Gaussian theta_0, whole weights without an anchor, eps-prediction, T = 20, a 1-D U-Net, mean
+    squared error of weights, REPTILE with eta = 0.005, zeta = 0.001, K = 3, one task per base
+    learner, SAM in preparation, samples at temperature 1.
+    """
+    return replace(
+        base,
+        anchor="none",
+        start="gaussian",
+        prepare=replace(base.prepare, lr=0.05, sam_rho=0.05),
+        diffusion=Diffusion(20, "linear", "trajectory", "eps", "weight"),
+        network=Network("unet", base.network.width, 3),
+        meta=replace(
+            base.meta,
+            meta="reptile",
+            inner_lr=0.005,
+            inner_steps=3,
+            tasks=1,
+            outer="sgd",
+            meta_lr=0.001,
+        ),
+        sampling=Sampling(steps=20, sampler="ddpm", temperature=1.0),
+    )
+
+
+RECIPES = (
+    "lt-di",
+    "mc-di-paper",
+    "mv-di",
+    "tw-di",
+    "mv-di-matched",
+    "single-level",
+    "anchored-regression",
+)
