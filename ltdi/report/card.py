@@ -115,11 +115,11 @@ def _settings(config: Mapping[str, Any]) -> str:
     for name in ("tasks", "prepare", "diffusion", "network", "meta", "sampling"):
         rows += [(name, key, value) for key, value in _group(config, name).items()]
     text = _table(("part", "setting", "value"), rows)
-    scores = _about(config).get("validation_steps")
+    scores = _about(config).get("validation NLL")
     if isinstance(scores, Mapping):
-        tried = ", ".join(f"{steps}: {_text(loss)}" for steps, loss in scores.items())
+        tried = ", ".join(f"{choice}: {_text(loss)}" for choice, loss in scores.items())
         text += (
-            "\n\nThe number of denoising steps was chosen on validation classes, by mean negative "
+            "\n\nSteps and strength were chosen on validation classes, by mean negative "
             f"log-likelihood ({tried})."
         )
     return text

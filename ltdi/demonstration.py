@@ -1,0 +1,108 @@
+"""The demo: the whole corridor on the embedded glyphs, in about two minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdi.backbone import ProtoTraining
+from ltdi.collect import head_predictor, optimise
+from ltdi.generator import Generator
+from ltdi.meta import MetaConfig
+from ltdi.recipe import Recipe, Tasks
+from ltdi.report.figure import Chain, plot_chains
+from ltdi.report.table import Result
+from ltdi.tasks import Episodes
+from ltdi.tracks import fewshot
+from ltdi.tracks.fewshot import Generated, Preset, World, head_logits
+from ltdi.weights import centre_classes, head_space
+
+METHODS = ("lt-di", "anchor", "protonet", "simpleshot", "linear-probe", "finetune", "hypernetwork")
+PRESET = Preset(
+    ProtoTraining(iterations=500),
+    0.3,
+    False,
+    Recipe(tasks=Tasks(ways=(5,), per_setting=1500), meta=MetaConfig(iterations=250)),
+    300,
+    1000,
+)
+
+
+def run(
+    path: Path,
+    *,
+    seed: int,
+    progress: Callable[[str, int, int, str], None],
+    log: Callable[[dict[str, Any]], None],
+) -> Result:
+    """Train, compare, generate, draw; see the files below `path`."""
+    outcome = fewshot.bench(
+        "glyphs", methods=METHODS, preset=PRESET, seed=seed, progress=progress, log=log
+    )
+    result = replace(outcome.result, preset="demo")
+    ours = outcome.methods["lt-di"]
+    assert isinstance(ours, Generated)
+    generator = ours.publish(result, path / "generator")
+    tasks = outcome.world.test.episodes(way=5, shot=1, query=15, episodes=3, seed=seed + 1)
+    save_weights(path / "weights", generator, outcome.world, tasks, seed)
+    result.write_json(path / "result.json")
+    plot_chains(path / "chains.png", chains(generator, outcome.world, tasks, ours.recipe))
+    return result
+
+
+def save_weights(
+    path: Path, generator: Generator, world: World, tasks: Episodes, seed: int
+) -> None:
+    """One safetensors file per task."""
+    path.mkdir(exist_ok=True)
+    theta = generator.weights(world.test.features[tasks.support])
+    heads = generator.space(tasks.way).unflatten(theta)
+    for i, classes in enumerate(tasks.classes.tolist()):
+        head = {name: value[i] for name, value in heads.items()}
+        names = tuple(world.test.classes[c] for c in classes)
+        generator.save_weights(path / f"task-{i}.safetensors", head, classes=names, seed=seed)
+
+
+def chains(generator: Generator, world: World, tasks: Episodes, recipe: Recipe) -> list[Chain]:
+    """Inference chains at temperature 1 over all T steps, beside Adam's path on many samples."""
+    bank, way = world.test, tasks.way
+    space = head_space(bank.width, way)
+    support, query = bank.features[tasks.support], bank.features[tasks.query]
+    states: list[Tensor] = []
+    generator.weights(
+        support,
+        steps=recipe.diffusion.steps,
+        temperature=1.0,
+        callback=lambda t, theta, estimate: states.append(theta),
+    )
+    samples = torch.cat([support, query], 2).flatten(1, 2)
+    labels = torch.arange(way).repeat_interleave(samples.shape[1] // way)
+    anchor = generator.parts.anchor(support, torch.ones(support.shape[:3]), space)
+    path = optimise(head_predictor(space), anchor, samples, labels, recipe.prepare)
+    theta = space.flatten(centre_classes(space.unflatten(path.theta)))
+
+    def loss_of(x: Tensor) -> Callable[[Tensor], Tensor]:
+        def loss(theta: Tensor) -> Tensor:
+            logits = head_logits(theta, x.expand(len(theta), 1, -1, -1)).squeeze(1)
+            return F.cross_entropy(logits.mT, labels.expand(len(theta), -1), reduction="none").mean(
+                1
+            )
+
+        return loss
+
+    return [
+        Chain(
+            torch.stack([s[i] for s in states]),
+            torch.cat([anchor[i : i + 1], theta[i]]),
+            loss_of(samples[i]),
+            ", ".join(bank.classes[c].split("/")[0] for c in tasks.classes[i, :2].tolist())
+            + ", ...",
+        )
+        for i in range(len(tasks))
+    ]

@@ -1,0 +1,117 @@
+"""Scores of classifiers on episodes, with intervals over episodes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ltdi.errors import InputError
+from ltdi.tasks import Episodes, FeatureBank
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean over episodes with a 95 % interval.
+
+    Attributes:
+        mean: Mean.
+        ci95: Half width of the interval, 1.96 standard errors.
+        episodes: Number of episodes.
+    """
+
+    mean: float
+    ci95: float
+    episodes: int
+
+
+def summarise(values: Tensor) -> Summary:
+    """Mean and interval of values [E]."""
+    half = 1.96 * float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return Summary(float(values.double().mean()), half, len(values))
+
+
+def paired(ours: Tensor, theirs: Tensor) -> Summary:
+    """Mean and interval of the difference [E] - [E] on the same episodes."""
+    if ours.shape != theirs.shape:
+        raise InputError(f"paired scores need the same episodes, got {len(ours)} and {len(theirs)}")
+    return summarise(ours - theirs)
+
+
+def accuracy(logits: Tensor) -> Tensor:
+    """Accuracy [E] of logits [E, way, Q, way] whose labels are the index on the first way axis."""
+    labels = torch.arange(logits.shape[1]).view(1, -1, 1)
+    return (logits.argmax(-1) == labels).float().mean((1, 2))
+
+
+def negative_log_likelihood(logits: Tensor) -> Tensor:
+    """NLL [E] of logits [E, way, Q, way]; see `accuracy`."""
+    way = logits.shape[1]
+    labels = torch.arange(way).view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
+    return -logits.log_softmax(-1).gather(-1, labels).mean((1, 2, 3))
+
+
+def calibration_error(logits: Tensor, bins: int = 15) -> float:
+    """Expected calibration error (Guo et al., 2017) over all queries of [E, way, Q, way]."""
+    confidence, guess = logits.softmax(-1).max(-1)
+    right = (guess == torch.arange(logits.shape[1]).view(1, -1, 1)).float()
+    which = (confidence * bins).long().clamp(max=bins - 1).flatten()
+    gap = (confidence - right).flatten().double()
+    sums = torch.zeros(bins, dtype=torch.double).index_add(0, which, gap)
+    return float(sums.abs().sum() / len(gap))
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per-episode scores of one method.
+
+    Attributes:
+        accuracy: [E] fractions.
+        nll: [E] nats.
+        ece: Expected calibration error over all queries.
+        seconds: Wall time of all episodes together.
+    """
+
+    accuracy: Tensor
+    nll: Tensor
+    ece: float
+    seconds: float
+
+
+@torch.no_grad()
+def score(predict: Predict, bank: FeatureBank, episodes: Episodes, *, chunk: int = 100) -> Scores:
+    """Run a method over episodes.
+
+    Args:
+        predict: (support [E, way, shot, D], query [E, way, Q, D]) -> logits [E, way, Q, way].
+        bank: Features that the episodes point into.
+        episodes: Tasks.
+        chunk: Episodes at once.
+    """
+    logits, start = [], time.perf_counter()
+    for part in episodes.chunks(chunk):
+        logits.append(predict(bank.features[part.support], bank.features[part.query]))
+    seconds = time.perf_counter() - start
+    whole = torch.cat(logits)
+    return Scores(
+        accuracy(whole), negative_log_likelihood(whole), calibration_error(whole), seconds
+    )
+
+
+def latency_ms(
+    predict: Predict, bank: FeatureBank, episodes: Episodes, *, repeats: int = 20
+) -> float:
+    """Median wall time in milliseconds to adapt to one task and classify its queries."""
+    times = []
+    for i in range(min(repeats, len(episodes))):
+        part = episodes[i : i + 1]
+        support, query = bank.features[part.support], bank.features[part.query]
+        start = time.perf_counter()
+        predict(support, query)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(torch.tensor(times).median())

@@ -1,0 +1,417 @@
+"""The corridor: a bank of features becomes a zoo, a zoo becomes a generator."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
+from ltdi.backbone import Backbone
+from ltdi.checkpoint import NAME as CHECKPOINT
+from ltdi.collect import head_predictor, optimise
+from ltdi.condition import SetEncoder
+from ltdi.diffusion import draw, make_schedule
+from ltdi.errors import InputError, MismatchError, unknown
+from ltdi.evaluate import negative_log_likelihood
+from ltdi.files import read_metadata, read_tensors, write_tensors
+from ltdi.generator import Generator, Parts, build_network, check_sampling
+from ltdi.losses import LOSSES, Probe
+from ltdi.meta import Batch, MetaTrainer, Params
+from ltdi.recipe import Recipe, Sampling
+from ltdi.tasks import FeatureBank
+from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
+from ltdi.zoo import SolvedTasks, Zoo
+
+Progress = Callable[[str, int, int, str], None]
+Log = Callable[[dict[str, Any]], None]
+
+
+def make_anchor(recipe: Recipe, train: FeatureBank, valid: FeatureBank) -> Anchor:
+    """The recipe's anchor, fitted on the training classes and calibrated on the validation ones."""
+    return fit_anchor(
+        recipe.anchor,
+        train,
+        valid,
+        way=recipe.tasks.ways[0],
+        shots=recipe.tasks.shots,
+        seed=recipe.meta.seed,
+    )
+
+
+def solve(
+    bank: FeatureBank, anchor: Anchor, recipe: Recipe, *, way: int, shot: int, tasks: int, seed: int
+) -> tuple[SolvedTasks, Tensor]:
+    """Solve head tasks: many samples per class for the target, only the shots for the condition.
+
+    Returns:
+        The solved tasks and [tasks] whether each is finite.
+    """
+    t, space = recipe.tasks, head_space(bank.width, way)
+    rng = torch.Generator().manual_seed(seed)
+    episodes = bank.episodes(way=way, shot=shot, query=t.query, episodes=tasks, seed=seed)
+    support, query = bank.features[episodes.support], bank.features[episodes.query]
+    start = anchor(support, torch.ones(support.shape[:3]), space)
+    theta_0 = start
+    if recipe.start == "gaussian":
+        theta_0 = recipe.start_std * torch.randn(start.shape, generator=rng)
+    samples = torch.cat([support, query], 2)
+    labels = torch.arange(way).repeat_interleave(samples.shape[2])
+    path = optimise(
+        head_predictor(space), theta_0, samples.flatten(1, 2), labels, recipe.prepare, rng=rng
+    )
+    theta = space.flatten(centre_classes(space.unflatten(path.theta)))
+    solved = SolvedTasks(theta, start, episodes.support, episodes.query, path.loss, path.accuracy)
+    return solved, path.finite
+
+
+def check_start(recipe: Recipe) -> None:
+    """Refuse an unknown theta_0.
+
+    Raises:
+        InputError: With the nearest known name.
+    """
+    if recipe.start not in ("anchor", "gaussian"):
+        raise unknown("start", recipe.start, ("anchor", "gaussian"), where="start")
+
+
+def start_zoo(
+    path: Path | str,
+    bank: FeatureBank,
+    recipe: Recipe,
+    backbone: Backbone,
+    *,
+    about: dict[str, Any] | None = None,
+) -> Zoo:
+    """An empty zoo, or the one there if it was made with these settings; see `prepare_zoo`."""
+    check_start(recipe)
+    settings = {
+        "tasks": asdict(recipe.tasks),
+        "prepare": asdict(recipe.prepare),
+        "anchor": recipe.anchor,
+        "start": recipe.start,
+        "seed": recipe.meta.seed,
+        "backbone": backbone.fingerprint,
+        **(about or {}),
+    }
+    return Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), bank, _plain(settings))
+
+
+def prepare_zoo(
+    path: Path | str,
+    bank: FeatureBank,
+    anchor: Anchor,
+    recipe: Recipe,
+    backbone: Backbone,
+    *,
+    about: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Zoo:
+    """Solve all tasks of a recipe into a zoo on disk; finished shards are kept.
+
+    Shard j is drawn with its own seed, so that a zoo collected in two runs equals one of one run.
+
+    Raises:
+        InputError: If the directory is not ours, or the bank is too small for the tasks.
+        MismatchError: If the zoo there was made with other settings.
+    """
+    t = recipe.tasks
+    zoo = start_zoo(path, bank, recipe, backbone, about=about)
+    plan = [
+        (way, shot, start, min(t.shard, t.per_setting - start))
+        for start in range(0, t.per_setting, t.shard)
+        for way in t.ways
+        for shot in t.shots
+    ]
+    done, total = 0, sum(size for *_, size in plan)
+    for number, (way, shot, _, size) in enumerate(plan):
+        name = f"shard-{number:06d}"
+        if not zoo.has(name):
+            seed = (recipe.meta.seed + 1) * 1_000_003 + number
+            solved, finite = solve(bank, anchor, recipe, way=way, shot=shot, tasks=size, seed=seed)
+            zoo.append(name, solved, finite)
+        done += size
+        if progress:
+            entry = next(s for s in zoo.shards if s["name"] == name)
+            text = f"loss {entry['loss']:.4f}" if entry["tasks"] else "all tasks diverged"
+            progress("solving tasks", done, total, text)
+    return zoo
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What a zoo's directory keeps besides the zoo: all that training needs."""
+
+    anchor: Anchor
+    backbone: Backbone
+    valid: FeatureBank
+
+
+def save_shared(path: Path, anchor: Anchor, backbone: Backbone, valid: FeatureBank) -> None:
+    """Write backbone, anchor and validation features beside a zoo."""
+    if not (path / "backbone" / "backbone.json").is_file():
+        backbone.save(path / "backbone")
+    write_tensors(path / "anchor.safetensors", anchor.state_dict(), {"name": anchor.name})
+    write_tensors(
+        path / "valid.safetensors",
+        {"features": valid.features, "offsets": valid.offsets},
+        {"classes": json.dumps(list(valid.classes))},
+    )
+
+
+def load_shared(zoo: Zoo) -> Shared:
+    """The inverse of `save_shared`.
+
+    Raises:
+        InputError: If a file is missing.
+        DamagedFileError: If one is truncated or altered.
+        MismatchError: If the backbone is not the one that the zoo was collected on.
+    """
+    path = zoo.path
+    backbone = Backbone.load(path / "backbone")
+    if backbone.fingerprint != zoo.about["backbone"]:
+        raise MismatchError(
+            "the backbone beside the zoo is not the one that it was collected on",
+            where=str(path / "backbone"),
+            fix="restore it from a copy, or collect the zoo anew",
+        )
+    file = path / "anchor.safetensors"
+    tensors = read_tensors(file)  # verified before its metadata are believed
+    anchor = make_empty_anchor(read_metadata(file)["name"], zoo.space.layers[0].row - 1)
+    anchor.load_state_dict(tensors)
+    held = read_tensors(path / "valid.safetensors")
+    names = json.loads(read_metadata(path / "valid.safetensors")["classes"])
+    return Shared(anchor, backbone, FeatureBank(held["features"], held["offsets"], tuple(names)))
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What meta-training reads: groups of solved tasks of one way and shot, and their features."""
+
+    bank: FeatureBank
+    groups: list[SolvedTasks]
+    space: WeightSpace
+
+    @classmethod
+    def of(cls, zoo: Zoo) -> TrainingSet:
+        """Read a zoo; see `Zoo.load` for the errors."""
+        return cls(zoo.bank(), zoo.load(), zoo.space)
+
+
+class HeadObjective:
+    """The training loss of a head generator: draws batches and scores them.
+
+    Args:
+        data: Solved tasks.
+        network: Encoder and denoiser.
+        normaliser: Of residuals.
+        recipe: For the chain and the loss.
+    """
+
+    def __init__(
+        self, data: TrainingSet, network: torch.nn.Module, normaliser: Normaliser, recipe: Recipe
+    ) -> None:
+        self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
+        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+        self.spaces = {g.way: data.space.with_way(g.way) for g in data.groups}
+
+    def draw(self, rng: torch.Generator, tasks: int) -> Batch:
+        """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
+        g = self.data.groups[int(torch.randint(len(self.data.groups), (), generator=rng))]
+        pick = torch.randint(len(g), (tasks,), generator=rng)
+        anchor = g.anchor[pick]
+        d = self.recipe.diffusion
+        noised = draw(
+            d.objective,
+            self.normaliser.normalise(g.theta[pick] - anchor.unsqueeze(1), self.spaces[g.way]),
+            self.schedule,
+            prediction=d.prediction,
+            rng=rng,
+        )
+        features = self.data.bank.features
+        return {
+            **vars(noised),
+            "anchor": anchor,
+            "support": features[g.support[pick]],
+            "query": features[g.query[pick]].flatten(1, 2),
+        }
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """Loss of one base learner."""
+        support = batch["support"]
+        space = self.spaces[support.shape[1]]
+        mask = torch.ones(support.shape[:3])
+        output = functional_call(
+            self.network, params, (batch["x_t"], batch["t"], support, mask, space)
+        )
+        probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
+        loss = LOSSES[self.recipe.diffusion.loss]
+        return loss(output, batch["target"], batch["weight"], probe)
+
+
+def train_generator(
+    data: TrainingSet,
+    anchor: Anchor,
+    backbone: Backbone,
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    valid: FeatureBank | None = None,
+    about: dict[str, Any] | None = None,
+    progress: Progress | None = None,
+    log: Log | None = None,
+) -> Generator:
+    """Meta-train a generator.
+
+    Args:
+        data: Solved tasks of a zoo.
+        anchor: The anchor that the zoo was made with.
+        backbone: The backbone that the features came from.
+        recipe: Chain, network, meta-training.
+        out: Directory for the checkpoint; none is written without it.
+        valid: Features of validation classes, to choose inference steps and strength on; without
+            them the recipe's are kept.
+        about: Data and settings for the model card.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+
+    Raises:
+        InputError: If the network or the sampling cannot be, or the zoo is empty.
+        DivergedError: If the loss leaves the finite numbers.
+    """
+    d = recipe.diffusion
+    check_sampling(recipe.sampling, d)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.meta.seed)
+        network = build_network(data.space, data.bank.width, recipe.network, d)
+    encoder = network.encoder
+    assert isinstance(encoder, SetEncoder)
+    encoder.standardise(data.bank.features)
+    normaliser = _fit_normaliser(data)
+    objective = HeadObjective(data, network, normaliser, recipe)
+    trainer = MetaTrainer(
+        network,
+        objective,
+        objective.draw,
+        recipe.meta,
+        run=_plain(
+            {
+                **asdict(d),
+                **asdict(recipe.network),
+                "space": data.space.fingerprint,
+                "backbone": backbone.fingerprint,
+            }
+        ),
+    )
+    with _ctrl_c_between_iterations() as interrupt:
+
+        def finished(i: int, n: int, loss: float) -> None:
+            if progress:
+                progress("meta-training", i, n, f"loss {loss:.4f}")
+            interrupt()
+
+        trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
+    parts = Parts(
+        data.space,
+        network,
+        anchor,
+        normaliser,
+        d,
+        recipe.network,
+        recipe.sampling,
+        _plain({"recipe": asdict(recipe), **(about or {})}),
+    )
+    generator = Generator(parts, backbone)
+    if valid is None or recipe.sampling.temperature > 0:
+        return generator
+    sampling, scores = choose_sampling(generator, valid, recipe)
+    if log:
+        log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
+    return Generator(
+        replace(parts, sampling=sampling, about={**parts.about, "validation NLL": scores}),
+        backbone,
+    )
+
+
+def choose_sampling(
+    generator: Generator, valid: FeatureBank, recipe: Recipe
+) -> tuple[Sampling, dict[str, float]]:
+    """Steps and strength with the lowest NLL on episodes of validation classes.
+
+    Returns:
+        The recipe's sampling with both set, and the mean NLL of each candidate.
+
+    Raises:
+        InputError: If the validation classes have too few samples.
+    """
+    t, way = recipe.tasks, min(recipe.tasks.ways[0], len(valid.classes))
+    space = generator.space(way)
+    scores: dict[tuple[int, float], float] = {}
+    for shot in t.shots:
+        query = min(15, int(valid.offsets.diff().min()) - shot)
+        if query < 1:
+            raise InputError(
+                f"validation classes have too few samples for {shot} shots and a query",
+                where="tasks.shots",
+            )
+        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=300, seed=12_345)
+        support, q = valid.features[episodes.support], valid.features[episodes.query]
+        start = generator.weights(support, strength=0.0)
+        for steps in (s for s in (1, 2, 5, 10, 20) if s <= recipe.diffusion.steps):
+            change = generator.weights(support, steps=steps, strength=1.0) - start
+            for strength in (0.25, 0.5, 0.75, 1.0):
+                head = space.unflatten(start + strength * change)
+                logits = torch.einsum("ewqd,evd->ewqv", q, head["weight"])
+                nll = negative_log_likelihood(logits + head["bias"][:, None, None]).mean()
+                key = (steps, strength)
+                scores[key] = scores.get(key, 0.0) + float(nll) / len(t.shots)
+    steps, strength = min(scores, key=lambda key: scores[key])
+    named = {f"{s} steps, strength {g}": round(v, 6) for (s, g), v in scores.items()}
+    return replace(recipe.sampling, steps=steps, strength=strength), named
+
+
+@contextmanager
+def _ctrl_c_between_iterations() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, or the block ends.
+
+    In the middle of an iteration the random generator and the weights may have moved on while the
+    step has not: a checkpoint of that state would not resume exactly.
+    """
+    pending: list[int] = []
+
+    def interrupt() -> None:
+        if pending:
+            pending.clear()
+            raise KeyboardInterrupt
+
+    # Only the main thread receives signals, and only it may say how.
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupt()
+
+
+def _fit_normaliser(data: TrainingSet) -> Normaliser:
+    """Fitted on residuals at the zoo's own way; the statistics do not depend on the way."""
+    group = data.groups[0]
+    space = data.space.with_way(group.way)
+    return Normaliser.fit(group.theta - group.anchor.unsqueeze(1), space, centre=False)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON would give back, so that settings compare equal after a round trip."""
+    return json.loads(json.dumps(value))

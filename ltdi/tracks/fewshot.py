@@ -1,0 +1,506 @@
+"""Few-shot classification: heads on a frozen backbone, ours against peers and controls."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ltdi.anchor import Anchor
+from ltdi.backbone import Backbone, InputTransform, ProtoTraining, train_backbone
+from ltdi.baselines import PEERS, Budget, Method, fitted
+from ltdi.collect import Preparation
+from ltdi.data import ImageSet
+from ltdi.data import load as load_data
+from ltdi.errors import InputError, unknown
+from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
+from ltdi.generator import Generator
+from ltdi.memory import peak_mb, reset_peak
+from ltdi.meta import MetaConfig
+from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
+from ltdi.recipe import RECIPES, Network, Recipe, Tasks, named_recipe
+from ltdi.report.table import Result, Row
+from ltdi.tasks import FeatureBank, sample_episodes
+from ltdi.weights import head_space
+
+Progress = Callable[[str, int, int, str], None]
+Log = Callable[[dict[str, Any]], None]
+OURS = ("lt-di", "mc-di-paper")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """How much is spent.
+
+    Attributes:
+        backbone: Training of the conv backbone.
+        held_out: Share of the training classes that the backbone does not see and that the
+            generator and the meta-learned peers are trained on (design section 3, point 9).
+        rotations: Whether rotated characters are classes of their own.
+        recipe: Of `lt-di`; controls change one idea of it.
+        peer_iterations: Outer iterations of meta-trained peers.
+        episodes: Test episodes.
+    """
+
+    backbone: ProtoTraining
+    held_out: float
+    rotations: bool
+    recipe: Recipe
+    peer_iterations: int
+    episodes: int
+
+
+_SMOKE = Recipe(
+    tasks=Tasks(ways=(5,), per_setting=400, shard=400),
+    prepare=Preparation(lr=0.01, steps=40, segments=4),
+    network=Network(width=64),
+    meta=MetaConfig(iterations=40, tasks=12, meta_lr=2e-3, warmup=10),
+)
+_STANDARD = Recipe(
+    tasks=Tasks(ways=(5, 20), per_setting=1000),
+    meta=MetaConfig(iterations=500, meta_lr=2e-3, tasks=16),
+)
+PRESETS = {
+    "smoke": Preset(ProtoTraining(iterations=140, classes=48), 0.3, False, _SMOKE, 20, 600),
+    "standard": Preset(ProtoTraining(iterations=2400), 0.3, True, _STANDARD, 1500, 1000),
+    # The paper's meta-training budget; for a GPU, or a night.
+    "paper": Preset(
+        ProtoTraining(iterations=20_000),
+        0.3,
+        True,
+        replace(
+            _STANDARD,
+            tasks=Tasks(ways=(5, 20), per_setting=20_000),
+            network=Network(width=256, depth=4, heads=8),
+            meta=MetaConfig(iterations=6000),
+        ),
+        6000,
+        10_000,
+    ),
+}
+
+
+@dataclass
+class World:
+    """Everything that the methods of one run share.
+
+    Attributes:
+        backbone: The frozen feature extractor.
+        train: Features of classes that the backbone did not see.
+        valid: Features of validation classes: every choice is made on them.
+        test: Features of test classes: only measured on.
+        directory: Where zoos are kept during the run.
+    """
+
+    backbone: Backbone
+    train: FeatureBank
+    valid: FeatureBank
+    test: FeatureBank
+    directory: Path
+    prepared: dict[Any, tuple[Anchor, TrainingSet, float]] = field(default_factory=dict)
+
+    def prepare(
+        self, recipe: Recipe, progress: Progress | None
+    ) -> tuple[Anchor, TrainingSet, float]:
+        """Anchor, solved tasks and the seconds they took; recipes that agree share them."""
+        key = (recipe.tasks, recipe.prepare, recipe.anchor, recipe.start, recipe.meta.seed)
+        if key not in self.prepared:
+            start = time.perf_counter()
+            anchor = make_anchor(recipe, self.train, self.valid)
+            zoo = prepare_zoo(
+                self.directory / f"zoo-{len(self.prepared)}",
+                self.train,
+                anchor,
+                recipe,
+                self.backbone,
+                progress=progress,
+            )
+            self.prepared[key] = (anchor, TrainingSet.of(zoo), time.perf_counter() - start)
+        return self.prepared[key]
+
+
+class Generated(Method):
+    """A generator as a few-shot method.
+
+    Args:
+        name: One of `RECIPES`.
+        base: The recipe that the name varies.
+        world: What the run shares.
+        way: Classes per test episode; a U-Net is trained for these alone, as it has no other way.
+    """
+
+    kind: ClassVar[str] = "ours"
+    note: ClassVar[str] = "generated heads"
+
+    def __init__(self, name: str, base: Recipe, world: World, way: int) -> None:
+        self.recipe, self.world = named_recipe(name, base), world
+        if self.recipe.network.kind == "unet":
+            self.recipe = replace(self.recipe, tasks=replace(self.recipe.tasks, ways=(way,)))
+        self.prepare_s = self.train_s = 0.0
+        self.generator: Generator | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
+
+        def staged(stage: str, done: int, total: int, text: str) -> None:
+            if progress:
+                progress(done, total, f"{stage}: {text}")
+
+        anchor, data, self.prepare_s = self.world.prepare(self.recipe, staged)
+        start = time.perf_counter()
+        self.generator = train_generator(
+            data, anchor, self.world.backbone, self.recipe, valid=valid, progress=staged
+        )
+        self.train_s = time.perf_counter() - start
+
+    def publish(self, result: Result, path: Path) -> Generator:
+        """Save the generator with the metrics of a run in its card."""
+        g = fitted(self.generator, self)
+        metrics = {
+            f"{result.dataset} {result.settings['way']}-way {result.settings['shot']}-shot, "
+            f"{row.method}": {"mean": row.mean, "ci95": row.ci95, "episodes": row.episodes}
+            for row in result.rows
+            if row.kind != "control"
+        }
+        about = {
+            **g.parts.about,
+            "data": result.dataset,
+            "metrics": metrics,
+        }
+        published = Generator(replace(g.parts, about=about), g.backbone)
+        published.save(path)
+        return published
+
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        generator = fitted(self.generator, self)
+        return head_logits(generator.weights(support), query)
+
+
+class AnchorOnly(Method):
+    """The anchor of `lt-di` with nothing generated: what the cheap head does alone."""
+
+    name: ClassVar[str] = "anchor"
+    kind: ClassVar[str] = "control"
+    note: ClassVar[str] = "the anchor head of lt-di, without a generator"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.anchor: Anchor | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`."""
+        self.anchor = make_anchor(self.recipe, train, valid)
+
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        space = head_space(support.shape[-1], support.shape[1])
+        theta = fitted(self.anchor, self)(support, torch.ones(support.shape[:3]), space)
+        return head_logits(theta, query)
+
+
+def head_logits(theta: Tensor, query: Tensor) -> Tensor:
+    """Logits [E, way, Q, way] of flat heads [E, n] on query features [E, way, Q, D]."""
+    rows = theta.unflatten(-1, (-1, query.shape[-1] + 1))
+    flat: Tensor = query.flatten(1, 2) @ rows[..., :-1].mT + rows[..., -1].unsqueeze(1)
+    return flat.view(*query.shape[:3], -1)
+
+
+def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> dict[str, Method]:
+    """The methods called `names`, untrained, for test episodes of `way` classes.
+
+    Raises:
+        InputError: If a name is unknown.
+    """
+    known = [*RECIPES, AnchorOnly.name, *PEERS]
+    out: dict[str, Method] = {}
+    for name in names:
+        if name in RECIPES:
+            out[name] = Generated(name, recipe, world, way)
+        elif name == AnchorOnly.name:
+            out[name] = AnchorOnly(recipe)
+        elif name in PEERS:
+            out[name] = PEERS[name]()
+        else:
+            raise unknown("method", name, known, where="--methods")
+    return out
+
+
+def check_counts(**counts: int) -> None:
+    """Refuse counts below one.
+
+    Raises:
+        InputError: With the name of the first.
+    """
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}", where=f"--{name}")
+
+
+def kind_of(name: str) -> str:
+    """Whether a method is ours, a control or a peer."""
+    if name in OURS:
+        return "ours"
+    return "control" if name in RECIPES or name == AnchorOnly.name else "peer"
+
+
+ALL_METHODS = (*RECIPES, AnchorOnly.name, *PEERS)
+
+
+def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Split classes into those for the backbone and those for the generator.
+
+    The rotations of one character (`name@90`) stay together.
+
+    Args:
+        images: Training classes.
+        share: Of the classes, for the generator.
+        seed: Of the split.
+
+    Raises:
+        InputError: If a side would have fewer than two characters.
+    """
+    families: dict[str, list[int]] = {}
+    for number, name in enumerate(images.classes):
+        families.setdefault(name.partition("@")[0], []).append(number)
+    members = list(families.values())
+    order = torch.randperm(len(members), generator=torch.Generator().manual_seed(seed)).tolist()
+    cut = max(2, round(share * len(order))) if 0 < share < 1 else len(order)
+    if len(order) - cut < 2:
+        raise InputError(
+            f"a share of {share} of {len(order)} classes cannot be held out",
+            where="held_out",
+            fix="choose a share between 0 and 1 that leaves two classes or more on each side",
+        )
+    held = sorted(i for f in order[:cut] for i in members[f])
+    rest = sorted(i for f in order[cut:] for i in members[f])
+    return images.select(rest), images.select(held)
+
+
+def build_world(
+    parts: dict[str, ImageSet],
+    preset: Preset,
+    *,
+    seed: int,
+    directory: Path,
+    progress: Progress,
+) -> World:
+    """Train the backbone and embed all parts.
+
+    Args:
+        parts: Image sets "train", "val" and "test", disjoint by class.
+        preset: Budget.
+        seed: Of the split and the training.
+        directory: For zoos.
+        progress: Called as progress(stage, done, total, text).
+    """
+    for_backbone, held = hold_out(parts["train"], preset.held_out, seed)
+    images = for_backbone.images
+    backbone = train_backbone(
+        for_backbone,
+        replace(preset.backbone, seed=seed),
+        transform=InputTransform(images.shape[-1], images.shape[1]),
+        progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
+    )
+    sets = (held, parts["val"], parts["test"])
+    total, done, banks = sum(len(s) for s in sets), 0, []
+    for s in sets:
+        banks.append(backbone.bank(s))
+        done += len(s)
+        progress("features", done, total, "")
+    return World(backbone, banks[0], banks[1], banks[2], directory)
+
+
+def load_parts(
+    dataset: str, data_dir: str | None, *, split: str | None, rotations: bool, seed: int
+) -> dict[str, ImageSet]:
+    """The three parts of a data set; a folder is split at random by class."""
+    named = dataset in ("glyphs", "omniglot")
+    parts = load_data(
+        dataset,
+        data_dir,
+        size=28,
+        channels=1,
+        split=split or (None if named else "random"),
+        seed=0 if named else seed,
+    )
+    turned = any("@" in c for c in parts["train"].classes)
+    if rotations and not turned:
+        parts = {name: images.with_rotations() for name, images in parts.items()}
+    if turned and not rotations:
+        parts = {name: _upright(images) for name, images in parts.items()}
+    return parts
+
+
+def _upright(images: ImageSet) -> ImageSet:
+    """Only the classes that are not rotated copies."""
+    return images.select([i for i, name in enumerate(images.classes) if "@" not in name])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished benchmark.
+
+    Attributes:
+        result: Table and JSON.
+        world: Backbone and features.
+        methods: The fitted methods by name.
+    """
+
+    result: Result
+    world: World
+    methods: dict[str, Method]
+
+
+def bench(
+    dataset: str,
+    data_dir: str | None = None,
+    *,
+    methods: Sequence[str] = ALL_METHODS,
+    preset: str | Preset = "standard",
+    way: int = 5,
+    shot: int = 1,
+    query: int = 15,
+    episodes: int | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total, text: None,
+    log: Log = lambda record: None,
+) -> Outcome:
+    """Train and measure methods on the same test episodes.
+
+    Args:
+        dataset: "glyphs", "omniglot", or a folder or zip of `<class>/<image>`.
+        data_dir: Where a named set lies.
+        methods: Names; see `ALL_METHODS`.
+        preset: Name in `PRESETS`, or a preset.
+        way: Classes per test episode.
+        shot: Support images per class.
+        query: Query images per class.
+        episodes: Test episodes; the preset's number by default.
+        split: The named set's split.
+        seed: Of everything.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+
+    Raises:
+        InputError: If a name is unknown or the data do not suffice.
+    """
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS, where="--preset")
+    label = preset if isinstance(preset, str) else "custom"
+    p = PRESETS[preset] if isinstance(preset, str) else preset
+    if not methods:
+        raise InputError("no method was named", where="--methods", fix="name at least one")
+    for name in methods:
+        if name not in ALL_METHODS:
+            raise unknown("method", name, ALL_METHODS, where="--methods")
+    episodes = p.episodes if episodes is None else episodes
+    check_counts(query=query, episodes=episodes)
+    recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
+    parts = load_parts(dataset, data_dir, split=split, rotations=p.rotations, seed=seed)
+    # Impossible episodes are refused before time is spent on a backbone.
+    sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
+    with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
+        start = time.perf_counter()
+        world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
+        backbone_s = time.perf_counter() - start
+        log({"event": "backbone", "seconds": backbone_s})
+        tests = world.test.episodes(
+            way=way, shot=shot, query=query, episodes=episodes, seed=seed + 77_000
+        )
+        budget = Budget(p.peer_iterations, way, shot, query, seed=seed)
+        fitted_methods = methods_of(methods, recipe, world, way)
+        rows, scores = [], {}
+        for name, method in fitted_methods.items():
+            reset_peak()
+            start = time.perf_counter()
+            method.fit(world.train, world.valid, budget, partial(progress, name))
+            prepare_s, train_s = 0.0, time.perf_counter() - start
+            if isinstance(method, Generated):
+                prepare_s, train_s = method.prepare_s, method.train_s
+            scores[name] = score(method.predict, world.test, tests)
+            rows.append(
+                _row(
+                    name,
+                    scores[name],
+                    len(tests),
+                    latency_ms(method.predict, world.test, tests),
+                    prepare_s,
+                    train_s,
+                )
+            )
+            log({"event": "method", **asdict(rows[-1])})
+    settings = {
+        "way": way,
+        "shot": shot,
+        "query": query,
+        "classes": {
+            "backbone": len(parts["train"].classes) - len(world.train.classes),
+            "train": len(world.train.classes),
+            "val": len(world.valid.classes),
+            "test": len(world.test.classes),
+        },
+        "backbone_s": round(backbone_s, 2),
+        "threads": torch.get_num_threads(),
+        "recipe": asdict(recipe),
+        "backbone": asdict(p.backbone),
+        "peer_iterations": p.peer_iterations,
+        "paired": _paired(scores),
+        "nll": {name: round(float(s.nll.mean()), 5) for name, s in scores.items()},
+        "ece": {name: round(s.ece, 5) for name, s in scores.items()},
+        "tasks_per_s": {n: round(len(tests) / s.seconds, 1) for n, s in scores.items()},
+        "notes": {name: m.note for name, m in fitted_methods.items()},
+    }
+    result = Result("fewshot", dataset, label, seed, settings, rows)
+    return Outcome(result, world, fitted_methods)
+
+
+def _row(
+    name: str, scores: Scores, episodes: int, latency: float, prepare_s: float, train_s: float
+) -> Row:
+    summary = summarise(scores.accuracy)
+    return Row(
+        name,
+        kind_of(name),
+        "accuracy",
+        summary.mean,
+        summary.ci95,
+        episodes,
+        latency,
+        prepare_s,
+        train_s,
+        peak_mb(),
+    )
+
+
+def _paired(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
+    """lt-di minus every other method, on the same episodes."""
+    if "lt-di" not in scores:
+        return {}
+    ours = scores["lt-di"].accuracy
+    out = {}
+    for name, theirs in scores.items():
+        if name != "lt-di":
+            d = paired(ours, theirs.accuracy)
+            out[name] = {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)}
+    return out

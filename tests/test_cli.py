@@ -1,0 +1,388 @@
+"""`ltdi.cli`: collect, train, generate, evaluate and export, and what a mistyped option is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import ltdi
+from ltdi import cli
+from ltdi.backbone import Backbone
+from ltdi.data import ImageSet, folder
+from ltdi.generator import Generator
+from ltdi.tasks import Support
+from ltdi.zoo import Zoo
+
+TASKS = (
+    "--held-out 0.5 --tasks.ways [3] --tasks.shots [1,2] --tasks.query 5 --tasks.per-setting 30 "
+    "--tasks.shard 20 --prepare.steps 8 --training.iterations 8 --training.classes 10 "
+    "--training.width 16"
+)
+SIZES = (
+    "--network.width 32 --network.depth 1 --network.heads 2 --meta.meta-batch 2 --meta.tasks 4 "
+    "--meta.warmup 2"
+)
+
+
+def write_folders(path: Path, images: ImageSet, per_class: int = 20) -> Path:
+    """Images as `<class>/<image>.png`."""
+    for number, (start, end) in enumerate(
+        zip(images.offsets[:-1].tolist(), images.offsets[1:].tolist(), strict=True)
+    ):
+        place = path / f"class{number:02d}"
+        place.mkdir(parents=True)
+        for i in range(start, min(end, start + per_class)):
+            Image.fromarray(images.images[i, 0].numpy()).save(place / f"{i - start:02d}.png")
+    return path
+
+
+def ltdi_(command: str, *more: object) -> int:
+    return cli.main([*shlex.split(command), *map(str, more)])
+
+
+def subprocess_ltdi(*arguments: object, **options) -> subprocess.Popen[str]:
+    root = str(Path(ltdi.__file__).parents[1])
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+    return subprocess.Popen(
+        [sys.executable, "-m", "ltdi", *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, glyphs: dict[str, ImageSet]) -> Path:
+    """Drawings, a task's support, a zoo and a generator, made by the commands."""
+    path = tmp_path_factory.mktemp("cli")
+    write_folders(path / "drawings", glyphs["train"].select(range(100, 500, 10)), 12)
+    write_folders(path / "support", glyphs["test"].select([3, 30, 60]), 2)
+    write_folders(path / "test", glyphs["test"].select(range(0, 90, 5)), 8)
+    assert ltdi_(f"collect {TASKS} --data", path / "drawings", "--out", path / "zoo") == 0
+    assert (
+        ltdi_(f"train {SIZES} --meta.iterations 12 --zoo", path / "zoo", "--out", path / "gen") == 0
+    )
+    return path
+
+
+# ---- the corridor -------------------------------------------------------------------------------
+
+
+def test_collect_makes_a_zoo_with_all_that_training_needs(place: Path):
+    zoo = Zoo.open(place / "zoo")
+    assert [(g.way, g.shot, len(g)) for g in zoo.load()] == [(3, 1, 30), (3, 2, 30)]
+    assert zoo.about["prepare"]["lr"] == 0.01  # the command's default, kept when steps is given
+    assert Backbone.load(place / "zoo" / "backbone").fingerprint == zoo.about["backbone"]
+    records = [json.loads(line) for line in (place / "zoo" / "log.jsonl").open()]
+    assert [r["event"] for r in records] == ["shard"] * 4
+
+
+def test_train_makes_a_generator_with_a_log(place: Path):
+    gen = Generator.from_pretrained(place / "gen")
+    recipe = gen.parts.about["recipe"]
+    assert recipe["meta"]["iterations"] == 12 and recipe["network"]["width"] == 32
+    assert recipe["tasks"]["ways"] == [3] and recipe["prepare"]["steps"] == 8
+    records = [json.loads(line) for line in (place / "gen" / "log.jsonl").open()]
+    assert [r["step"] for r in records if r["event"] == "train"] == [10, 12]
+
+
+@pytest.fixture(scope="module")
+def head(place: Path) -> Path:
+    out = place / "head.safetensors"
+    assert (
+        ltdi_("generate --generator", place / "gen", "--support", place / "support", "--out", out)
+        == 0
+    )
+    return out
+
+
+def test_generate_writes_the_head_that_python_gives(place: Path, head: Path):
+    gen = Generator.from_pretrained(place / "gen")
+    images = folder.load(place / "support", size=28, channels=1)
+    labels = torch.arange(3).repeat_interleave(2)
+    expected = gen.generate(Support(images.images, labels))
+    written = load_file(head)
+    assert sorted(written) == ["bias", "weight"]
+    for name in expected:
+        torch.testing.assert_close(written[name], expected[name])
+    with safe_open(head, "pt") as stream:
+        metadata = stream.metadata()
+    assert json.loads(metadata["task"]) == ["class00", "class01", "class02"]
+    assert metadata["generator"] == gen.revision
+    assert metadata["backbone"] == gen.backbone.fingerprint
+
+
+def test_generate_takes_options_and_overwrites_its_own_file(
+    place: Path, head: Path, tmp_path: Path
+):
+    out = tmp_path / "h.safetensors"
+    command = ["--generator", place / "gen", "--support", place / "support", "--out", out]
+    noisy = "generate --steps 5 --temperature 1.0 --samples 2 --sampler ddpm --seed"
+    assert ltdi_(f"{noisy} 1", *command) == 0
+    first = load_file(out)
+    assert ltdi_(f"{noisy} 1", *command) == 0
+    assert torch.equal(load_file(out)["weight"], first["weight"])
+    assert ltdi_(f"{noisy} 2", *command) == 0
+    assert not torch.equal(load_file(out)["weight"], first["weight"])
+    assert not torch.equal(load_file(head)["weight"], first["weight"])
+
+
+@pytest.mark.parametrize("format", ["safetensors", "npz"])
+def test_an_exported_classifier_is_whole(place: Path, head: Path, tmp_path: Path, format: str):
+    """Rebuilt from its two files alone, it classifies as the generator does."""
+    out = tmp_path / "classifier"
+    command = ["export", "--generator", place / "gen", "--weights", head, "--out", out]
+    assert ltdi_("", *command, "--format", format) == 0
+    config = json.loads((out / "config.json").read_text())
+    if format == "npz":
+        with np.load(out / "model.npz", allow_pickle=False) as file:
+            tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+    else:
+        tensors = load_file(out / "model.safetensors")
+    net = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+    about = {"config": config["backbone"], "transform": config["transform"]}
+    backbone = Backbone.from_config(about, net)
+    assert config["classes"] == ["class00", "class01", "class02"]
+    images = folder.load(place / "support", size=40, channels=3).images
+    assert config["logits"] == "backbone(transform(images)) @ head.weight.T + head.bias"
+    logits = backbone.features(images) @ tensors["head.weight"].T + tensors["head.bias"]
+    gen = Generator.from_pretrained(place / "gen")
+    torch.testing.assert_close(logits.softmax(-1), gen.classify(load_file(head), images))
+
+
+def test_evaluate_writes_what_it_measures(place: Path, tmp_path: Path, capsys):
+    out = tmp_path / "deep" / "r.json"
+    command = "evaluate --way 4 --shot 2 --query 3 --episodes 50 --seed 5 --json"
+    arguments = [out, "--generator", place / "gen", "--data-dir", place / "test"]
+    assert ltdi_(command, *arguments) == 0
+    shown = capsys.readouterr().out
+    assert "lt-di" in shown and "protonet" in shown
+    result = json.loads(out.read_text())
+    rows = {row["method"]: row for row in result["rows"]}
+    assert result["track"] == "evaluate" and set(rows) == {"lt-di", "protonet"}
+    # The same by hand, on the same episodes.
+    gen = Generator.from_pretrained(place / "gen")
+    bank = gen.backbone.bank(folder.load(place / "test", size=28, channels=1))
+    tasks = bank.episodes(way=4, shot=2, query=3, episodes=50, seed=5)
+    parts = gen.space(4).unflatten(gen.weights(bank.features[tasks.support]))
+    query = bank.features[tasks.query].flatten(1, 2)
+    logits = query @ parts["weight"].mT + parts["bias"].unsqueeze(1)
+    right = logits.argmax(-1) == torch.arange(4).repeat_interleave(3)
+    assert rows["lt-di"]["mean"] == pytest.approx(float(right.float().mean()), abs=0.006)
+    assert rows["lt-di"]["episodes"] == 50 and rows["lt-di"]["mean"] > 0.4
+    difference = rows["lt-di"]["mean"] - rows["protonet"]["mean"]
+    assert result["settings"]["paired"]["protonet"]["mean"] == pytest.approx(difference, abs=1e-5)
+    assert ltdi_(command, *arguments) == 0  # its own file may be replaced
+
+
+def test_evaluate_lowers_the_queries_and_says_so(place: Path, capsys):
+    arguments = ["--generator", place / "gen", "--data-dir", place / "test"]
+    assert ltdi_("evaluate --shot 3 --episodes 5", *arguments) == 0
+    assert "leaves 5 query images, not 15" in capsys.readouterr().err
+
+
+# ---- resuming and configuration -----------------------------------------------------------------
+
+
+def test_collecting_and_training_again_change_nothing(place: Path):
+    revision = Generator.from_pretrained(place / "gen").revision
+    index = (place / "zoo" / "zoo.json").read_bytes()
+    assert ltdi_(f"collect {TASKS} --data", place / "drawings", "--out", place / "zoo") == 0
+    assert (
+        ltdi_(f"train {SIZES} --meta.iterations 12 --zoo", place / "zoo", "--out", place / "gen")
+        == 0
+    )
+    assert (place / "zoo" / "zoo.json").read_bytes() == index
+    assert Generator.from_pretrained(place / "gen").revision == revision
+
+
+def test_the_saved_options_reproduce_the_run(place: Path, tmp_path: Path):
+    config = place / "zoo" / "collect.yaml"
+    assert ltdi_("collect --config", config, "--out", tmp_path / "zoo") == 0
+    old, new = (Zoo.open(p / "zoo") for p in (place, tmp_path))
+    assert old.about == new.about
+    assert [s["digest"] for s in old.shards] == [s["digest"] for s in new.shards]
+    config = place / "gen" / "train.yaml"
+    assert ltdi_("train --config", config, "--out", tmp_path / "gen") == 0
+    made = Generator.from_pretrained(tmp_path / "gen")
+    assert made.revision == Generator.from_pretrained(place / "gen").revision
+
+
+def test_options_override_a_configuration_file(place: Path, tmp_path: Path):
+    config = place / "gen" / "train.yaml"
+    command = ["--config", config, "--out", tmp_path / "gen"]
+    assert ltdi_("train", *command, "--meta.iterations", 3, "--meta.inner_lr=0.01") == 0
+    recipe = Generator.from_pretrained(tmp_path / "gen").parts.about["recipe"]
+    assert (recipe["meta"]["iterations"], recipe["meta"]["inner_lr"]) == (3, 0.01)
+    assert recipe["network"]["width"] == 32  # of the file
+    saved = (tmp_path / "gen" / "train.yaml").read_text()
+    assert re.search(r"iterations: 3\b", saved)
+
+
+def test_both_spellings_of_an_option_are_read():
+    for spelling in ("--data-dir", "--data_dir"):
+        for form in ([f"{spelling}=x_y-z"], [spelling, "x_y-z"]):
+            words = [cli._underscored(a) for a in ["evaluate", "--generator", "g", *form]]
+            assert cli.make_parser().parse_args(words).evaluate.data_dir == "x_y-z"
+
+
+def test_a_run_is_named_by_a_positional_or_a_file(tmp_path: Path):
+    parse = cli.make_parser().parse_args
+    (tmp_path / "b.yaml").write_text("dataset: glyphs\ntrack: other\n")
+    assert parse(["bench", "here", "--dataset", "glyphs"]).bench.track == "here"
+    assert parse(["bench", "--config", str(tmp_path / "b.yaml")]).bench.track == "other"
+
+
+def test_ctrl_c_during_training_resumes_bit_for_bit(place: Path, tmp_path: Path):
+    settings = shlex.split(f"train {SIZES} --meta.iterations 80 --meta.checkpoint-every 1000")
+    out = tmp_path / "stopped"
+    command = [*settings, "--zoo", place / "zoo", "--out"]
+    process = subprocess_ltdi(*command, out)
+    log, deadline = out / "log.jsonl", time.monotonic() + 60
+    while not (log.exists() and '"step": 10,' in log.read_text()):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to go on" in shown and "Traceback" not in shown
+    assert not (out / "model.safetensors").exists()
+    assert ltdi_("", *command, out) == 0
+    steps = [json.loads(line).get("step") for line in log.open()]
+    assert steps.count(10) == 1 and steps.count(80) == 1  # it went on, not anew
+    assert ltdi_("", *command, tmp_path / "whole") == 0
+    stopped, whole = (Generator.from_pretrained(p) for p in (out, tmp_path / "whole"))
+    assert stopped.revision == whole.revision
+    assert stopped.parts.sampling == whole.parts.sampling
+
+
+# ---- help and mistakes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_help_has_examples_that_parse(name: str, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "examples:" in shown and f"ltdi {name}" in shown
+    assert not re.search(r"--\w+_\w+", shown)  # options are shown with dashes
+    options = re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
+    assert len(options) >= 3
+    for example in cli.EXAMPLES[name]:
+        words = [cli._underscored(a) for a in shlex.split(example)[1:] if "--config" not in a]
+        words = [w for w in words if not w.endswith(".yaml")]
+        if "--config" in example:
+            words += ["--zoo", "z"]
+        assert cli.make_parser().parse_args(words).subcommand == name
+
+
+def test_help_describes_every_option(capsys):
+    for name in cli.COMMANDS:
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        shown = " ".join(capsys.readouterr().out.split())
+        for option, following in re.findall(
+            r" (--[\w.-]+) [A-Z_]+ (\S+)", shown.split("options:")[1]
+        ):
+            assert not following.startswith(("--", "(type")), f"{name} {option} has no help"
+
+
+@pytest.mark.parametrize(
+    ("command", "nearest"),
+    [
+        ("train --zoo z --out o --meta.iteratoins 3", "--meta.iterations"),
+        ("train --zoo z --out o --iterations 3", "--meta.iterations"),
+        ("train --zoo z --out o --meta.inner-rl 3", "--meta.inner-lr"),
+        ("train --zoo z --out o --meta '{iteratoins: 3}'", "--meta.iterations"),
+        ("evaluate --generator g --data-dri d", "--data-dir"),
+        ("evaluate --generator g --data_dir d --episode=5", "--episodes"),
+        ("collect --out o --taks.ways [5]", "--tasks.ways"),
+        ("bench fewshot --dataset glyphs --metods a", "--methods"),
+        ("generate --generator g --support s --out o --temperatur 0", "--temperature"),
+        ("trian --zoo z", "train"),
+    ],
+)
+def test_a_mistyped_option_is_told_the_nearest(command: str, nearest: str, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(command))
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert f"did you mean {nearest}?" in shown.replace("'", "") and "Traceback" not in shown
+    assert len(shown.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "nearest"),
+    [
+        ("zoo: z\nout: o\nmeta:\n  iteratoins: 3\n", "--meta.iterations"),
+        ("zoo: z\nout: o\nnetwrk:\n  width: 32\n", "--network.width"),
+        ("zoo: z\nout: o\nsampling:\n  temprature: 0.5\n", "--sampling.temperature"),
+    ],
+)
+def test_a_mistyped_key_of_a_file_is_told_the_nearest(
+    text: str, nearest: str, tmp_path: Path, capsys
+):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["train", "--config", str(tmp_path / "c.yaml")])
+    assert stop.value.code == 2
+    assert f"did you mean {nearest}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("", "no command was given"),
+        ("train --zoo z", "needed but not given: --out"),
+        ("train --config /no/such.yaml", "where: --config"),
+        ("bench --dataset glyphs --way two", "where: --way"),
+        ("collect --out o --tasks.per-setting many", "where: --tasks.per-setting"),
+        ("evaluate --steps", "--steps"),
+    ],
+)
+def test_other_mistakes_say_where(command: str, message: str, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(shlex.split(command))
+    shown = capsys.readouterr().err
+    assert stop.value.code == 2 and message in shown and "to do:" in shown
+
+
+def test_the_module_and_its_version_run_as_a_program():
+    process = subprocess_ltdi("--version")
+    shown, _ = process.communicate(timeout=60)
+    assert process.returncode == 0 and shown.startswith("ltdi ")
+
+
+def test_an_error_of_the_input_has_status_2_and_no_traceback(tmp_path: Path):
+    process = subprocess_ltdi("train", "--zoo", tmp_path / "none", "--out", tmp_path / "o")
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 2 and "Traceback" not in shown
+    assert "is not a zoo" in shown and "to do: make one with `ltdi collect" in shown
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reader_that_goes_away_is_no_error(monkeypatch: pytest.MonkeyPatch):
+    def closed(out: str = "o", resolved: str = "") -> None:
+        """Print to a pipe that nobody reads."""
+        raise BrokenPipeError
+
+    monkeypatch.setattr(os, "dup2", lambda *_: None)
+    monkeypatch.setitem(cli.COMMANDS, "demo", closed)
+    assert cli.main(["demo"]) == 1

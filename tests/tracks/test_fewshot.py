@@ -1,0 +1,324 @@
+"""`ltdi.tracks.fewshot`: one set of episodes, disjoint classes, rows that say what they are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltdi.backbone import ProtoTraining
+from ltdi.baselines import PEERS
+from ltdi.data import ImageSet
+from ltdi.errors import InputError, MismatchError
+from ltdi.evaluate import summarise
+from ltdi.generator import Generator
+from ltdi.meta import MetaConfig
+from ltdi.recipe import RECIPES, Network, Recipe, Tasks
+from ltdi.tracks import TRACKS, fewshot
+from ltdi.tracks.fewshot import (
+    ALL_METHODS,
+    PRESETS,
+    Generated,
+    Outcome,
+    Preset,
+    bench,
+    head_logits,
+    hold_out,
+    kind_of,
+)
+from ltdi.weights import head_space
+
+RECIPE = Recipe(
+    tasks=Tasks(ways=(3,), shots=(1, 5), query=8, per_setting=40, shard=40),
+    network=Network(width=32, depth=1, heads=2),
+    meta=MetaConfig(iterations=8, meta_batch=2, tasks=8, warmup=2),
+)
+TINY = Preset(
+    ProtoTraining(iterations=12, classes=20, width=16),
+    0.4,
+    False,
+    replace(RECIPE, prepare=replace(RECIPE.prepare, steps=12)),
+    3,
+    60,
+)
+SOME = ("lt-di", "protonet", "mv-di", "anchor", "simpleshot", "mc-di-paper")
+# Keys of a row in the design's own words.
+ROW = [
+    "method",
+    "kind",
+    "metric",
+    "mean",
+    "ci95",
+    "episodes",
+    "latency_ms",
+    "prepare_s",
+    "train_s",
+    "peak_mb",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_classes(glyphs: dict[str, ImageSet]):
+    """A part of the glyphs, drawn once."""
+    parts = {
+        "train": glyphs["train"].select(range(0, 840, 12)),
+        "val": glyphs["val"].select(range(0, 120, 5)),
+        "test": glyphs["test"].select(range(0, 96, 4)),
+    }
+    patch = pytest.MonkeyPatch()
+    patch.setattr(fewshot, "load_data", lambda *_, **__: parts)
+    yield parts
+    patch.undo()
+
+
+def run(methods=SOME, **changes) -> Outcome:
+    options = {"preset": TINY, "way": 3, "query": 8, "seed": 3} | changes
+    return bench("glyphs", methods=methods, **options)
+
+
+@pytest.fixture(scope="module")
+def outcome() -> Outcome:
+    return run()
+
+
+def test_every_requested_method_has_a_row_of_its_kind(outcome: Outcome):
+    rows = {row.method: row for row in outcome.result.rows}
+    assert tuple(rows) == SOME
+    kinds = ("ours", "peer", "control", "control", "peer", "ours")
+    assert tuple(row.kind for row in rows.values()) == kinds
+    for row in rows.values():
+        assert row.metric == "accuracy" and row.episodes == 60
+        assert 0 <= row.mean <= 1 and 0 < row.ci95 < 0.2 and row.latency_ms > 0
+    assert rows["lt-di"].train_s > 0 and rows["lt-di"].prepare_s > 0
+    assert rows["protonet"].prepare_s == 0
+    # Even so little training must beat guessing one class of three.
+    assert rows["lt-di"].mean > 0.6 and rows["protonet"].mean > 0.6
+
+
+def test_the_kinds_are_those_of_the_design():
+    ours = {"lt-di", "mc-di-paper"}
+    controls = {"mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression", "anchor"}
+    for name in ALL_METHODS:
+        kind = "ours" if name in ours else "control" if name in controls else "peer"
+        assert kind_of(name) == kind, name
+    assert ours | controls | set(PEERS) == set(ALL_METHODS)
+
+
+def test_the_json_has_the_keys_of_the_design(outcome: Outcome, tmp_path: Path):
+    outcome.result.write_json(tmp_path / "r.json")
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert list(data) == ["track", "dataset", "preset", "seed", "settings", "rows"]
+    assert (data["track"], data["dataset"], data["preset"], data["seed"]) == (
+        "fewshot",
+        "glyphs",
+        "custom",
+        3,
+    )
+    assert all(list(row) == ROW for row in data["rows"])
+    s = data["settings"]
+    assert (s["way"], s["shot"], s["query"]) == (3, 1, 8)
+    for per_method in ("nll", "ece", "tasks_per_s", "notes"):
+        assert tuple(s[per_method]) == SOME
+    assert s["recipe"]["meta"]["seed"] == 3  # the seed of the run, not of the preset
+
+
+def test_all_methods_see_the_same_episodes(outcome: Outcome):
+    """Paired differences are those of the per-episode scores on one list of episodes."""
+    world, settings = outcome.world, outcome.result.settings
+    tests = world.test.episodes(way=3, shot=1, query=8, episodes=60, seed=77_003)
+    support, query = world.test.features[tests.support], world.test.features[tests.query]
+    labels = torch.arange(3).view(1, 3, 1)
+    hits = {
+        name: (m.predict(support, query).argmax(-1) == labels).float().mean((1, 2))
+        for name, m in outcome.methods.items()
+    }
+    for row in outcome.result.rows:
+        # Batches of another size may round one near-tie the other way.
+        assert row.mean == pytest.approx(float(hits[row.method].mean()), abs=2e-3)
+    assert set(settings["paired"]) == set(SOME) - {"lt-di"}
+    for name, pair in settings["paired"].items():
+        d = summarise(hits["lt-di"] - hits[name])
+        assert (pair["mean"], pair["ci95"]) == pytest.approx((d.mean, d.ci95), abs=2e-3)
+
+
+def test_a_seed_fixes_all_means(outcome: Outcome):
+    torch.manual_seed(1234)
+    again = run()
+    assert [r.mean for r in again.result.rows] == [r.mean for r in outcome.result.rows]
+    assert again.result.settings["nll"] == outcome.result.settings["nll"]
+    other = run(("lt-di", "protonet"), seed=4)
+    assert [r.mean for r in other.result.rows] != [r.mean for r in outcome.result.rows[:2]]
+
+
+def test_a_method_does_not_depend_on_its_company(outcome: Outcome):
+    alone = run(("mv-di",))
+    assert alone.result.rows[0].mean == {r.method: r.mean for r in outcome.result.rows}["mv-di"]
+    assert alone.result.settings["paired"] == {}
+
+
+def test_classes_are_disjoint_all_the_way_through(outcome: Outcome, few_classes):
+    w = outcome.world
+    names = {part: set(getattr(w, part).classes) for part in ("train", "valid", "test")}
+    held = names["train"]
+    for_backbone = set(few_classes["train"].classes) - held
+    parts = [for_backbone, *names.values()]
+    assert all(parts)
+    for i, a in enumerate(parts):
+        for b in parts[:i]:
+            assert not a & b
+    assert names["valid"] == set(few_classes["val"].classes)
+    assert names["test"] == set(few_classes["test"].classes)
+    counted = outcome.result.settings["classes"]
+    assert list(counted.values()) == [len(p) for p in parts]
+    # What the generator was trained on is the bank of the held-out classes and nothing else.
+    for _, data, _ in w.prepared.values():
+        assert set(data.bank.classes) == held
+
+
+def test_the_backbone_is_trained_on_its_own_classes_only(few_classes, monkeypatch):
+    seen: list[ImageSet] = []
+    original = fewshot.train_backbone
+
+    def spy(images: ImageSet, *args, **kwargs):
+        seen.append(images)
+        return original(images, *args, **kwargs)
+
+    monkeypatch.setattr(fewshot, "train_backbone", spy)
+    world = run(("protonet",)).world
+    assert len(seen) == 1
+    assert set(seen[0].classes) | set(world.train.classes) == set(few_classes["train"].classes)
+    assert not set(seen[0].classes) & set(world.train.classes)
+
+
+def test_peers_are_fitted_on_train_and_valid(monkeypatch):
+    seen: list[tuple] = []
+    monkeypatch.setattr(
+        PEERS["protonet"],
+        "fit",
+        lambda self, train, valid, budget, progress=None: seen.append((train, valid, budget)),
+    )
+    world = run(("protonet",), shot=2).world
+    train, valid, budget = seen[0]
+    assert train is world.train and valid is world.valid
+    assert (budget.way, budget.shot, budget.query, budget.seed) == (3, 2, 8, 3)
+    assert budget.iterations == TINY.peer_iterations
+
+
+def test_recipes_that_agree_share_their_zoo(outcome: Outcome):
+    # lt-di and mv-di; the paper's recipe has another anchor.
+    assert len(outcome.world.prepared) == 2
+
+
+def test_a_published_generator_gives_the_same_logits(outcome: Outcome, tmp_path: Path):
+    ours = outcome.methods["lt-di"]
+    assert isinstance(ours, Generated)
+    ours.publish(outcome.result, tmp_path / "g")
+    loaded = Generator.from_pretrained(tmp_path / "g")
+    bank = outcome.world.test
+    tasks = bank.episodes(way=5, shot=2, query=3, episodes=4, seed=0)
+    support, query = bank.features[tasks.support], bank.features[tasks.query]
+    assert torch.equal(head_logits(loaded.weights(support), query), ours.predict(support, query))
+    metrics = loaded.parts.about["metrics"]
+    mean = next(r.mean for r in outcome.result.rows if r.method == "lt-di")
+    assert metrics["glyphs 3-way 1-shot, lt-di"]["mean"] == mean
+    assert not any("mv-di" in name for name in metrics)  # controls are not for the card
+
+
+def test_head_logits_are_those_of_the_head():
+    rng = torch.Generator().manual_seed(0)
+    head = {
+        "weight": torch.randn(2, 4, 6, generator=rng),
+        "bias": torch.randn(2, 4, generator=rng),
+    }
+    query = torch.randn(2, 4, 3, 6, generator=rng)
+    logits = head_logits(head_space(6, 4).flatten(head), query)
+    expected = torch.einsum("ewqd,evd->ewqv", query, head["weight"]) + head["bias"][:, None, None]
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("name", ["mc-di-paper", "lt-di"])
+def test_mixed_ways_in_the_preset_serve_other_test_ways(name: str):
+    """The paper's U-Net has one way; a benchmark trains it for the way of its episodes."""
+    mixed = replace(TINY, recipe=replace(TINY.recipe, tasks=replace(RECIPE.tasks, ways=(3, 6))))
+    result = run((name,), preset=mixed, way=4, episodes=20).result
+    assert result.rows[0].episodes == 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALL_METHODS)
+def test_every_method_runs(name: str):
+    result = run((name,), episodes=30).result
+    assert [r.method for r in result.rows] == [name]
+    # Whole weights from noise are beyond so small a budget; everything else must beat chance.
+    assert result.rows[0].mean > (0.2 if name == "mc-di-paper" else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"methods": ("lt-di", "fintune")}, r"unknown method 'fintune'[\s\S]*'finetune'"),
+        ({"methods": ("mv-di-match",)}, r"unknown method[\s\S]*'mv-di-matched'"),
+        ({"methods": ()}, "no method was named"),
+        ({"preset": "smok"}, r"unknown preset 'smok'[\s\S]*'smoke'"),
+        ({"way": 25, "methods": ("protonet",)}, "25-way episode needs 25 classes"),
+        ({"query": 20, "methods": ("protonet",)}, "needs 21 items per class"),
+    ],
+)
+def test_mistakes_are_named(changes: dict, message: str):
+    with pytest.raises(InputError, match=message):
+        run(**changes)
+
+
+def test_presets_are_sound():
+    assert set(PRESETS) == {"smoke", "standard", "paper"} and {"fewshot": bench} == TRACKS
+    for preset in PRESETS.values():
+        r = preset.recipe
+        assert r.prepare.segments >= 2 and r.meta.meta == "reptile"  # lt-di, by its definition
+        assert r.diffusion.objective == "trajectory"
+        assert r.diffusion.steps % r.prepare.segments == 0
+    assert set(RECIPES) < set(ALL_METHODS)
+
+
+# ---- hold_out -----------------------------------------------------------------------------------
+
+
+def image_set(names: list[str]) -> ImageSet:
+    images = torch.arange(len(names), dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    return ImageSet("x", images, torch.arange(len(names) + 1), tuple(names))
+
+
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.75])
+def test_hold_out_is_disjoint_and_keeps_rotations_together(share: float):
+    images = image_set([f"s/c{i}" for i in range(20)]).with_rotations()
+    rest, held = hold_out(images, share, seed=5)
+    assert sorted([*rest.classes, *held.classes]) == sorted(images.classes)
+    families = [{c.partition("@")[0] for c in side.classes} for side in (rest, held)]
+    assert not families[0] & families[1]
+    assert len(families[1]) == round(share * 20)
+    # Images move with their classes.
+    for side in (rest, held):
+        for number, name in enumerate(side.classes):
+            original = images.classes.index(name)
+            assert torch.equal(side.images[number], images.images[original])
+
+
+def test_hold_out_is_fixed_by_its_seed():
+    images = image_set([f"c{i}" for i in range(30)])
+    assert hold_out(images, 0.3, 1)[1].classes == hold_out(images, 0.3, 1)[1].classes
+    assert hold_out(images, 0.3, 1)[1].classes != hold_out(images, 0.3, 2)[1].classes
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.2, 1.5, 0.97, float("nan")])
+def test_hold_out_leaves_classes_on_both_sides(share: float):
+    with pytest.raises(InputError, match="cannot be held out"):
+        hold_out(image_set([f"c{i}" for i in range(30)]), share, 0)
+
+
+def test_heads_and_backbones_do_not_mix(outcome: Outcome):
+    other = run(("lt-di",), seed=9)
+    a, b = (o.methods["lt-di"].generator for o in (outcome, other))
+    with pytest.raises(MismatchError, match="was trained on backbone"):
+        a.check_backbone(b.backbone)
