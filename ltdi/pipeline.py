@@ -363,10 +363,10 @@ def choose_sampling(
                 f"validation classes have too few samples for {shot} shots and a query",
                 where="tasks.shots",
             )
-        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=300, seed=12_345)
+        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
         support, q = valid.features[episodes.support], valid.features[episodes.query]
         start = generator.weights(support, strength=0.0)
-        for steps in (s for s in (1, 2, 5, 10, 20) if s <= recipe.diffusion.steps):
+        for steps in (s for s in (1, 2, 5, 10) if s <= recipe.diffusion.steps):
             change = generator.weights(support, steps=steps, strength=1.0) - start
             for strength in (0.25, 0.5, 0.75, 1.0):
                 head = space.unflatten(start + strength * change)

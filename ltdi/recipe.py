@@ -158,7 +158,7 @@ def paper_recipe(base: Recipe) -> Recipe:
         start="gaussian",
         prepare=replace(base.prepare, lr=0.05, sam_rho=0.05),
         diffusion=Diffusion(20, "linear", "trajectory", "eps", "weight"),
-        network=Network("unet", base.network.width, 3),
+        network=Network("unet", base.network.width, base.network.depth + 1),
         meta=replace(
             base.meta,
             meta="reptile",

@@ -239,7 +239,8 @@ def _flatten(image: Image.Image, channels: int, where: str) -> Image.Image:
             where=where,
             fix="convert them to 8 or 16 bits",
         )
-    upright = ImageOps.exif_transpose(image)
+    image.load()  # a PNG's EXIF may stand behind its pixels
+    upright = ImageOps.exif_transpose(image) if _may_be_turned(image) else image
     if upright.mode.startswith("I"):  # 16 bits; PIL's own conversion clips instead of scaling
         grey = np.clip(np.asarray(upright).astype(np.int64), 0, 65535) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert(target)
@@ -248,6 +249,12 @@ def _flatten(image: Image.Image, channels: int, where: str) -> Image.Image:
         paper = Image.new("RGBA", layer.size, "white")
         return Image.alpha_composite(paper, layer).convert(target)
     return upright.convert(target)
+
+
+def _may_be_turned(image: Image.Image) -> bool:
+    """Whether there is an orientation to look for; looking takes as long as decoding."""
+    sources = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}
+    return image.format == "TIFF" or not sources.isdisjoint(image.info)
 
 
 def _refuse_huge(pixels: int, where: str) -> None:

@@ -47,6 +47,7 @@ class Preset:
         recipe: Of `lt-di`; controls change one idea of it.
         peer_iterations: Outer iterations of meta-trained peers.
         episodes: Test episodes.
+        valid_episodes: Episodes of validation classes that a peer makes its choices on.
     """
 
     backbone: ProtoTraining
@@ -55,20 +56,21 @@ class Preset:
     recipe: Recipe
     peer_iterations: int
     episodes: int
+    valid_episodes: int = 200
 
 
 _SMOKE = Recipe(
-    tasks=Tasks(ways=(5,), per_setting=400, shard=400),
-    prepare=Preparation(lr=0.01, steps=40, segments=4),
-    network=Network(width=64),
-    meta=MetaConfig(iterations=40, tasks=12, meta_lr=2e-3, warmup=10),
+    tasks=Tasks(ways=(5,), per_setting=300, shard=300),
+    prepare=Preparation(lr=0.02, steps=20, segments=4),
+    network=Network(width=32, depth=1),
+    meta=MetaConfig(iterations=20, tasks=12, meta_lr=2e-3, warmup=5),
 )
 _STANDARD = Recipe(
     tasks=Tasks(ways=(5, 20), per_setting=1000),
-    meta=MetaConfig(iterations=500, meta_lr=2e-3, tasks=16),
+    meta=MetaConfig(iterations=400, meta_lr=2e-3, tasks=16),
 )
 PRESETS = {
-    "smoke": Preset(ProtoTraining(iterations=140, classes=48), 0.3, False, _SMOKE, 20, 600),
+    "smoke": Preset(ProtoTraining(iterations=110, classes=48), 0.3, False, _SMOKE, 15, 600, 40),
     "standard": Preset(ProtoTraining(iterations=2400), 0.3, True, _STANDARD, 1500, 1000),
     # The paper's meta-training budget; for a GPU, or a night.
     "paper": Preset(
@@ -424,11 +426,11 @@ def bench(
         start = time.perf_counter()
         world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
         backbone_s = time.perf_counter() - start
-        log({"event": "backbone", "seconds": backbone_s})
+        log({"event": "backbone", "backbone_s": backbone_s})
         tests = world.test.episodes(
             way=way, shot=shot, query=query, episodes=episodes, seed=seed + 77_000
         )
-        budget = Budget(p.peer_iterations, way, shot, query, seed=seed)
+        budget = Budget(p.peer_iterations, way, shot, query, p.valid_episodes, seed)
         fitted_methods = methods_of(methods, recipe, world, way)
         rows, scores = [], {}
         for name, method in fitted_methods.items():
