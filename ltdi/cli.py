@@ -8,6 +8,7 @@ import re
 import sys
 from argparse import SUPPRESS, HelpFormatter
 from collections.abc import Callable, Sequence
+from importlib import metadata
 from typing import NoReturn
 
 import jsonargparse
@@ -115,6 +116,14 @@ def option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
     return sorted(set(names))
 
 
+def version() -> str:
+    """Version of the installed package."""
+    try:
+        return metadata.version("ltdi")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
 def make_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
@@ -123,7 +132,7 @@ def make_parser() -> Parser:
         epilog="Start with: ltdi demo",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"ltdi {commands.version()}")
+    parser.add_argument("--version", action="version", version=f"ltdi {version()}")
     subcommands = parser.add_subcommands(required=True)
     for name, function in COMMANDS.items():
         sub = Parser(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import head_predictor, optimise
+from ltdi.evaluate import query_logits
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Recipe, Tasks
@@ -20,7 +21,8 @@ from ltdi.report.figure import Chain, plot_chains
 from ltdi.report.table import Result
 from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
-from ltdi.tracks.fewshot import Generated, Preset, World, head_logits
+from ltdi.tracks.fewshot import Preset
+from ltdi.tracks.generated import Generated, World
 from ltdi.weights import centre_classes, head_space
 
 METHODS = ("lt-di", "anchor", "protonet", "simpleshot", "linear-probe", "finetune", "hypernetwork")
@@ -89,7 +91,7 @@ def chains(generator: Generator, world: World, tasks: Episodes, recipe: Recipe) 
 
     def loss_of(x: Tensor) -> Callable[[Tensor], Tensor]:
         def loss(theta: Tensor) -> Tensor:
-            logits = head_logits(theta, x.expand(len(theta), 1, -1, -1)).squeeze(1)
+            logits = query_logits(theta, x.expand(len(theta), 1, -1, -1)).squeeze(1)
             return F.cross_entropy(logits.mT, labels.expand(len(theta), -1), reduction="none").mean(
                 1
             )

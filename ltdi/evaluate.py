@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ltdi.errors import InputError
 from ltdi.tasks import Episodes, FeatureBank
+from ltdi.weights import head_logits
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -64,6 +65,13 @@ def calibration_error(logits: Tensor, bins: int = 15) -> float:
     gap = (confidence - right).flatten().double()
     sums = torch.zeros(bins, dtype=torch.double).index_add(0, which, gap)
     return float(sums.abs().sum() / len(gap))
+
+
+def query_logits(theta: Tensor, query: Tensor) -> Tensor:
+    """Logits [E, way, Q, way] of flat heads [E, n] on query features [E, way, Q, D]."""
+    way, count = query.shape[1:3]
+    logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, (way, count))
+    return logits
 
 
 @dataclass(frozen=True)

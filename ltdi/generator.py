@@ -4,121 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
-from torch import Tensor, nn
+from torch import Tensor
 
-from ltdi.anchor import Anchor, make_empty_anchor
 from ltdi.backbone import Backbone
-from ltdi.condition import SetEncoder
-from ltdi.denoiser import TokenTransformer, UNet1d
-from ltdi.denoiser.conditional import ConditionalDenoiser
 from ltdi.diffusion import make_schedule, sample
-from ltdi.diffusion.sampler import SAMPLERS, time_grid
-from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError, unknown
-from ltdi.files import (
-    digest,
-    own_directory,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-    write_text,
-)
-from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.errors import InputError, MismatchError, unknown
+from ltdi.files import own_directory, write_tensors, write_text
+from ltdi.parts import CONFIG, WEIGHTS, Parts, check_sampling, load_parts, revision_of, save_parts
+from ltdi.recipe import Sampling
+from ltdi.report.card import model_card
 from ltdi.tasks import Support
-from ltdi.weights import Normaliser, WeightSpace
+from ltdi.weights import WeightSpace
 
-FORMAT = 1
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 CARD = "README.md"
 Head = dict[str, Tensor]
 Supports = Sequence[Support | tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What a generator is made of.
-
-    Attributes:
-        space: Weight space at any way.
-        network: Encoder and denoiser.
-        anchor: Where generation starts.
-        normaliser: Of residuals to the anchor.
-        diffusion: The chain.
-        shape: Sizes of the network.
-        sampling: Defaults of `Generator.generate`.
-        about: Data, settings, metrics; JSON-able, shown in the model card.
-    """
-
-    space: WeightSpace
-    network: ConditionalDenoiser
-    anchor: Anchor
-    normaliser: Normaliser
-    diffusion: Diffusion
-    shape: Network
-    sampling: Sampling
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
-    """Refuse a sampling that the chain cannot run.
-
-    Raises:
-        InputError: With the field and its range.
-    """
-    time_grid(diffusion.steps, chosen.steps)
-    make_schedule(diffusion.schedule, diffusion.steps).segment_length(chosen.segments)
-    if chosen.sampler not in SAMPLERS:
-        raise unknown("sampler", chosen.sampler, SAMPLERS, where="sampler")
-    # Written so that NaN is refused too.
-    if not (chosen.samples >= 1 and 0 <= chosen.temperature < float("inf")):
-        raise InputError(
-            f"samples must be >= 1 and temperature >= 0, got {chosen.samples} and "
-            f"{chosen.temperature}",
-            where="samples and temperature",
-        )
-    if not abs(chosen.strength) < float("inf"):
-        raise InputError(f"strength must be finite, got {chosen.strength}", where="strength")
-
-
-def build_network(
-    space: WeightSpace, features: int, shape: Network, diffusion: Diffusion
-) -> ConditionalDenoiser:
-    """An untrained encoder and denoiser.
-
-    Args:
-        space: Weight space; its way matters only for the U-Net.
-        features: D of the condition.
-        shape: Kind and sizes.
-        diffusion: For T.
-
-    Raises:
-        InputError: If the kind is unknown, or the sizes do not fit together.
-    """
-    if min(shape.heads, shape.depth) < 1 or shape.width < 2 or shape.width % (2 * shape.heads):
-        raise InputError(
-            f"width {shape.width}, depth {shape.depth} and {shape.heads} heads do not fit together",
-            where="network",
-            fix="choose depth and heads >= 1, and width as a multiple of twice the heads",
-        )
-    encoder = SetEncoder(features, shape.width)
-    common = {"condition_width": shape.width, "steps": diffusion.steps}
-    if shape.kind == "transformer":
-        denoiser: nn.Module = TokenTransformer(
-            space, **common, width=shape.width, depth=shape.depth, heads=shape.heads
-        )
-    elif shape.kind == "unet":
-        channels = max(4, shape.width // 32 * 4)
-        denoiser = UNet1d(space, **common, channels=channels, levels=shape.depth)
-    else:
-        raise unknown("network", shape.kind, ("transformer", "unet"), where="network.kind")
-    return ConditionalDenoiser(encoder, denoiser)
 
 
 class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
@@ -302,7 +208,7 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
     @property
     def revision(self) -> str:
         """Hash of every tensor of the generator."""
-        return digest(self._tensors())[:16]
+        return revision_of(self.parts, self.backbone)
 
     def _generate_many(
         self, supports: list[Support], *, seed: int = 0, **options: Any
@@ -365,16 +271,6 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
         if not bool(features.isfinite().all()):
             raise InputError("support features are not finite", where="features")
 
-    def _tensors(self) -> dict[str, Tensor]:
-        n = self.parts.normaliser
-        groups = {
-            "network": self.parts.network.state_dict(),
-            "anchor": self.parts.anchor.state_dict(),
-            "normaliser": {"mean": n.mean, "std": n.std},
-            "backbone": self.backbone.net.state_dict(),
-        }
-        return {f"{g}.{name}": t for g, ts in groups.items() for name, t in ts.items()}
-
     def save(self, path: Path | str) -> Path:
         """Write the generator into a directory of its own; see `own_directory` for refusals."""
         path = own_directory(path, "generator")
@@ -382,28 +278,7 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
         return path
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        from ltdi.report.card import model_card
-
-        p = self.parts
-        mark = write_tensors(save_directory / WEIGHTS, self._tensors(), {"format": "pt"})
-        config = {
-            "format": FORMAT,
-            "library": "ltdi",
-            "kind": "head",
-            "revision": self.revision,
-            "digest": mark,
-            "space": p.space.to_dict(),
-            "diffusion": asdict(p.diffusion),
-            "network": asdict(p.shape),
-            "sampling": asdict(p.sampling),
-            "anchor": p.anchor.name,
-            "backbone": {
-                "config": self.backbone.config,
-                "transform": asdict(self.backbone.transform),
-            },
-            "about": p.about,
-        }
-        write_json(save_directory / CONFIG, config)
+        config = save_parts(save_directory, self.parts, self.backbone)
         write_text(save_directory / CARD, model_card(config))
 
     @classmethod
@@ -447,81 +322,6 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
         if not path.is_dir():
             path = _download(str(pretrained_model_name_or_path), **hub)
         return cls(*load_parts(path))
-
-
-def load_parts(path: Path) -> tuple[Parts, Backbone]:
-    """Read a generator's directory.
-
-    Raises:
-        InputError: If it is not a generator.
-        DamagedFileError: If a file is truncated or altered.
-        MismatchError: If its files do not belong together or have another format.
-    """
-    if not (path / CONFIG).is_file():
-        raise InputError(
-            f"{path} is not a generator: it has no {CONFIG}",
-            where="--generator",
-            fix="make one with `ltdi train --out DIR` or `ltdi demo`",
-        )
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict) or config.get("library") != "ltdi":
-        raise MismatchError(f"{CONFIG} is not that of a generator", where=str(path / CONFIG))
-    if config.get("format") != FORMAT:
-        raise MismatchError(
-            f"the generator has format {config.get('format')}, this version reads {FORMAT}",
-            where=str(path / CONFIG),
-            fix="train it anew, or install the version that made it",
-        )
-    tensors = read_tensors(path / WEIGHTS)
-    try:
-        parts, backbone = _assemble(config, tensors)
-    except LtdiError:
-        raise
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise MismatchError(
-            f"{CONFIG} and {WEIGHTS} do not belong together: {reason}",
-            where=str(path),
-            fix="restore both files from the same run",
-        ) from None
-    if digest(tensors)[:16] != config["revision"]:
-        raise DamagedFileError(
-            f"{WEIGHTS} is not the file that {CONFIG} was written with",
-            where=str(path),
-            fix="restore both files from the same run",
-        )
-    return parts, backbone
-
-
-def _assemble(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Parts, Backbone]:
-    space = WeightSpace.from_dict(config["space"])
-    diffusion, shape = Diffusion(**config["diffusion"]), Network(**config["network"])
-    group = _split(tensors)
-    features = len(group["network"]["encoder.centre"])
-    network = build_network(space, features, shape, diffusion)
-    network.load_state_dict(group["network"])
-    anchor = make_empty_anchor(config["anchor"], features)
-    anchor.load_state_dict(group.get("anchor", {}))
-    backbone = Backbone.from_config(config["backbone"], group["backbone"])
-    parts = Parts(
-        space,
-        network,
-        anchor,
-        Normaliser(**group["normaliser"]),
-        diffusion,
-        shape,
-        Sampling(**config["sampling"]),
-        config["about"],
-    )
-    return parts, backbone
-
-
-def _split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    groups: dict[str, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        group, _, rest = name.partition(".")
-        groups.setdefault(group, {})[rest] = value
-    return groups
 
 
 def _download(model_id: str, **options: Any) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ltdi.errors import unknown
+from ltdi.weights import head_logits
 
 
 @dataclass(frozen=True)
@@ -25,14 +26,9 @@ class Probe:
 
 
 def _logits(theta: Tensor, features: Tensor) -> Tensor:
-    """Head rows [weight, bias] as a flat [B, n] applied to [B, P, D] -> [B, P, way].
-
-    Centred over classes: softmax does not see the mean.
-    """
-    rows = theta.unflatten(-1, (-1, features.shape[-1] + 1))
-    rows = rows - rows.mean(-2, keepdim=True)
-    out: Tensor = features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2)
-    return out
+    """`head_logits`, centred over classes: softmax does not see the mean."""
+    logits = head_logits(theta, features)
+    return logits - logits.mean(-1, keepdim=True)
 
 
 def weight_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:

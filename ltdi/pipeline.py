@@ -22,11 +22,12 @@ from ltdi.collect import head_predictor, optimise
 from ltdi.condition import SetEncoder
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError, MismatchError, unknown
-from ltdi.evaluate import negative_log_likelihood
+from ltdi.evaluate import negative_log_likelihood, query_logits
 from ltdi.files import read_metadata, read_tensors, write_tensors
-from ltdi.generator import Generator, Parts, build_network, check_sampling
+from ltdi.generator import Generator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaTrainer, Params
+from ltdi.parts import Parts, build_network, check_sampling
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
@@ -354,7 +355,6 @@ def choose_sampling(
         InputError: If the validation classes have too few samples.
     """
     t, way = recipe.tasks, min(recipe.tasks.ways[0], len(valid.classes))
-    space = generator.space(way)
     scores: dict[tuple[int, float], float] = {}
     for shot in t.shots:
         query = min(15, int(valid.offsets.diff().min()) - shot)
@@ -369,9 +369,7 @@ def choose_sampling(
         for steps in (s for s in (1, 2, 5, 10) if s <= recipe.diffusion.steps):
             change = generator.weights(support, steps=steps, strength=1.0) - start
             for strength in (0.25, 0.5, 0.75, 1.0):
-                head = space.unflatten(start + strength * change)
-                logits = torch.einsum("ewqd,evd->ewqv", q, head["weight"])
-                nll = negative_log_likelihood(logits + head["bias"][:, None, None]).mean()
+                nll = negative_log_likelihood(query_logits(start + strength * change, q)).mean()
                 key = (steps, strength)
                 scores[key] = scores.get(key, 0.0) + float(nll) / len(t.shots)
     steps, strength = min(scores, key=lambda key: scores[key])

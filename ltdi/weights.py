@@ -360,6 +360,13 @@ def prototype_head(prototypes: Tensor, scale: Tensor | float) -> dict[str, Tenso
     return centre_classes({"weight": weight, "bias": bias})
 
 
+def head_logits(theta: Tensor, features: Tensor) -> Tensor:
+    """Logits of flat heads [..., n] on features [..., P, D] -> [..., P, way]."""
+    rows = theta.unflatten(-1, (-1, features.shape[-1] + 1))
+    logits: Tensor = features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2)
+    return logits
+
+
 def centre_classes(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take softmax's shift freedom out of a head: subtract the mean over classes."""
     weight, bias = head["weight"], head["bias"]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from ltdi import cli, data, demonstration
 from ltdi.data import ImageSet
+from ltdi.evaluate import query_logits
 from ltdi.generator import Generator
-from ltdi.tracks.fewshot import head_logits
 
 
 def write_folders(path: Path, images: ImageSet) -> Path:
@@ -67,7 +67,7 @@ def test_the_demo_on_glyphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for i in range(3):
         head = load_file(out / "weights" / f"task-{i}.safetensors")
         query = bank.features[tasks.query[i : i + 1]]
-        logits = head_logits(gen.space(5).flatten(head).unsqueeze(0), query)
+        logits = query_logits(gen.space(5).flatten(head).unsqueeze(0), query)
         right = logits.argmax(-1) == torch.arange(5).view(1, 5, 1)
         assert right.float().mean() > 0.6  # chance is 0.2
 
@@ -119,6 +119,6 @@ def test_a_generator_of_seconds_already_does_the_job(
     for way, shot, least in ((2, 1, 0.7), (5, 1, 0.45), (5, 5, 0.6), (20, 1, 0.2), (50, 3, 0.2)):
         tasks = bank.episodes(way=way, shot=shot, query=5, episodes=20, seed=way)
         theta = gen.weights(bank.features[tasks.support])
-        logits = head_logits(theta, bank.features[tasks.query])
+        logits = query_logits(theta, bank.features[tasks.query])
         right = logits.argmax(-1) == torch.arange(way).view(1, -1, 1)
         assert float(right.float().mean()) > least, (way, shot)

@@ -19,7 +19,8 @@ from ltdi.backbone import Backbone
 from ltdi.data import ImageSet
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
 from ltdi.files import own_directory
-from ltdi.generator import CARD, CONFIG, FORMAT, WEIGHTS, Generator, build_network
+from ltdi.generator import CARD, Generator
+from ltdi.parts import CONFIG, FORMAT, WEIGHTS, build_network
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import Support
 from ltdi.weights import centre_classes

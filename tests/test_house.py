@@ -35,6 +35,7 @@ ROOMS = (
     "meta",
     "recipe",
     "report",
+    "parts",
     "generator",
     "evaluate",
     "pipeline",

@@ -18,6 +18,7 @@ from ltdi.backbone import Backbone, ConvNet, InputTransform
 from ltdi.errors import InputError, LtdiError, MismatchError
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
+from ltdi.parts import tensors_of
 from ltdi.pipeline import (
     HeadObjective,
     TrainingSet,
@@ -81,7 +82,7 @@ def zoo(tmp_path_factory, train, valid, backbone, recipe) -> Zoo:
 
 
 def tensors(generator: Generator) -> dict[str, Tensor]:
-    return generator._tensors()
+    return tensors_of(generator.parts, generator.backbone)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

@@ -12,9 +12,9 @@ from ltdi.collect import Preparation
 from ltdi.denoiser.conditional import ConditionalDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError
-from ltdi.generator import build_network
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import MetaConfig
+from ltdi.parts import build_network
 from ltdi.recipe import (
     RECIPES,
     Diffusion,

@@ -5,30 +5,26 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ltdi.anchor import Anchor
-from ltdi.backbone import Backbone, InputTransform, ProtoTraining, train_backbone
-from ltdi.baselines import PEERS, Budget, Method, fitted
+from ltdi.backbone import InputTransform, ProtoTraining, train_backbone
+from ltdi.baselines import PEERS, Budget, Method
 from ltdi.collect import Preparation
 from ltdi.data import ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError, unknown
 from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
-from ltdi.generator import Generator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
-from ltdi.recipe import RECIPES, Network, Recipe, Tasks, named_recipe
+from ltdi.recipe import RECIPES, Network, Recipe, Tasks
 from ltdi.report.table import Result, Row
-from ltdi.tasks import FeatureBank, sample_episodes
-from ltdi.weights import head_space
+from ltdi.tasks import sample_episodes
+from ltdi.tracks.generated import AnchorOnly, Generated, World
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
@@ -87,144 +83,6 @@ PRESETS = {
         10_000,
     ),
 }
-
-
-@dataclass
-class World:
-    """Everything that the methods of one run share.
-
-    Attributes:
-        backbone: The frozen feature extractor.
-        train: Features of classes that the backbone did not see.
-        valid: Features of validation classes: every choice is made on them.
-        test: Features of test classes: only measured on.
-        directory: Where zoos are kept during the run.
-    """
-
-    backbone: Backbone
-    train: FeatureBank
-    valid: FeatureBank
-    test: FeatureBank
-    directory: Path
-    prepared: dict[Any, tuple[Anchor, TrainingSet, float]] = field(default_factory=dict)
-
-    def prepare(
-        self, recipe: Recipe, progress: Progress | None
-    ) -> tuple[Anchor, TrainingSet, float]:
-        """Anchor, solved tasks and the seconds they took; recipes that agree share them."""
-        key = (recipe.tasks, recipe.prepare, recipe.anchor, recipe.start, recipe.meta.seed)
-        if key not in self.prepared:
-            start = time.perf_counter()
-            anchor = make_anchor(recipe, self.train, self.valid)
-            zoo = prepare_zoo(
-                self.directory / f"zoo-{len(self.prepared)}",
-                self.train,
-                anchor,
-                recipe,
-                self.backbone,
-                progress=progress,
-            )
-            self.prepared[key] = (anchor, TrainingSet.of(zoo), time.perf_counter() - start)
-        return self.prepared[key]
-
-
-class Generated(Method):
-    """A generator as a few-shot method.
-
-    Args:
-        name: One of `RECIPES`.
-        base: The recipe that the name varies.
-        world: What the run shares.
-        way: Classes per test episode; a U-Net is trained for these alone, as it has no other way.
-    """
-
-    kind: ClassVar[str] = "ours"
-    note: ClassVar[str] = "generated heads"
-
-    def __init__(self, name: str, base: Recipe, world: World, way: int) -> None:
-        self.recipe, self.world = named_recipe(name, base), world
-        if self.recipe.network.kind == "unet":
-            self.recipe = replace(self.recipe, tasks=replace(self.recipe.tasks, ways=(way,)))
-        self.prepare_s = self.train_s = 0.0
-        self.generator: Generator | None = None
-
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:
-        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
-
-        def staged(stage: str, done: int, total: int, text: str) -> None:
-            if progress:
-                progress(done, total, f"{stage}: {text}")
-
-        anchor, data, self.prepare_s = self.world.prepare(self.recipe, staged)
-        start = time.perf_counter()
-        self.generator = train_generator(
-            data, anchor, self.world.backbone, self.recipe, valid=valid, progress=staged
-        )
-        self.train_s = time.perf_counter() - start
-
-    def publish(self, result: Result, path: Path) -> Generator:
-        """Save the generator with the metrics of a run in its card."""
-        g = fitted(self.generator, self)
-        metrics = {
-            f"{result.dataset} {result.settings['way']}-way {result.settings['shot']}-shot, "
-            f"{row.method}": {"mean": row.mean, "ci95": row.ci95, "episodes": row.episodes}
-            for row in result.rows
-            if row.kind != "control"
-        }
-        about = {
-            **g.parts.about,
-            "data": result.dataset,
-            "metrics": metrics,
-        }
-        published = Generator(replace(g.parts, about=about), g.backbone)
-        published.save(path)
-        return published
-
-    def predict(self, support: Tensor, query: Tensor) -> Tensor:
-        """See `Method.predict`."""
-        generator = fitted(self.generator, self)
-        return head_logits(generator.weights(support), query)
-
-
-class AnchorOnly(Method):
-    """The anchor of `lt-di` with nothing generated: what the cheap head does alone."""
-
-    name: ClassVar[str] = "anchor"
-    kind: ClassVar[str] = "control"
-    note: ClassVar[str] = "the anchor head of lt-di, without a generator"
-
-    def __init__(self, recipe: Recipe) -> None:
-        self.recipe = recipe
-        self.anchor: Anchor | None = None
-
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:
-        """See `Method.fit`."""
-        self.anchor = make_anchor(self.recipe, train, valid)
-
-    def predict(self, support: Tensor, query: Tensor) -> Tensor:
-        """See `Method.predict`."""
-        space = head_space(support.shape[-1], support.shape[1])
-        theta = fitted(self.anchor, self)(support, torch.ones(support.shape[:3]), space)
-        return head_logits(theta, query)
-
-
-def head_logits(theta: Tensor, query: Tensor) -> Tensor:
-    """Logits [E, way, Q, way] of flat heads [E, n] on query features [E, way, Q, D]."""
-    rows = theta.unflatten(-1, (-1, query.shape[-1] + 1))
-    flat: Tensor = query.flatten(1, 2) @ rows[..., :-1].mT + rows[..., -1].unsqueeze(1)
-    return flat.view(*query.shape[:3], -1)
 
 
 def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> dict[str, Method]:

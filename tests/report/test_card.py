@@ -15,7 +15,8 @@ import yaml
 import ltdi
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone, ConvNet, InputTransform
-from ltdi.generator import Generator, Parts, build_network
+from ltdi.generator import Generator
+from ltdi.parts import Parts, build_network
 from ltdi.recipe import Diffusion, Network, Recipe, Sampling
 from ltdi.report import model_card
 from ltdi.weights import Normaliser, head_space

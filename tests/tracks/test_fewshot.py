@@ -13,22 +13,13 @@ from ltdi.backbone import ProtoTraining
 from ltdi.baselines import PEERS
 from ltdi.data import ImageSet
 from ltdi.errors import InputError, MismatchError
-from ltdi.evaluate import summarise
+from ltdi.evaluate import query_logits, summarise
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import RECIPES, Network, Recipe, Tasks
 from ltdi.tracks import TRACKS, fewshot
-from ltdi.tracks.fewshot import (
-    ALL_METHODS,
-    PRESETS,
-    Generated,
-    Outcome,
-    Preset,
-    bench,
-    head_logits,
-    hold_out,
-    kind_of,
-)
+from ltdi.tracks.fewshot import ALL_METHODS, PRESETS, Outcome, Preset, bench, hold_out, kind_of
+from ltdi.tracks.generated import Generated
 from ltdi.weights import head_space
 
 RECIPE = Recipe(
@@ -220,7 +211,7 @@ def test_a_published_generator_gives_the_same_logits(outcome: Outcome, tmp_path:
     bank = outcome.world.test
     tasks = bank.episodes(way=5, shot=2, query=3, episodes=4, seed=0)
     support, query = bank.features[tasks.support], bank.features[tasks.query]
-    assert torch.equal(head_logits(loaded.weights(support), query), ours.predict(support, query))
+    assert torch.equal(query_logits(loaded.weights(support), query), ours.predict(support, query))
     metrics = loaded.parts.about["metrics"]
     mean = next(r.mean for r in outcome.result.rows if r.method == "lt-di")
     assert metrics["glyphs 3-way 1-shot, lt-di"]["mean"] == mean
@@ -234,7 +225,7 @@ def test_head_logits_are_those_of_the_head():
         "bias": torch.randn(2, 4, generator=rng),
     }
     query = torch.randn(2, 4, 3, 6, generator=rng)
-    logits = head_logits(head_space(6, 4).flatten(head), query)
+    logits = query_logits(head_space(6, 4).flatten(head), query)
     expected = torch.einsum("ewqd,evd->ewqv", query, head["weight"]) + head["bias"][:, None, None]
     torch.testing.assert_close(logits, expected)
 

@@ -1,0 +1,10 @@
+"""What each command does, one file each; `cli` turns their signatures into options."""
+
+from ltdi.commands.bench import bench
+from ltdi.commands.collect import collect
+from ltdi.commands.demo import demo
+from ltdi.commands.evaluate import evaluate
+from ltdi.commands.generate import export, generate
+from ltdi.commands.train import train
+
+__all__ = ["bench", "collect", "demo", "evaluate", "export", "generate", "train"]

@@ -1,0 +1,152 @@
+"""`ltdi collect`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from ltdi import data as sources
+from ltdi.anchor import make_empty_anchor
+from ltdi.backbone import Backbone, InputTransform, ProtoTraining, train_backbone
+from ltdi.backbone import transformers_backbone as from_transformers
+from ltdi.collect import Preparation
+from ltdi.commands.common import OUT, fetch, run_in
+from ltdi.errors import InputError
+from ltdi.meta import MetaConfig
+from ltdi.pipeline import (
+    check_start,
+    make_anchor,
+    prepare_zoo,
+    save_shared,
+    start_zoo,
+)
+from ltdi.recipe import Recipe, Tasks
+from ltdi.tasks import sample_episodes
+from ltdi.tracks import fewshot
+
+
+def collect(
+    out: str,
+    data: str = "glyphs",
+    data_dir: str | None = None,
+    split: str | None = None,
+    download: bool = False,
+    backbone: str | None = None,
+    held_out: float = 0.3,
+    anchor: str = "gaussian",
+    start: str = "anchor",
+    seed: int = 0,
+    tasks: Tasks = Tasks(),
+    prepare: Preparation = Preparation(lr=0.01, steps=60, segments=4),
+    training: ProtoTraining = ProtoTraining(),
+    resolved: str = "",
+) -> None:
+    """Solve many tasks and keep their optimisation trajectories in a zoo.
+
+    Args:
+        out: Directory of the zoo; collecting again goes on where it was stopped.
+        data: "glyphs", "omniglot", or a folder or zip of <class>/<image>.
+        data_dir: Where a named data set lies.
+        split: The data set's split, such as "official" for Omniglot.
+        download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
+        backbone: A directory of a saved backbone, or "transformers:NAME_OR_PATH"; a small conv net
+            is trained on part of the classes when it is not given.
+        held_out: Share of the training classes that a trained backbone does not see.
+        anchor: "gaussian", "prototype" or "none".
+        start: theta_0 of a task: "anchor" or "gaussian".
+        seed: Fixes everything.
+        tasks: Which tasks are solved.
+        prepare: How they are solved.
+        training: How a conv backbone is trained.
+        resolved: The command's options, saved beside the run.
+    """
+    recipe = Recipe(
+        tasks=tasks, prepare=prepare, anchor=anchor, start=start, meta=MetaConfig(seed=seed)
+    )
+    if download:
+        fetch(data, data_dir)
+    named = data in sources.SOURCES
+    with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
+        net = _given_backbone(backbone, path)
+        transform = net.transform if net else InputTransform()
+        parts = sources.load(
+            data,
+            data_dir,
+            size=transform.size,
+            channels=transform.channels,
+            split=split or (None if named else "random"),
+            seed=0 if named else seed,
+        )
+        train = parts["train"]
+        if backbone is None:
+            rest, train = fewshot.hold_out(train, held_out, seed)
+        _check_tasks(recipe, train.offsets)
+        if net is None:
+            net = train_backbone(
+                rest,
+                replace(training, seed=seed),
+                transform=transform,
+                progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
+            )
+            net.save(path / "backbone")
+        bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
+        valid = net.bank(parts["val"])
+        fitted = make_anchor(recipe, bank, valid)
+        about = {"data": data, "split": split, "held_out": held_out}
+        # Refuses other settings before anything of theirs is written.
+        start_zoo(path, bank, recipe, net, about=about)
+        save_shared(path, fitted, net, valid)
+        zoo = prepare_zoo(path, bank, fitted, recipe, net, about=about, progress=progress)
+        for shard in zoo.shards:
+            log({"event": "shard", **shard})
+    table = Table("way", "shot", "tasks", "dropped", "final loss", "final accuracy")
+    for group in zoo.load():
+        dropped = sum(
+            s["dropped"] for s in zoo.shards if (s["way"], s["shot"]) == (group.way, group.shot)
+        )
+        table.add_row(
+            *map(str, (group.way, group.shot, len(group), dropped)),
+            f"{float(group.loss.mean()):.5f}",
+            f"{float(group.accuracy.mean()):.4f}",
+        )
+    OUT.print(table)
+    OUT.print(f"zoo  {path}\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True)
+
+
+def _check_tasks(recipe: Recipe, offsets: torch.Tensor) -> None:
+    """Refuse tasks that the classes cannot give, before time is spent on a backbone."""
+    t = recipe.tasks
+    for name in ("ways", "shots"):
+        if not getattr(t, name):
+            raise InputError(
+                f"no {name} were given", where=f"tasks.{name}", fix="name at least one"
+            )
+    for name in ("per_setting", "shard"):
+        if getattr(t, name) < 1:
+            raise InputError(
+                f"{name} must be at least 1, got {getattr(t, name)}", where=f"tasks.{name}"
+            )
+    check_start(recipe)
+    make_empty_anchor(recipe.anchor, 1)
+    for way in t.ways:
+        for shot in t.shots:
+            sample_episodes(offsets, way=way, shot=shot, query=t.query, episodes=1, seed=0)
+
+
+def _given_backbone(name: str | None, zoo: Path) -> Backbone | None:
+    """The named backbone, or the one that an interrupted collection trained."""
+    if name is None:
+        kept = zoo / "backbone"
+        return Backbone.load(kept) if (kept / "backbone.json").is_file() else None
+    if name.startswith("transformers:"):
+        return from_transformers(name.partition(":")[2])
+    if not Path(name).is_dir():
+        raise InputError(
+            f"there is no backbone at {name!r}",
+            where="--backbone",
+            fix="give a directory with backbone.json, or transformers:NAME",
+        )
+    return Backbone.load(Path(name))

@@ -1,0 +1,68 @@
+"""What commands share: consoles, run directories, downloads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from ltdi.data import omniglot
+from ltdi.errors import InputError, LtdiError
+from ltdi.files import (
+    MARKER,
+    own_directory,
+    write_text,
+)
+from ltdi.progress import Bars, JsonLog, bars
+
+# Paths may hold what rich takes for markup.
+OUT = Console(highlight=False, markup=False, emoji=False)
+ERR = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+
+@contextmanager
+def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path, Bars, JsonLog]]:
+    """A directory of ours with the resolved options, bars, and a log.
+
+    A command that is refused leaves the directory as it was: options that an earlier run saved are
+    replaced only by a run that ends, and a directory that holds nothing but options and log goes.
+
+    Args:
+        out: The directory.
+        kind: See `own_directory`.
+        name: File for the options.
+        resolved: The options.
+    """
+    kept = {p for p in (Path(out), *Path(out).parents) if p.exists()}
+    path = own_directory(out, kind)
+    options = path / name
+    fresh = not options.exists()
+    if fresh:
+        write_text(options, resolved)
+    try:
+        with JsonLog(path / "log.jsonl") as log, bars(ERR) as progress:
+            yield path, progress, log
+    except LtdiError:
+        ours = {options, path / MARKER, path / "log.jsonl"}
+        if fresh and set(path.iterdir()) <= ours:
+            for file in path.iterdir():
+                file.unlink()
+            for folder_made in (path, *path.parents):
+                if folder_made in kept or any(folder_made.iterdir()):
+                    break
+                folder_made.rmdir()
+        raise
+    write_text(options, resolved)
+
+
+def fetch(dataset: str, data_dir: str | None) -> None:
+    """Download what a data set's directory lacks; only ever done when asked for."""
+    if dataset != "omniglot" or data_dir is None:
+        raise InputError(
+            "only Omniglot can be downloaded, into a directory of your choice",
+            where="--download",
+            fix="give --data-dir DIR with omniglot, or leave --download out",
+        )
+    omniglot.download(data_dir)

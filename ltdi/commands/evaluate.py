@@ -1,0 +1,115 @@
+"""`ltdi evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltdi.backbone import Backbone
+from ltdi.commands.common import ERR, OUT
+from ltdi.data import folder
+from ltdi.evaluate import latency_ms, paired, query_logits, score, summarise
+from ltdi.files import (
+    claim_file,
+)
+from ltdi.generator import Generator
+from ltdi.memory import peak_mb
+from ltdi.progress import bars
+from ltdi.report.table import Result, Row, show
+from ltdi.tracks import fewshot
+from ltdi.weights import prototype_head
+
+
+def evaluate(
+    generator: str,
+    data_dir: str,
+    way: int = 5,
+    shot: int = 1,
+    query: int = 15,
+    episodes: int = 1000,
+    steps: int | None = None,
+    temperature: float | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    json: str | None = None,
+    backbone: str | None = None,
+    resolved: str = "",
+) -> None:
+    """Measure a generator on few-shot episodes from any folder or zip of images.
+
+    Args:
+        generator: Directory of a generator, or a name on the hub.
+        data_dir: Folder or zip of <class>/<image>; the classes need not be known to anyone.
+        way: Classes per episode.
+        shot: Support images per class.
+        query: Query images per class; lowered, with a note, where a class has too few images.
+        episodes: Number of episodes.
+        steps: Denoising steps; the generator's own number by default.
+        temperature: Scale of the noise.
+        samples: Weights drawn and averaged.
+        seed: Of the episodes and the noise.
+        json: File for the result.
+        backbone: A saved backbone that must be the generator's own; a check for scripts.
+        resolved: The command's options.
+    """
+    fewshot.check_counts(shot=shot, query=query, episodes=episodes)
+    target = claim_file(json, "result") if json else None
+    gen = Generator.from_pretrained(generator)
+    if backbone is not None:
+        gen.check_backbone(Backbone.load(Path(backbone)))
+    t = gen.backbone.transform
+    images = folder.load(data_dir, size=t.size, channels=t.channels, min_per_class=shot + 1)
+    room = int(images.counts.min()) - shot
+    if room < query:
+        ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
+        query = room
+    with bars(ERR) as progress:
+        bank = gen.backbone.bank(images, progress=lambda i, n: progress("features", i, n, ""))
+    tasks = bank.episodes(way=way, shot=shot, query=query, episodes=episodes, seed=seed)
+    given = {"steps": steps, "temperature": temperature, "samples": samples}
+    options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+
+    def ours(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        return query_logits(gen.weights(s, seed=seed, **options), q)
+
+    def prototypes(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+        head = prototype_head(s.mean(2), 1.0)
+        return query_logits(gen.space(s.shape[1]).flatten(head), q)
+
+    rows, scores = [], {}
+    for name, kind, predict in (("lt-di", "ours", ours), ("protonet", "peer", prototypes)):
+        scores[name] = score(predict, bank, tasks)
+        summary = summarise(scores[name].accuracy)
+        rows.append(
+            Row(
+                name,
+                kind,
+                "accuracy",
+                summary.mean,
+                summary.ci95,
+                episodes,
+                latency_ms(predict, bank, tasks),
+                0.0,
+                0.0,
+                peak_mb(),
+            )
+        )
+    difference = asdict(paired(scores["lt-di"].accuracy, scores["protonet"].accuracy))
+    settings = {
+        "way": way,
+        "shot": shot,
+        "query": query,
+        "classes": len(images.classes),
+        "generator": gen.revision,
+        "sampling": asdict(gen.sampling(**options)),
+        "paired": {"protonet": difference},
+        "nll": float(scores["lt-di"].nll.mean()),
+        "ece": scores["lt-di"].ece,
+    }
+    result = Result("evaluate", images.name, "none", seed, settings, rows)
+    show(result, OUT)
+    if target:
+        result.write_json(target)

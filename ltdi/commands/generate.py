@@ -1,0 +1,122 @@
+"""`ltdi generate` and `ltdi export`: one head, from images to a classifier on disk."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from ltdi.commands.common import OUT
+from ltdi.data import folder
+from ltdi.errors import MismatchError, unknown
+from ltdi.files import (
+    claim_file,
+    own_directory,
+    read_metadata,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from ltdi.generator import Generator
+from ltdi.tasks import Support
+
+
+def generate(
+    generator: str,
+    support: str,
+    out: str,
+    steps: int | None = None,
+    temperature: float | None = None,
+    samples: int | None = None,
+    sampler: str | None = None,
+    strength: float | None = None,
+    seed: int = 0,
+    resolved: str = "",
+) -> None:
+    """Generate the classifier head of one task from a folder of labelled images.
+
+    Args:
+        generator: Directory of a generator, or a name on the hub.
+        support: Folder or zip of <class>/<image>; each class folder is one label, in the order of
+            their names.
+        out: The safetensors file to write.
+        steps: Denoising steps; the generator's own number by default.
+        temperature: Scale of the noise; 0 is the most accurate.
+        samples: Weights drawn and averaged.
+        sampler: "ddim" or "ddpm".
+        strength: Factor of what is generated beyond the anchor; 0 returns the anchor.
+        seed: Of the noise.
+        resolved: The command's options.
+    """
+    target = claim_file(out, "weights")
+    gen = Generator.from_pretrained(generator)
+    t = gen.backbone.transform
+    images = folder.load(support, size=t.size, channels=t.channels)
+    labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
+    given = {
+        "steps": steps,
+        "temperature": temperature,
+        "samples": samples,
+        "sampler": sampler,
+        "strength": strength,
+    }
+    options = {k: v for k, v in given.items() if v is not None}
+    head = gen.generate(Support(images.images, labels), seed=seed, **options)
+    gen.save_weights(target, head, classes=images.classes, seed=seed)
+    OUT.print(
+        f"{len(images.classes)}-way head from {len(labels)} images  ->  {target}", soft_wrap=True
+    )
+
+
+def export(
+    generator: str,
+    weights: str,
+    out: str,
+    format: str = "safetensors",
+    resolved: str = "",
+) -> None:
+    """Join a generated head with its backbone into one classifier on disk.
+
+    Args:
+        generator: Directory of the generator that made the head, or a name on the hub.
+        weights: File written by `ltdi generate`.
+        out: Directory of the classifier.
+        format: "safetensors", or "npz" for numpy.
+        resolved: The command's options.
+    """
+    if format not in ("safetensors", "npz"):
+        raise unknown("format", format, ("safetensors", "npz"), where="--format")
+    gen = Generator.from_pretrained(generator)
+    path = Path(weights)
+    head, metadata = read_tensors(path), read_metadata(path)
+    if metadata.get("backbone") != gen.backbone.fingerprint:
+        raise MismatchError(
+            f"these weights belong to backbone {metadata.get('backbone', 'unknown')[:12]}, the "
+            f"generator has {gen.backbone.fingerprint[:12]}",
+            where=str(path),
+            fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
+        )
+    gen.check_head(head)
+    folder_out = own_directory(out, "classifier")
+    tensors = {f"backbone.{k}": v for k, v in gen.backbone.net.state_dict().items()}
+    tensors |= {f"head.{k}": v for k, v in head.items()}
+    if format == "safetensors":
+        write_tensors(folder_out / "model.safetensors", tensors, {"format": "pt"})
+    else:
+        import numpy as np
+
+        np.savez(folder_out / "model.npz", **{k: v.numpy() for k, v in tensors.items()})
+    write_json(
+        folder_out / "config.json",
+        {
+            "classes": jsonlib.loads(metadata.get("task", "[]")),
+            "backbone": gen.backbone.config,
+            "transform": asdict(gen.backbone.transform),
+            "generator": metadata.get("generator"),
+            "logits": "backbone(transform(images)) @ head.weight.T + head.bias",
+        },
+    )
+    numbers = sum(t.numel() for t in tensors.values())
+    OUT.print(f"classifier  {folder_out}  ({numbers} numbers)", soft_wrap=True)

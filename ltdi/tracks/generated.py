@@ -1,0 +1,156 @@
+"""Generators, and their anchor alone, as few-shot methods beside their peers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ltdi.anchor import Anchor
+from ltdi.backbone import Backbone
+from ltdi.baselines import Budget, Method, fitted
+from ltdi.evaluate import query_logits
+from ltdi.generator import Generator
+from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
+from ltdi.recipe import Recipe, named_recipe
+from ltdi.report.table import Result
+from ltdi.tasks import FeatureBank
+from ltdi.weights import head_space
+
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass
+class World:
+    """Everything that the methods of one run share.
+
+    Attributes:
+        backbone: The frozen feature extractor.
+        train: Features of classes that the backbone did not see.
+        valid: Features of validation classes: every choice is made on them.
+        test: Features of test classes: only measured on.
+        directory: Where zoos are kept during the run.
+    """
+
+    backbone: Backbone
+    train: FeatureBank
+    valid: FeatureBank
+    test: FeatureBank
+    directory: Path
+    prepared: dict[Any, tuple[Anchor, TrainingSet, float]] = field(default_factory=dict)
+
+    def prepare(
+        self, recipe: Recipe, progress: Progress | None
+    ) -> tuple[Anchor, TrainingSet, float]:
+        """Anchor, solved tasks and the seconds they took; recipes that agree share them."""
+        key = (recipe.tasks, recipe.prepare, recipe.anchor, recipe.start, recipe.meta.seed)
+        if key not in self.prepared:
+            start = time.perf_counter()
+            anchor = make_anchor(recipe, self.train, self.valid)
+            zoo = prepare_zoo(
+                self.directory / f"zoo-{len(self.prepared)}",
+                self.train,
+                anchor,
+                recipe,
+                self.backbone,
+                progress=progress,
+            )
+            self.prepared[key] = (anchor, TrainingSet.of(zoo), time.perf_counter() - start)
+        return self.prepared[key]
+
+
+class Generated(Method):
+    """A generator as a few-shot method.
+
+    Args:
+        name: One of `RECIPES`.
+        base: The recipe that the name varies.
+        world: What the run shares.
+        way: Classes per test episode; a U-Net is trained for these alone, as it has no other way.
+    """
+
+    kind: ClassVar[str] = "ours"
+    note: ClassVar[str] = "generated heads"
+
+    def __init__(self, name: str, base: Recipe, world: World, way: int) -> None:
+        self.recipe, self.world = named_recipe(name, base), world
+        if self.recipe.network.kind == "unet":
+            self.recipe = replace(self.recipe, tasks=replace(self.recipe.tasks, ways=(way,)))
+        self.prepare_s = self.train_s = 0.0
+        self.generator: Generator | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
+
+        def staged(stage: str, done: int, total: int, text: str) -> None:
+            if progress:
+                progress(done, total, f"{stage}: {text}")
+
+        anchor, data, self.prepare_s = self.world.prepare(self.recipe, staged)
+        start = time.perf_counter()
+        self.generator = train_generator(
+            data, anchor, self.world.backbone, self.recipe, valid=valid, progress=staged
+        )
+        self.train_s = time.perf_counter() - start
+
+    def publish(self, result: Result, path: Path) -> Generator:
+        """Save the generator with the metrics of a run in its card."""
+        g = fitted(self.generator, self)
+        metrics = {
+            f"{result.dataset} {result.settings['way']}-way {result.settings['shot']}-shot, "
+            f"{row.method}": {"mean": row.mean, "ci95": row.ci95, "episodes": row.episodes}
+            for row in result.rows
+            if row.kind != "control"
+        }
+        about = {
+            **g.parts.about,
+            "data": result.dataset,
+            "metrics": metrics,
+        }
+        published = Generator(replace(g.parts, about=about), g.backbone)
+        published.save(path)
+        return published
+
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        generator = fitted(self.generator, self)
+        return query_logits(generator.weights(support), query)
+
+
+class AnchorOnly(Method):
+    """The anchor of `lt-di` with nothing generated: what the cheap head does alone."""
+
+    name: ClassVar[str] = "anchor"
+    kind: ClassVar[str] = "control"
+    note: ClassVar[str] = "the anchor head of lt-di, without a generator"
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.anchor: Anchor | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`."""
+        self.anchor = make_anchor(self.recipe, train, valid)
+
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        space = head_space(support.shape[-1], support.shape[1])
+        theta = fitted(self.anchor, self)(support, torch.ones(support.shape[:3]), space)
+        return query_logits(theta, query)
