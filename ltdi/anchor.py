@@ -14,7 +14,13 @@ from torch import Tensor, nn
 
 from ltdi.errors import InputError, unknown
 from ltdi.tasks import FeatureBank
-from ltdi.weights import WeightSpace, centre_classes, head_space, prototype_head
+from ltdi.weights import (
+    WeightSpace,
+    centre_classes,
+    head_logits,
+    head_space,
+    prototype_head,
+)
 
 
 class Anchor(nn.Module):
@@ -206,9 +212,8 @@ def _calibrate(
         episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=seed)
         support = valid.features[episodes.support]
         theta = anchor(support, torch.ones(support.shape[:3]), space)
-        head = space.unflatten(theta)
         q = valid.features[episodes.query].flatten(1, 2)
-        logits.append((q @ head["weight"].mT + head["bias"].unsqueeze(1)).flatten(0, 1))
+        logits.append(head_logits(theta, q).flatten(0, 1))
     stacked = torch.cat(logits)
     labels = torch.cat(
         [torch.arange(way).repeat_interleave(len(x) // (200 * way)).repeat(200) for x in logits]
