@@ -52,6 +52,9 @@ COMMANDS: dict[str, Callable[..., None]] = {
 }
 
 
+RESUMABLE = ("collect", "train")
+
+
 class Parser(jsonargparse.ArgumentParser):
     """Names the nearest option when one is unknown; `--data-dir` is the same as `--data_dir`."""
 
@@ -176,10 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return 2
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: what is finished is on disk; run the same command to go on",
-            file=sys.stderr,
-        )
+        goes_on = "goes on from what is on disk" if name in RESUMABLE else "starts again"
+        print(f"\ninterrupted: the same command {goes_on}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -261,7 +261,7 @@ def test_ctrl_c_during_training_resumes_bit_for_bit(place: Path, tmp_path: Path)
     process.send_signal(signal.SIGINT)
     _, shown = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "run the same command to go on" in shown and "Traceback" not in shown
+    assert "the same command goes on from what is on disk" in shown and "Traceback" not in shown
     assert not (out / "model.safetensors").exists()
     assert ltdi_("", *command, out) == 0
     steps = [json.loads(line).get("step") for line in log.open()]
