@@ -81,6 +81,7 @@ def chains(generator: Generator, world: World, tasks: Episodes, recipe: Recipe) 
         support,
         steps=recipe.diffusion.steps,
         temperature=1.0,
+        strength=1.0,  # the chain itself, before validation scales it down
         callback=lambda t, theta, estimate: states.append(theta),
     )
     samples = torch.cat([support, query], 2).flatten(1, 2)
