@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,15 @@ def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     assert_equal(params(second.module), params(whole.module))
 
 
+@pytest.fixture
+def ctrl_c_raises() -> Iterator[None]:
+    """A shell ignores Ctrl-C in what it runs in the background, these tests maybe among it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
 @pytest.mark.parametrize("call", [1, 26, 27, 40])
 def test_ctrl_c_within_an_iteration_ends_bit_for_bit_too(call: int, tmp_path: Path) -> None:
     """The signal arrives while a batch is drawn: half an iteration must not be recorded."""
