@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -156,6 +157,17 @@ def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, Image
     return images.select(rest), images.select(held)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Heads are small: waking a second thread costs more than it computes (docs/lab-notes.md)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def build_world(
     parts: dict[str, ImageSet],
     preset: Preset,
@@ -291,25 +303,26 @@ def bench(
         budget = Budget(p.peer_iterations, way, shot, query, p.valid_episodes, seed)
         fitted_methods = methods_of(methods, recipe, world, way)
         rows, scores = [], {}
-        for name, method in fitted_methods.items():
-            reset_peak()
-            start = time.perf_counter()
-            method.fit(world.train, world.valid, budget, partial(progress, name))
-            prepare_s, train_s = 0.0, time.perf_counter() - start
-            if isinstance(method, Generated):
-                prepare_s, train_s = method.prepare_s, method.train_s
-            scores[name] = score(method.predict, world.test, tests)
-            rows.append(
-                _row(
-                    name,
-                    scores[name],
-                    len(tests),
-                    latency_ms(method.predict, world.test, tests),
-                    prepare_s,
-                    train_s,
+        with one_thread():
+            for name, method in fitted_methods.items():
+                reset_peak()
+                start = time.perf_counter()
+                method.fit(world.train, world.valid, budget, partial(progress, name))
+                prepare_s, train_s = 0.0, time.perf_counter() - start
+                if isinstance(method, Generated):
+                    prepare_s, train_s = method.prepare_s, method.train_s
+                scores[name] = score(method.predict, world.test, tests)
+                rows.append(
+                    _row(
+                        name,
+                        scores[name],
+                        len(tests),
+                        latency_ms(method.predict, world.test, tests),
+                        prepare_s,
+                        train_s,
+                    )
                 )
-            )
-            log({"event": "method", **asdict(rows[-1])})
+                log({"event": "method", **asdict(rows[-1])})
     settings = {
         "way": way,
         "shot": shot,
