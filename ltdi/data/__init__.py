@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
 from ltdi import errors
-from ltdi.data import folder, glyphs, omniglot
+from ltdi.data import cifar, domains, folder, glyphs, omniglot, oxford_pets, tiny_imagenet
 from ltdi.data.images import ImageSet, decode
+from ltdi.data.layout import readable
 from ltdi.errors import InputError
 
-__all__ = ["SOURCES", "ImageSet", "Source", "decode", "load"]
+__all__ = ["SOURCES", "ImageSet", "Source", "decode", "load", "readable"]
 
 
 class Source(Protocol):
-    """What a source's `load_named` does: the parts of the data set, disjoint by class."""
+    """What a source's `load_named` does: the parts of the data set, by name."""
 
     def __call__(
         self, data_dir: Path | None, *, size: int, channels: int, split: str | None, seed: int
@@ -28,6 +30,10 @@ class Source(Protocol):
 SOURCES: dict[str, Source] = {
     "glyphs": glyphs.load_named,
     "omniglot": omniglot.load_named,
+    "tiny-imagenet": tiny_imagenet.load_named,
+    "oxford-pets": oxford_pets.load_named,
+    **{name: partial(cifar.load_named, source=name) for name in cifar.SETS},
+    **{name: partial(domains.load_named, source=name) for name in domains.DOMAINS},
 }
 
 
@@ -53,7 +59,8 @@ def load(
         seed: Of sets that are drawn, and of "random".
 
     Returns:
-        "train", "val" and "test"; or "all", for a path without split.
+        "train", "val" and "test", disjoint by class; or "all", for a path without split. Of sets
+        for transfer, "train" and "test" with the same classes; of domain sets, one part a domain.
 
     Raises:
         InputError: For an unknown name or split, a missing path, or unusable data.

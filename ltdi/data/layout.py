@@ -1,0 +1,179 @@
+"""Finding the files of a data set in what a user gives, and decoding them class by class."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import torch
+
+from ltdi import errors
+from ltdi.data import tarball
+from ltdi.data.archive import FileTree, open_tree
+from ltdi.data.images import ImageSet, check_geometry, decode
+from ltdi.errors import InputError
+
+_T = TypeVar("_T")
+
+
+class ImageFile(NamedTuple):
+    """One image that has not been read yet: its name, for messages, and what reads its bytes."""
+
+    where: str
+    read: Callable[[], bytes]
+
+
+def image_file(tree: FileTree, name: str) -> ImageFile:
+    """The file `name` of `tree`."""
+    return ImageFile(tree.label(name), partial(tree.read, name))
+
+
+def readable(name: str) -> str:
+    """A class name as text: "Egyptian_Mau" -> "Egyptian Mau"; folders before it are left out."""
+    return " ".join(name.rpartition("/")[2].replace("_", " ").split())
+
+
+def require(data_dir: Path | None, title: str) -> Path:
+    """`data_dir`, which the set called `title` cannot do without.
+
+    Raises:
+        InputError: When it is None.
+    """
+    if data_dir is None:
+        raise InputError(
+            f"{title} is not embedded",
+            where="data_dir",
+            fix="give the folder or archive that holds it",
+        )
+    return data_dir
+
+
+def check_split(split: str | None, known: Sequence[str], title: str) -> str:
+    """`split`, or the first of `known` for None.
+
+    Raises:
+        InputError: For a name that is not among `known`.
+    """
+    if split is None:
+        return known[0]
+    if split not in known:
+        raise errors.unknown("split", split, known, where=title)
+    return split
+
+
+def locate(path: str | os.PathLike[str], archives: Sequence[str]) -> Path:
+    """The first of `archives` that lies directly in the folder `path`, else `path` itself."""
+    root = Path(path)
+    return next((root / a for a in archives if (root / a).is_file()), root)
+
+
+def open_source(path: str | os.PathLike[str], archives: Sequence[str]) -> FileTree:
+    """Open a folder, a zip or a `.tar.gz`, or one of `archives` in a folder.
+
+    Args:
+        path: What the user gives.
+        archives: File names under which the set is distributed.
+
+    Raises:
+        InputError: When the path is missing, or holds an entry that points outside it.
+        DamagedFileError: For an unreadable archive.
+    """
+    at = locate(path, archives)
+    packed = at.name.endswith(tarball.SUFFIXES) and at.is_file()
+    return tarball.Tar(at) if packed else open_tree(at)
+
+
+def find(tree: FileTree, pattern: str) -> list[tuple[re.Match[str], str]]:
+    """Files whose names match `pattern` below one folder, wherever that folder lies.
+
+    Args:
+        tree: Where to look.
+        pattern: A regular expression with named groups, for the whole rest of the name.
+
+    Returns:
+        Matches and full names, sorted by name.
+
+    Raises:
+        InputError: When there are such files below two folders: two copies of the set.
+    """
+    rule = re.compile(rf"(?P<_root>(?:.*/)?)(?:{pattern})")
+    found = [(match, name) for name in tree.names if (match := rule.fullmatch(name))]
+    roots = sorted({match["_root"] for match, _ in found})
+    if len(roots) > 1:
+        raise InputError(
+            f"the files are there more than once: in {roots[0] or './'!r} and in {roots[1]!r}",
+            where=tree.where,
+            fix="give the folder of one of them",
+        )
+    return found
+
+
+def read_lines(tree: FileTree, pattern: str, purpose: str) -> list[str]:
+    """The lines of the text file that matches `pattern`, a fixed name; empty ones are left out.
+
+    Raises:
+        InputError: When there is no such file; `purpose` says what it is needed for.
+    """
+    found = find(tree, pattern)
+    if not found:
+        file = pattern.replace("\\", "")
+        raise InputError(
+            f"there is no {file}",
+            where=tree.where,
+            fix=f"put it back where the official layout has it; {purpose}",
+        )
+    text = tree.read(found[0][1]).decode("utf-8", "replace")
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def choose(
+    groups: Mapping[str, _T],
+    names: Sequence[str],
+    where: str,
+    *,
+    lack: str = "classes have no image",
+    fix: str = "complete the data",
+) -> dict[str, _T]:
+    """The given items of `groups`, in the order of `names`.
+
+    Raises:
+        InputError: Saying which are not there, what they `lack`, and how to `fix` it.
+    """
+    absent = [n for n in names if n not in groups]
+    if absent:
+        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+        raise InputError(
+            f"{len(absent)} of {len(names)} {lack}: {', '.join(map(repr, absent[:5]))}{more}",
+            where=where,
+            fix=fix,
+        )
+    return {n: groups[n] for n in names}
+
+
+def decode_groups(
+    name: str, groups: Mapping[str, Sequence[ImageFile]], *, size: int, channels: int
+) -> ImageSet:
+    """Decode images class by class into one tensor; the memory is the result's and no more.
+
+    Args:
+        name: The source.
+        groups: Class name -> its images, one or more; classes are sorted by code point.
+        size: Height and width of the images, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        DamagedFileError: For an unreadable image.
+        InputError: For an impossible geometry, or a class without images.
+    """
+    check_geometry(size, channels)
+    classes = tuple(sorted(groups))
+    files = [file for c in classes for file in groups[c]]
+    images = torch.empty(len(files), channels, size, size, dtype=torch.uint8)
+    for row, file in enumerate(files):
+        images[row] = decode(file.read(), size=size, channels=channels, where=file.where)
+    offsets = torch.tensor([0, *(len(groups[c]) for c in classes)]).cumsum(0)
+    return ImageSet(name, images, offsets, classes)
