@@ -1,0 +1,168 @@
+"""A frozen feature extractor and its files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ltdi.backbone.conv import ConvNet
+from ltdi.backbone.features import FeatureMap, FeatureMapping, MappedNet, mapped_config
+from ltdi.backbone.precision import autocast
+from ltdi.backbone.resnet import ResNet12
+from ltdi.backbone.transform import InputTransform
+from ltdi.backbone.wrapped import EFFICIENTNET, EfficientNetLite, TransformersNet, timm_net
+from ltdi.data import ImageSet
+from ltdi.errors import MismatchError, unknown
+from ltdi.files import digest, read_json, read_tensors, write_json, write_tensors
+from ltdi.tasks import FeatureBank
+
+CONFIG = "backbone.json"
+WEIGHTS = "backbone.safetensors"
+# A new kind of network is one line here.
+KINDS: dict[str, Callable[[dict[str, Any]], nn.Module]] = {
+    "conv": lambda c: ConvNet(c["channels"], c["width"], c["size"]),
+    "resnet12": lambda c: ResNet12(c["channels"], c["widths"], c["stride"]),
+    EFFICIENTNET: lambda c: EfficientNetLite(),
+    "timm": lambda c: timm_net(c["name"], pretrained=False),
+    "transformers": TransformersNet.untrained,
+    "mapped": lambda c: MappedNet(
+        build(c["net"]), FeatureMap(c["features"], FeatureMapping(c["power"], c["width"]))
+    ),
+}
+# Pixels of one forward pass: more of them leave the cache, and are slower.
+_PIXELS = 16 * 112**2
+
+
+class Backbone(nn.Module):
+    """A frozen feature extractor.
+
+    Args:
+        net: Maps transformed images to features [n, D].
+        transform: Its input transform.
+        config: How to build the net again: `{"kind": .., ..}`, a key of `KINDS` and what its
+            builder reads. An entry `"precision": "float32"` is for nets that bfloat16 harms.
+    """
+
+    def __init__(self, net: nn.Module, transform: InputTransform, config: dict[str, Any]) -> None:
+        super().__init__()
+        # One layout, trained or loaded: another one would round differently.
+        net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net, self.transform, self.config = net, transform, config
+
+    @property
+    def precision(self) -> str:
+        """What "auto" means for this net; see `ltdi.backbone.precision.lowers`."""
+        return str(self.config.get("precision", "auto"))
+
+    @torch.no_grad()
+    def features(
+        self, images: Tensor, *, batch: int | None = None, precision: str = "auto"
+    ) -> Tensor:
+        """Features of images.
+
+        Args:
+            images: [n, 1 or 3, height, width]; see `InputTransform`.
+            batch: Images per forward pass; fewer of large ones by default.
+            precision: "auto" takes bfloat16 where the processor has it and the net bears it;
+                "float32" never does.
+
+        Returns:
+            float32 [n, D].
+        """
+        self.net.eval()
+        size = batch or max(1, min(512, _PIXELS // self.transform.size**2))
+        parts = []
+        for start in range(0, max(1, len(images)), size):
+            x = self.transform(images[start : start + size], first=start)
+            with autocast(self.precision if precision == "auto" else precision):
+                parts.append(self._views(x.contiguous(memory_format=torch.channels_last)))
+        return torch.cat(parts)
+
+    def _views(self, x: Tensor) -> Tensor:
+        z: Tensor = self.net(x).float()
+        return (z + self.net(x.flip(-1)).float()) / 2 if self.transform.flip else z
+
+    def bank(
+        self, images: ImageSet, *, progress: Callable[[int, int], None] | None = None
+    ) -> FeatureBank:
+        """Features of a whole image set."""
+        parts, total = [], len(images.images)
+        for start in range(0, total, 2048):
+            parts.append(self.features(images.images[start : start + 2048]))
+            if progress:
+                progress(min(start + 2048, total), total)
+        return FeatureBank(torch.cat(parts), images.offsets, images.classes)
+
+    def mapped(self, map: FeatureMap) -> Backbone:
+        """This backbone followed by a fitted feature map."""
+        return Backbone(MappedNet(self.net, map), self.transform, mapped_config(self.config, map))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of weights and transform."""
+        return digest({**self.net.state_dict(), "transform": _code(self.transform.fields)})
+
+    def save(self, path: Path) -> None:
+        """Write `backbone.json` and `backbone.safetensors` into a directory."""
+        write_tensors(path / WEIGHTS, self.net.state_dict())
+        about = {"config": self.config, "transform": asdict(self.transform)}
+        write_json(path / CONFIG, {**about, "fingerprint": self.fingerprint})
+
+    @classmethod
+    def from_config(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Backbone:
+        """Build from `{"config": .., "transform": ..}` and the net's state dict."""
+        transform: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in about["transform"].items()
+        }
+        net = build(about["config"])
+        net.load_state_dict(tensors)
+        return cls(net, InputTransform(**transform), about["config"])
+
+    @classmethod
+    def load(cls, path: Path) -> Backbone:
+        """The inverse of `save`.
+
+        Raises:
+            InputError: If a file is missing, or a library that the net needs.
+            DamagedFileError: If one is truncated or altered.
+            MismatchError: If weights and configuration do not belong together.
+        """
+        about = read_json(path / CONFIG)
+        try:
+            out = cls.from_config(about, read_tensors(path / WEIGHTS))
+        except (KeyError, RuntimeError, TypeError) as error:
+            raise MismatchError(
+                f"{WEIGHTS} does not fit {CONFIG}: {str(error).splitlines()[-1].strip()}",
+                where=str(path),
+                fix="restore both files from the same run",
+            ) from None
+        if out.fingerprint != about.get("fingerprint"):
+            raise MismatchError(
+                f"{WEIGHTS} is not the file that {CONFIG} was written with",
+                where=str(path),
+                fix="restore both files from the same run",
+            )
+        return out
+
+
+def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
+    """An untrained net, its initial weights fixed by the seed.
+
+    Raises:
+        InputError: If the kind is unknown, or its library is not installed.
+    """
+    if config["kind"] not in KINDS:
+        raise unknown("backbone kind", config["kind"], KINDS)
+    # Initialisation reads the global state of randomness, which is not ours to move.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return KINDS[config["kind"]](config)
+
+
+def _code(value: dict[str, Any]) -> Tensor:
+    return torch.tensor(list(repr(sorted(value.items())).encode()), dtype=torch.uint8)

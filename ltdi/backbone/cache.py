@@ -1,0 +1,65 @@
+"""Features that are computed once and kept on disk."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from ltdi.backbone.backbone import Backbone
+from ltdi.backbone.precision import lowers
+from ltdi.data import ImageSet
+from ltdi.errors import DamagedFileError, MismatchError
+from ltdi.files import DIGEST, digest, read_metadata, read_tensors, write_tensors
+from ltdi.tasks import FeatureBank
+
+
+def cached_bank(
+    backbone: Backbone,
+    images: ImageSet,
+    directory: Path | str,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] = warnings.warn,
+) -> FeatureBank:
+    """`Backbone.bank`, kept in a directory.
+
+    A file's name and metadata tell what its features depend on: backbone and transform (by
+    fingerprint), arithmetic, pixels and class names. A file that is damaged, or is not what its
+    name says, is told to `say` and made anew.
+
+    Args:
+        backbone: The backbone.
+        images: The images.
+        directory: Where the features are kept; made where it is missing.
+        progress: Called with images done and images in all, when features are computed.
+        say: Called with a message.
+    """
+    about = {
+        "backbone": backbone.fingerprint,
+        "arithmetic": "bfloat16" if lowers(backbone.precision) else "float32",
+        "images": digest({"images": images.images, "offsets": images.offsets}),
+        "classes": json.dumps(images.classes),
+    }
+    path = Path(directory) / f"features-{digest({}, about)}.safetensors"
+    if path.is_file():
+        try:
+            features = _read(path, about, len(images))
+            return FeatureBank(features, images.offsets, images.classes)
+        except (DamagedFileError, MismatchError) as error:
+            say(f"{error.what}; its features are computed again")
+    bank = backbone.bank(images, progress=progress)
+    write_tensors(path, {"features": bank.features}, about)
+    return bank
+
+
+def _read(path: Path, about: Mapping[str, str], n: int) -> Tensor:
+    features = read_tensors(path).get("features")
+    found = read_metadata(path)
+    found.pop(DIGEST)
+    if features is None or features.ndim != 2 or len(features) != n or found != about:
+        raise MismatchError(f"{path.name} holds other features than its name says")
+    return features

@@ -1,0 +1,109 @@
+"""`ltdi.backbone.cache`: the same features, computed once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltdi.backbone import Backbone, cache, cached_bank
+from ltdi.data import ImageSet
+
+from .conftest import conv, ink
+
+
+def images(classes: int = 3) -> ImageSet:
+    groups = {f"class {c}": list(ink(4 + c)) for c in range(classes)}
+    return ImageSet.from_groups("made", groups)
+
+
+def refuse(message: str) -> None:
+    raise AssertionError(message)
+
+
+@pytest.fixture
+def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Lengths of the image sets that were really embedded."""
+    seen: list[int] = []
+    real = Backbone.bank
+
+    def counted(self: Backbone, given: ImageSet, **kwargs: object) -> object:
+        seen.append(len(given))
+        return real(self, given, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Backbone, "bank", counted)
+    return seen
+
+
+def test_features_are_computed_once(tmp_path: Path, forwards: list[int]) -> None:
+    net, given = conv(), images()
+    first = cached_bank(net, given, tmp_path / "new", say=refuse)
+    again = cached_bank(conv(), images(), tmp_path / "new", say=refuse)
+    assert forwards == [len(given)]
+    assert torch.equal(again.features, first.features)
+    assert torch.equal(again.features, net.bank(given).features)
+    assert torch.equal(again.offsets, given.offsets) and again.classes == given.classes
+    names = [p.name for p in (tmp_path / "new").iterdir()]
+    assert len(names) == 1 and names[0].startswith("features-")
+
+
+def test_whatever_features_depend_on_has_its_own_file(
+    tmp_path: Path, forwards: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = images()
+    brighter = ImageSet("made", given.images + 1, given.offsets, given.classes)
+    renamed = ImageSet("made", given.images, given.offsets, ("a", "b", "c"))
+    other = given.offsets.clone()
+    other[1] += 1
+    regrouped = replace(given, offsets=other)
+    for net in (conv(), conv(1), conv(flip=True), conv(polarity="keep")):
+        cached_bank(net, given, tmp_path, say=refuse)
+    for changed in (brighter, renamed, regrouped):
+        cached_bank(conv(), changed, tmp_path, say=refuse)
+    # bfloat16 on one machine and float32 on another may share a directory.
+    lower = cache.lowers("auto")
+    monkeypatch.setattr(cache, "lowers", lambda precision: not lower)
+    cached_bank(conv(), given, tmp_path, say=refuse)
+    assert len(forwards) == len(list(tmp_path.iterdir())) == 8
+
+
+def test_the_name_of_the_set_is_not_part_of_it(tmp_path: Path, forwards: list[int]) -> None:
+    cached_bank(conv(), images(), tmp_path)
+    cached_bank(conv(), replace(images(), name="other"), tmp_path)
+    assert len(forwards) == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered", "not a file of ours"])
+def test_a_damaged_file_is_told_and_made_anew(
+    damage: str, tmp_path: Path, forwards: list[int]
+) -> None:
+    wanted = cached_bank(conv(), images(), tmp_path).features
+    path = next(tmp_path.iterdir())
+    whole = path.read_bytes()
+    changed = {"truncated": whole[:-5], "altered": whole[:-1] + bytes([whole[-1] ^ 1])}
+    path.write_bytes(changed.get(damage, b"features"))
+    said: list[str] = []
+    found = cached_bank(conv(), images(), tmp_path, say=said.append)
+    assert torch.equal(found.features, wanted) and len(forwards) == 2
+    assert len(said) == 1 and path.name in said[0] and "computed again" in said[0]
+    cached_bank(conv(), images(), tmp_path, say=refuse)
+    assert len(forwards) == 2
+
+
+def test_features_under_anothers_name_are_not_believed(tmp_path: Path, forwards: list[int]) -> None:
+    cached_bank(conv(), images(), tmp_path / "a")
+    wanted = cached_bank(conv(1), images(), tmp_path / "b").features
+    mine, other = (next((tmp_path / d).iterdir()) for d in "ab")
+    mine.rename(other)
+    with pytest.warns(UserWarning, match="other features than its name says"):
+        found = cached_bank(conv(1), images(), tmp_path / "b")
+    assert torch.equal(found.features, wanted) and len(forwards) == 3
+
+
+def test_progress_is_that_of_the_bank(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    for _ in range(2):
+        cached_bank(conv(), images(), tmp_path, progress=lambda i, n: seen.append((i, n)))
+    assert seen == [(len(images()), len(images()))]
