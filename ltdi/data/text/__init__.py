@@ -1,0 +1,69 @@
+"""Texts with labels: GLUE, a user's own files, and sets of the hub."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ltdi.data.text import glue, hub, table
+from ltdi.data.text.subtasks import KINDS, SubTask, kmeans, subtasks
+from ltdi.data.text.table import Columns
+from ltdi.data.text.textset import Text, TextSet
+from ltdi.errors import InputError, unknown
+
+__all__ = [
+    "KINDS",
+    "Columns",
+    "SubTask",
+    "Text",
+    "TextSet",
+    "kmeans",
+    "load",
+    "subtasks",
+]
+
+HUB = "hub:"
+_COLUMNS = Columns()
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    data_dir: str | os.PathLike[str] | None = None,
+    *,
+    columns: Columns = _COLUMNS,
+) -> dict[str, TextSet]:
+    """Load texts by the name of a GLUE task, by path, or from the hub.
+
+    Args:
+        name_or_path: A GLUE task such as "sst-2"; a `.jsonl`, `.csv` or `.tsv` file; a directory
+            or zip with such files called train, dev and test; or "hub:NAME" or "hub:NAME:CONFIG".
+        data_dir: Where GLUE lies, in its official layout; not for the others.
+        columns: Which columns hold what; not for GLUE.
+
+    Returns:
+        "train" and "dev", and what else there is; "all", for a single file.
+
+    Raises:
+        InputError: For an unknown name, a missing path, or unusable data.
+        DamagedFileError: For an unreadable file.
+    """
+    given = os.fspath(name_or_path)
+    path = Path(given)
+    if given.startswith(HUB):
+        name, _, config = given.removeprefix(HUB).partition(":")
+        return hub.load(name, columns, config=config or None)
+    if glue.is_task(given):
+        return glue.load(data_dir, given)
+    if data_dir is not None and path.exists():
+        raise InputError(
+            f"both a path, {given!r}, and data_dir={os.fspath(data_dir)!r} are given",
+            where="data_dir",
+            fix="give the path alone",
+        )
+    if path.is_dir() or path.suffix == ".zip":
+        return table.load_parts(path, columns)
+    if path.suffix.lower() in table.SUFFIXES:
+        return {"all": table.load(path, columns)}
+    if path.is_file():
+        table.check_suffix(path.name)
+    raise unknown("text task (nor is there a file or folder)", given, glue.TASKS)
