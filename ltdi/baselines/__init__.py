@@ -4,8 +4,11 @@ from ltdi.baselines.anil import Maml
 from ltdi.baselines.finetune import FineTune
 from ltdi.baselines.hypernetwork import Hypernetwork
 from ltdi.baselines.linear_probe import LinearProbe
+from ltdi.baselines.maml_full import MamlFull
 from ltdi.baselines.meta_baseline import MetaBaseline
+from ltdi.baselines.metadiff import MetaDiff
 from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.ocd import Ocd
 from ltdi.baselines.protonet import ProtoNet
 from ltdi.baselines.reptile import Reptile
 from ltdi.baselines.simpleshot import SimpleShot
@@ -27,8 +30,11 @@ PEERS: dict[str, type[Method]] = {
         LinearProbe,
         FineTune,
         Maml,
+        MamlFull,
         Reptile,
         Hypernetwork,
+        MetaDiff,
+        Ocd,
     )
 }
 
@@ -40,8 +46,11 @@ __all__ = [
     "Hypernetwork",
     "LinearProbe",
     "Maml",
+    "MamlFull",
     "MetaBaseline",
+    "MetaDiff",
     "Method",
+    "Ocd",
     "Progress",
     "ProtoNet",
     "Reptile",

@@ -16,7 +16,7 @@ from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import cross_entropy
 from ltdi.tasks import FeatureBank
 
-_STEPS = 5
+STEPS = 5
 _FIRST_RATES = (1.0, 3.0, 10.0, 30.0)
 
 
@@ -35,7 +35,7 @@ class Learner(EpisodeNet):
         steps: Inner steps.
     """
 
-    def __init__(self, scaling: Scaling, width: int, rate: float, steps: int = _STEPS) -> None:
+    def __init__(self, scaling: Scaling, width: int, rate: float, steps: int = STEPS) -> None:
         super().__init__()
         self.scaling, self.steps = scaling, steps
         self.body = nn.Parameter(torch.eye(width, device=scaling.mean.device))
@@ -75,9 +75,9 @@ class Maml(TrainedMethod[Learner]):
         "second-order ANIL with learnt step sizes on a linear body over the frozen backbone; "
         "adaptation and training of the convolutions are left out"
     )
-    recipe: ClassVar[Recipe] = Recipe(rate=1e-3)
+    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Learner]:
-        """Both scalings, with several first step sizes."""
+        """All scalings, with several first step sizes."""
         for scaling, rate in itertools.product(scalings(train.features), _FIRST_RATES):
             yield Learner(scaling, train.width, rate)

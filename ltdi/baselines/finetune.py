@@ -12,7 +12,7 @@ from torch import Tensor
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory, zero_head
 from ltdi.baselines.method import Budget, Method, Progress, fitted
 from ltdi.baselines.protonet import nearest_mean
-from ltdi.baselines.scaling import Scaling, scalings
+from ltdi.baselines.scaling import Reduction, Scaling, scalings
 from ltdi.baselines.tuning import (
     Batch,
     calibrate,
@@ -78,6 +78,7 @@ class FineTune(Method):
 
     def __init__(self) -> None:
         self.scale = 1.0
+        self.reduction = Reduction(None)
         self.choice: tuple[Walk, int] | None = None
 
     def fit(
@@ -88,6 +89,8 @@ class FineTune(Method):
         progress: Progress | None = None,
     ) -> None:
         """Search the grid, then calibrate; see `Method.fit`."""
+        self.reduction = Reduction.fit(train.features)
+        train, valid = self.reduction.bank(train), self.reduction.bank(valid)
         episodes = validation_episodes(valid, budget)
         walks = list(_candidates(train, episodes))
         scores: dict[tuple[Walk, int], float] = {}
@@ -102,7 +105,7 @@ class FineTune(Method):
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`."""
         walk, steps = fitted(self.choice, self)
-        return self.scale * walk.logits(support, query, steps)
+        return self.scale * walk.logits(self.reduction(support), self.reduction(query), steps)
 
 
 def _candidates(train: FeatureBank, episodes: Batch) -> Iterator[Walk]:

@@ -1,23 +1,23 @@
 """A network that regresses the head from the support.
 
 After Qiao et al. (2018, arXiv 1706.03466), who predict a class's parameters from its activations,
-with attention among the classes in the spirit of Gidaris & Komodakis (2018, arXiv 1804.09458).
+and Gidaris & Komodakis (2018, arXiv 1804.09458): a cosine classifier whose rows start as class
+means, with attention among the classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import ClassVar
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdi.baselines.inner import Weights, linear
 from ltdi.baselines.method import Budget
 from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod, seeded
-from ltdi.baselines.scaling import Scaling
+from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.tasks import FeatureBank
-
-_FIRST_SCALE = 10.0
 
 
 class HeadRegressor(EpisodeNet):
@@ -32,29 +32,30 @@ class HeadRegressor(EpisodeNet):
         depth: Attention layers.
     """
 
-    def __init__(self, scaling: Scaling, width: int, hidden: int = 128, depth: int = 2) -> None:
-        super().__init__(_FIRST_SCALE)
+    def __init__(self, scaling: Scaling, width: int, hidden: int = 64, depth: int = 1) -> None:
+        super().__init__()
         self.scaling = scaling
         self.sample = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
         layer = nn.TransformerEncoderLayer(
             hidden, 4, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
         )
         self.attend = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.row = nn.Linear(hidden, width + 1)
-        self.direct = nn.Linear(width, width + 1)
+        self.row, self.direct = nn.Linear(hidden, width), nn.Linear(width, width)
+        for added in (self.row.weight, self.row.bias, self.direct.bias):
+            nn.init.zeros_(added)
+        nn.init.eye_(self.direct.weight)
         self.to(scaling.mean.device)
 
-    def head(self, support: Tensor) -> Weights:
-        """`weight` [E, way, D] and `bias` [E, way] for support [E, way, shot, D]."""
+    def head(self, support: Tensor) -> Tensor:
+        """Unit rows [E, way, D] for support [E, way, shot, D]."""
         scaled = self.scaling(support)
         token = self.attend(self.sample(scaled).mean(2))
-        # Qiao et al.'s linear map of the mean activation, from a random start: not an anchor.
-        rows = self.row(token) + self.direct(scaled.mean(2))
-        return {"weight": rows[..., :-1], "bias": rows[..., -1]}
+        return F.normalize(self.row(token) + self.direct(scaled.mean(2)), dim=-1)
 
     def raw(self, support: Tensor, query: Tensor) -> Tensor:
         """Logits [E, way, Q, way]."""
-        return linear(self.scaling(query), self.head(support))
+        scaled = self.scaling(query)
+        return (scaled.flatten(1, 2) @ self.head(support).mT).reshape(*query.shape[:3], -1)
 
 
 class Hypernetwork(TrainedMethod[HeadRegressor]):
@@ -63,13 +64,12 @@ class Hypernetwork(TrainedMethod[HeadRegressor]):
     name: ClassVar[str] = "hypernetwork"
     kind: ClassVar[str] = "peer"
     note: ClassVar[str] = (
-        "a set transformer regresses the head from the support, trained end to end; no anchor, no "
-        "diffusion, no base classes beside the new ones"
+        "a set transformer regresses a cosine head from the support, from the class means on, "
+        "trained end to end; no diffusion, no base classes beside the new ones"
     )
-    recipe: ClassVar[Recipe] = Recipe(rate=2e-3)
-    random_start: ClassVar[bool] = True
+    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[HeadRegressor]:
-        """One random network: untrained ones cannot be compared."""
-        scaling = Scaling.fit(train.features, sphere=True)
-        yield seeded(lambda: HeadRegressor(scaling, train.width), budget.seed)
+        """All scalings, from the same random network."""
+        for scaling in scalings(train.features):
+            yield seeded(partial(HeadRegressor, scaling, train.width), budget.seed)

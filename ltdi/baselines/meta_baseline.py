@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget
 from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
+from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.tasks import FeatureBank
 
 
@@ -18,20 +19,19 @@ class CosineNet(EpisodeNet):
     """Scaled cosine to the class mean, after a linear map that starts as the identity.
 
     Args:
-        origin: [D] subtracted from the features first.
+        scaling: Of the features, fixed.
+        width: D.
     """
 
-    origin: Tensor
-
-    def __init__(self, origin: Tensor) -> None:
+    def __init__(self, scaling: Scaling, width: int) -> None:
         super().__init__()
-        self.register_buffer("origin", origin)
-        self.map = nn.Parameter(torch.eye(len(origin), device=origin.device))
+        self.scaling = scaling
+        self.map = nn.Parameter(torch.eye(width, device=scaling.mean.device))
 
     def raw(self, support: Tensor, query: Tensor) -> Tensor:
         """Cosines [E, way, Q, way]."""
-        mean = (support - self.origin).mean(2) @ self.map
-        mapped = (query - self.origin).flatten(1, 2) @ self.map
+        mean = self.scaling(support).mean(2) @ self.map
+        mapped = self.scaling(query).flatten(1, 2) @ self.map
         cosine = F.normalize(mapped, dim=-1) @ F.normalize(mean, dim=-1).mT
         return cosine.reshape(*query.shape[:3], -1)
 
@@ -45,10 +45,10 @@ class MetaBaseline(TrainedMethod[CosineNet]):
         "cosine nearest mean with learnt scale, meta-training a linear map on the frozen "
         "backbone's features in place of the backbone"
     )
-    recipe: ClassVar[Recipe] = Recipe(rate=1e-3)
+    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[CosineNet]:
-        """Cosine about the training mean, and about zero as published."""
-        mean = train.features.mean(0)
-        yield CosineNet(mean)
-        yield CosineNet(torch.zeros_like(mean))
+        """Cosine of centred features, and of plain ones as published."""
+        plain = Scaling.fit(train.features, sphere=False, centre=False)
+        for scaling in (*scalings(train.features), plain):
+            yield CosineNet(scaling, train.width)

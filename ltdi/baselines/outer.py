@@ -6,13 +6,14 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.scaling import Reduction
 from ltdi.baselines.tuning import (
     Batch,
     calibrate,
@@ -141,17 +142,19 @@ def meta_train(
 class TrainedMethod(Method, Generic[Net]):
     """A method that meta-trains an `EpisodeNet`: choose a start, train, refine, calibrate.
 
+    Wide features are reduced to their principal axes first.
+
     Attributes:
-        recipe: How the outer loop steps.
-        random_start: The untrained network is random, so that it has no temperature to calibrate.
+        recipes: Ways for the outer loop to step; they share the iterations, and the state best on
+            validation is kept.
         net: The trained network, None before `fit`.
     """
 
-    recipe: ClassVar[Recipe]
-    random_start: ClassVar[bool] = False
+    recipes: ClassVar[tuple[Recipe, ...]]
 
     def __init__(self) -> None:
         self.net: Net | None = None
+        self.reduction = Reduction(None)
 
     @abstractmethod
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterable[Net]:
@@ -168,6 +171,8 @@ class TrainedMethod(Method, Generic[Net]):
         progress: Progress | None = None,
     ) -> None:
         """Choose the start, meta-train, keep the state best on validation; see `Method.fit`."""
+        self.reduction = Reduction.fit(train.features)
+        train, valid = self.reduction.bank(train), self.reduction.bank(valid)
         episodes = validation_episodes(valid, budget)
 
         def validate(net: Net) -> float:
@@ -175,9 +180,16 @@ class TrainedMethod(Method, Generic[Net]):
                 return score(net(*episodes))
 
         net = choose(self.candidates(train, budget), validate)
-        if not self.random_start:
-            net.calibrate(episodes)
-        meta_train(net, net.loss, lambda: validate(net), train, budget, self.recipe, progress)
+        net.calibrate(episodes)
+        start, outcomes, done = copy.deepcopy(net.state_dict()), [], 0
+        for recipe, share in zip(self.recipes, _shares(budget, len(self.recipes)), strict=True):
+            net.load_state_dict(start)
+            told = _later(progress, done, budget.iterations)
+            best = meta_train(net, net.loss, lambda: validate(net), train, share, recipe, told)
+            outcomes.append((best, copy.deepcopy(net.state_dict())))
+            done += share.iterations
+        _, state = choose(outcomes, lambda outcome: outcome[0])
+        net.load_state_dict(state)
         self.refine(net, episodes)
         net.calibrate(episodes)
         self.net = net
@@ -185,7 +197,8 @@ class TrainedMethod(Method, Generic[Net]):
     @torch.no_grad()
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`."""
-        logits: Tensor = fitted(self.net, self)(support, query)
+        net = fitted(self.net, self)
+        logits: Tensor = net(self.reduction(support), self.reduction(query))
         return logits
 
 
@@ -194,6 +207,18 @@ def seeded(build: Callable[[], T], seed: int) -> T:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+def _shares(budget: Budget, parts: int) -> list[Budget]:
+    """The budget with its iterations split evenly; the last part takes the remainder."""
+    each = budget.iterations // parts
+    last = budget.iterations - each * (parts - 1)
+    return [replace(budget, iterations=n) for n in (*[each] * (parts - 1), last)]
+
+
+def _later(progress: Progress | None, before: int, total: int) -> Progress | None:
+    """Progress of a part of the iterations, counted from the start of all."""
+    return progress and (lambda done, _, text: progress(before + done, total, text))
 
 
 def _stream(train: FeatureBank, budget: Budget, batch: int) -> Iterator[Batch]:

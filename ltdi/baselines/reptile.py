@@ -20,7 +20,7 @@ from ltdi.tasks import FeatureBank
 _TRAIN_STEPS = 10
 # A fast head and a slow body: while the head is still unsure, the body's gradient mostly asks for
 # larger logits, and a fast body follows it away from what serves new classes.
-_HEAD_RATE, _BODY_RATE = 10.0, 0.003
+_HEAD_RATE, _BODY_RATE = 10.0, 0.03
 _STEPS = (5, 10, 20, 50)
 _STRETCH = (0.3, 1.0, 3.0)
 _MOST_HIDDEN = 64
@@ -111,11 +111,15 @@ class Reptile(TrainedMethod[Initialisation]):
         "Reptile with gradient descent inside, on a residual linear layer and a head over the "
         "frozen backbone; meta-training of the convolutions is left out"
     )
-    # Outer step 1: phi moves onto the mean of the adapted weights, less as the rate decays.
-    recipe: ClassVar[Recipe] = Recipe(rate=1.0, optimiser=torch.optim.SGD)
+    # Outer step 1: phi moves onto the mean of the adapted weights, less as the rate decays. The
+    # paper also takes that move for a gradient of Adam's (section 2).
+    recipes: ClassVar[tuple[Recipe, ...]] = (
+        Recipe(rate=1.0, batch=8, optimiser=torch.optim.SGD),
+        Recipe(rate=3e-4, batch=8),
+    )
 
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Initialisation]:
-        """Both scalings, from the same random layer."""
+        """All scalings, from the same random layer."""
         for scaling in scalings(train.features):
             yield seeded(partial(Initialisation, scaling, train.width), budget.seed)
 

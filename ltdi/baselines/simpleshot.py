@@ -1,4 +1,4 @@
-"""SimpleShot with CL2N features (Wang, Chao, Weinberger & van der Maaten, 2019, 1911.04623)."""
+"""SimpleShot (Wang, Chao, Weinberger & van der Maaten, 2019, 1911.04623)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 from ltdi.baselines.method import Budget, Method, Progress, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Scaling
-from ltdi.baselines.tuning import calibrate, validation_episodes
+from ltdi.baselines.tuning import calibrate, choose, score, validation_episodes
 from ltdi.tasks import FeatureBank
 
 
 class SimpleShot(Method):
-    """Centre by the training mean, normalise to unit length, take the nearest class mean."""
+    """Nearest class mean of transformed features; the transform is chosen on validation."""
 
     name: ClassVar[str] = "simpleshot"
     kind: ClassVar[str] = "peer"
     note: ClassVar[str] = (
-        "CL2N nearest class mean as published, inverse temperature calibrated; "
-        "the paper's own backbone training is left out"
+        "nearest class mean with the published transforms (CL2N, L2N, UN), of which validation "
+        "chooses, inverse temperature calibrated; the paper's own backbone training is left out"
     )
 
     def __init__(self) -> None:
@@ -34,10 +34,16 @@ class SimpleShot(Method):
         budget: Budget,
         progress: Progress | None = None,
     ) -> None:
-        """Take the mean of the training features and calibrate; see `Method.fit`."""
-        self.scaling = Scaling.fit(train.features, sphere=True)
+        """Choose the transform and calibrate; see `Method.fit`."""
+        support, query = validation_episodes(valid, budget)
+        transforms = (
+            Scaling.fit(train.features, sphere=True),
+            Scaling.fit(train.features, sphere=True, centre=False),
+            Scaling.fit(train.features, sphere=False, centre=False),
+        )
+        self.scaling = choose(transforms, lambda f: score(nearest_mean(f(support), f(query))))
         self.scale = 1.0
-        self.scale = calibrate(self.predict(*validation_episodes(valid, budget)))
+        self.scale = calibrate(self.predict(support, query))
 
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`."""

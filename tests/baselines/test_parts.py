@@ -11,12 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from ltdi.baselines import Batch, Maml, ProtoNet, accuracy, calibrate, choose, cross_entropy
+from ltdi.baselines import (
+    Batch,
+    Budget,
+    Hypernetwork,
+    Maml,
+    MetaBaseline,
+    ProtoNet,
+    accuracy,
+    calibrate,
+    choose,
+    cross_entropy,
+    validation_episodes,
+)
 from ltdi.baselines.inner import Adam, Descent, adapt, linear, trajectory, zero_head
 from ltdi.baselines.linear_probe import logistic_head
 from ltdi.baselines.outer import EpisodeNet, Recipe, meta_train
 from ltdi.baselines.reptile import Reptile
 from ltdi.baselines.scaling import Scaling
+from ltdi.baselines.tuning import score
 from ltdi.errors import DivergedError
 from ltdi.weights import prototype_head
 
@@ -99,7 +112,7 @@ def test_adam_equals_torch(decay):
 
 
 def test_a_full_outer_step_of_reptile_lands_on_the_mean_of_the_adapted_weights(banks, budget):
-    net, _ = Reptile().candidates(banks[0], budget)
+    net, *_ = Reptile().candidates(banks[0], budget)
     # Ten samples a class in ten parts, all parts alike: the inner steps are those of the walk.
     support = drawn(6, 5, 1, 0, seed=3)[0].support
     *_, adapted = net.walk(net.scaling(support), net.plan)
@@ -175,3 +188,27 @@ def test_training_keeps_the_best_state_and_reports_divergence(banks, budget):
 
 
 BAD = Recipe(0.01, batch=2)
+
+
+def test_recipes_share_the_iterations_and_the_best_state_is_kept(banks):
+    class Two(MetaBaseline):
+        # A step size that throws the map away costs nothing but its iterations.
+        recipes = (Recipe(1e-3, batch=2), Recipe(10.0, batch=2))
+
+    seen: list[tuple[int, int]] = []
+    method, plain = Two(), MetaBaseline()
+    small = Budget(iterations=7, way=5, shot=1, query=5, valid_episodes=20)
+    method.fit(*banks, small, lambda done, total, _: seen.append((done, total)))
+    assert seen == [(n + 1, 7) for n in range(7)]
+    plain.fit(*banks, Budget(**{**vars(small), "iterations": 0}))
+    batch = validation_episodes(banks[1], small)
+    assert score(method.predict(*batch)) >= score(plain.predict(*batch))
+
+
+def test_an_untrained_hypernetwork_is_the_cosine_nearest_mean(banks, budget, fresh):
+    net, *_ = Hypernetwork().candidates(banks[0], budget)
+    support, query = map(net.scaling, fresh)
+    expected = nn.functional.cosine_similarity(
+        query[..., None, :], support.mean(2)[:, None, None], -1
+    )
+    torch.testing.assert_close(net.raw(*fresh), expected * query.norm(dim=-1, keepdim=True))
