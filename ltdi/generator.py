@@ -13,10 +13,20 @@ from huggingface_hub import ModelHubMixin, snapshot_download
 from torch import Tensor
 
 from ltdi.backbone import Backbone
+from ltdi.denoiser import Guide
 from ltdi.diffusion import make_schedule, sample
 from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import own_directory, write_tensors, write_text
-from ltdi.parts import CONFIG, WEIGHTS, Parts, check_sampling, load_parts, revision_of, save_parts
+from ltdi.parts import (
+    CONFIG,
+    WEIGHTS,
+    Parts,
+    chain_end,
+    check_sampling,
+    load_parts,
+    revision_of,
+    save_parts,
+)
 from ltdi.recipe import Sampling
 from ltdi.report.card import model_card
 from ltdi.tasks import Support
@@ -53,7 +63,7 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
             support: `Support`, or (images [n, 1 or 3, height, width], labels [n]), or a list of
                 these. Tasks of a list may differ in way and shot.
             **options: Fields of `Sampling` (steps, sampler, temperature, samples, segments,
-                strength) that
+                strength, sharpness, end) that
                 differ from the generator's defaults, and `seed`.
 
         Returns:
@@ -66,7 +76,6 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
             return self._generate_many([Support.of(s) for s in support], **options)
         return self._generate_many([Support.of(support)], **options)[0]
 
-    @torch.no_grad()
     def weights(
         self,
         features: Tensor,
@@ -86,28 +95,59 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
             **options: See `generate`.
 
         Returns:
-            [B, n] in the weight space at that way; `unflatten` of `space(way)` names the parts.
+            [B, n] in the weight space at that way, the mean over samples; `unflatten` of
+            `space(way)` names the parts.
+        """
+        return self.draws(features, mask, seed=seed, callback=callback, **options).mean(0)
+
+    @torch.no_grad()
+    def draws(
+        self,
+        features: Tensor,
+        mask: Tensor | None = None,
+        *,
+        seed: int = 0,
+        callback: Callable[[int, Tensor, Tensor], None] | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """Samples of the flat weights of B tasks, one by one.
+
+        Args:
+            features: [B, way, shot, D] support features.
+            mask: [B, way, shot] 1 for real samples, 0 for padding; all ones by default.
+            seed: Of the noise.
+            callback: Called as callback(t, theta, theta_0_estimate) after each step.
+            **options: See `generate`.
+
+        Returns:
+            [samples, B, n]; without noise all samples are equal and one is returned.
         """
         p, s = self.parts, self.sampling(**options)
         self._check_features(features)
         mask = torch.ones(features.shape[:3]) if mask is None else mask
         space = self.space(features.shape[1])
-        anchor = p.anchor(features, mask, space)
+        frame = p.anchor.frame(features.shape[-1])
+        z = frame.enter(features)
+        anchor = p.anchor.local(z, mask, space)
         rng = torch.Generator().manual_seed(seed)
         # Without noise all samples are equal.
         copies = s.samples if s.temperature > 0 else 1
-        noise = torch.zeros(copies * len(features), space.size)
+        batch = copies * len(features)
+        noise = torch.zeros(batch, space.size)
         if s.temperature > 0:
             noise = torch.randn(noise.shape, generator=rng)
-        condition = p.network.encoder(_repeat(features, copies), _repeat(mask, copies))
+        code = p.network.encode(_repeat(z, copies), _repeat(mask, copies))
+        between, start = frame.between.expand(batch, -1), _repeat(anchor, copies)
+        stage = torch.full((batch,), float(s.end))
+        end = chain_end(s.end, p.diffusion)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = p.network.denoiser(x, t, condition, space)
-            return out
+            signal = self.schedule.alpha_bar_local(t, torch.full_like(t, end)).sqrt()
+            return p.network.denoise(x, t, code, space, Guide(start, between, signal, stage))
 
         def whole(residual: Tensor) -> Tensor:
             change = s.strength * p.normaliser.denormalise(residual, space)
-            return change + _repeat(anchor, copies)
+            return frame.leave(s.sharpness * (change + start))
 
         residual = sample(
             denoise,
@@ -118,11 +158,12 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
             steps=s.steps,
             temperature=s.temperature,
             segments=s.segments,
+            end=end,
             rng=rng,
             callback=callback and (lambda t, x, x0: callback(t, whole(x), whole(x0))),
         )
         drawn: Tensor = whole(residual).unflatten(0, (copies, -1))
-        return drawn.mean(0)
+        return drawn
 
     def classify(self, head: Head, images: Tensor) -> Tensor:
         """Class probabilities [n, way] of images under a generated head."""
@@ -159,6 +200,8 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
     def sampling(self, **options: Any) -> Sampling:
         """The generator's defaults with some fields changed.
 
+        A default `end` that leaves too few steps for what is asked gives way to the whole chain.
+
         Raises:
             InputError: If an option is unknown or out of range.
         """
@@ -166,8 +209,12 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
         for name in options:
             if name not in known:
                 raise unknown("option of generate", name, [*known, "seed"])
-        chosen = replace(self.parts.sampling, **options)
-        check_sampling(chosen, self.parts.diffusion)
+        d, chosen = self.parts.diffusion, replace(self.parts.sampling, **options)
+        if "end" not in options and (
+            chosen.steps > chain_end(chosen.end, d) or chosen.segments > 1
+        ):
+            chosen = replace(chosen, end=1.0)
+        check_sampling(chosen, d)
         return chosen
 
     def space(self, way: int) -> WeightSpace:

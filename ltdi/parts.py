@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from ltdi.anchor import Anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.condition import SetEncoder
-from ltdi.denoiser import TokenTransformer, UNet1d
-from ltdi.denoiser.conditional import ConditionalDenoiser
+from ltdi.denoiser import ConditionalDenoiser, EquivariantDenoiser, TokenTransformer, UNet1d
 from ltdi.diffusion import make_schedule
 from ltdi.diffusion.sampler import SAMPLERS, time_grid
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError, unknown
@@ -20,7 +19,7 @@ from ltdi.files import digest, read_json, read_tensors, write_json, write_tensor
 from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.weights import Normaliser, WeightSpace
 
-FORMAT = 1
+FORMAT = 2
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
@@ -41,7 +40,7 @@ class Parts:
     """
 
     space: WeightSpace
-    network: ConditionalDenoiser
+    network: ConditionalDenoiser | EquivariantDenoiser
     anchor: Anchor
     normaliser: Normaliser
     diffusion: Diffusion
@@ -50,17 +49,27 @@ class Parts:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def chain_end(share: float, diffusion: Diffusion) -> int:
+    """The step at which a chain ends that is asked for a share of the trajectory."""
+    return max(1, round(share * diffusion.steps))
+
+
 def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
     """Refuse a sampling that the chain cannot run.
 
     Raises:
         InputError: With the field and its range.
     """
-    time_grid(diffusion.steps, chosen.steps)
+    # Written so that NaN is refused too.
+    if not (0 < chosen.end <= 1 and (chosen.end == 1 or chosen.segments == 1)):
+        raise InputError(
+            f"end must lie in (0, 1], and be 1 where there are segments, got {chosen.end}",
+            where="end",
+        )
+    time_grid(chain_end(chosen.end, diffusion), chosen.steps)
     make_schedule(diffusion.schedule, diffusion.steps).segment_length(chosen.segments)
     if chosen.sampler not in SAMPLERS:
         raise unknown("sampler", chosen.sampler, SAMPLERS, where="sampler")
-    # Written so that NaN is refused too.
     if not (chosen.samples >= 1 and 0 <= chosen.temperature < float("inf")):
         raise InputError(
             f"samples must be >= 1 and temperature >= 0, got {chosen.samples} and "
@@ -69,11 +78,15 @@ def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
         )
     if not abs(chosen.strength) < float("inf"):
         raise InputError(f"strength must be finite, got {chosen.strength}", where="strength")
+    if not 0 < chosen.sharpness < float("inf"):
+        raise InputError(
+            f"sharpness must be positive and finite, got {chosen.sharpness}", where="sharpness"
+        )
 
 
 def build_network(
     space: WeightSpace, features: int, shape: Network, diffusion: Diffusion
-) -> ConditionalDenoiser:
+) -> ConditionalDenoiser | EquivariantDenoiser:
     """An untrained encoder and denoiser.
 
     Args:
@@ -91,6 +104,12 @@ def build_network(
             where="network",
             fix="choose depth and heads >= 1, and width as a multiple of twice the heads",
         )
+    if shape.kind == "equivariant":
+        if diffusion.prediction != "x0":
+            raise unknown("prediction of the equivariant network", diffusion.prediction, ("x0",))
+        return EquivariantDenoiser(
+            steps=diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
+        )
     encoder = SetEncoder(features, shape.width)
     common = {"condition_width": shape.width, "steps": diffusion.steps}
     if shape.kind == "transformer":
@@ -101,7 +120,8 @@ def build_network(
         channels = max(4, shape.width // 32 * 4)
         denoiser = UNet1d(space, **common, channels=channels, levels=shape.depth)
     else:
-        raise unknown("network", shape.kind, ("transformer", "unet"), where="network.kind")
+        kinds = ("equivariant", "transformer", "unet")
+        raise unknown("network", shape.kind, kinds, where="network.kind")
     return ConditionalDenoiser(encoder, denoiser)
 
 
@@ -183,7 +203,7 @@ def _assemble(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Parts
     space = WeightSpace.from_dict(config["space"])
     diffusion, shape = Diffusion(**config["diffusion"]), Network(**config["network"])
     group = _split(tensors)
-    features = len(group["network"]["encoder.centre"])
+    features = space.layers[0].row - 1
     network = build_network(space, features, shape, diffusion)
     network.load_state_dict(group["network"])
     anchor = make_empty_anchor(config["anchor"], features)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,19 @@ from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.collect import head_predictor, optimise
-from ltdi.condition import SetEncoder
+from ltdi.crossfit import Fold, crossfit, likeness
+from ltdi.denoiser import EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.evaluate import negative_log_likelihood, query_logits
 from ltdi.files import read_metadata, read_tensors, write_tensors
+from ltdi.frame import Frame
 from ltdi.generator import Generator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaTrainer, Params
-from ltdi.parts import Parts, build_network, check_sampling
+from ltdi.parts import Parts, build_network, chain_end, check_sampling
 from ltdi.recipe import Recipe, Sampling
-from ltdi.tasks import FeatureBank
+from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
 from ltdi.zoo import SolvedTasks, Zoo
 
@@ -46,22 +49,70 @@ def make_anchor(recipe: Recipe, train: FeatureBank, valid: FeatureBank) -> Ancho
         way=recipe.tasks.ways[0],
         shots=recipe.tasks.shots,
         seed=recipe.meta.seed,
+        refine=recipe.refine,
     )
 
 
+def make_folds(recipe: Recipe, anchor: Anchor, bank: FeatureBank) -> list[Fold]:
+    """The recipe's cross-fitting: which classes are solved against which anchor.
+
+    Where `alike` is to be chosen, it is that of the folds whose tasks look to their anchor most
+    as validation tasks look to the anchor itself.
+    """
+    t, seed = recipe.tasks, recipe.meta.seed
+
+    def folds(alike: float, most: int = t.folds) -> list[Fold]:
+        return crossfit(
+            anchor,
+            bank,
+            folds=min(t.folds, most),
+            share=t.held_out,
+            alike=alike,
+            least=min(t.ways),
+            seed=seed,
+        )
+
+    if t.folds == 0 or t.alike >= 0:
+        return folds(max(0.0, t.alike))
+
+    def distance(alike: float) -> float:
+        return likeness(folds(alike, 6), bank, way=t.ways[0], shots=t.shots, seed=seed)
+
+    return folds(min((0.0, 0.5, 1.0), key=distance))
+
+
 def solve(
-    bank: FeatureBank, anchor: Anchor, recipe: Recipe, *, way: int, shot: int, tasks: int, seed: int
+    bank: FeatureBank,
+    fold: Fold,
+    recipe: Recipe,
+    *,
+    way: int,
+    shot: int,
+    tasks: int,
+    seed: int,
+    number: int = 0,
 ) -> tuple[SolvedTasks, Tensor]:
     """Solve head tasks: many samples per class for the target, only the shots for the condition.
+
+    Everything takes place in the coordinates of the fold's frame, whose number is `number`.
 
     Returns:
         The solved tasks and [tasks] whether each is finite.
     """
     t, space = recipe.tasks, head_space(bank.width, way)
     rng = torch.Generator().manual_seed(seed)
-    episodes = bank.episodes(way=way, shot=shot, query=t.query, episodes=tasks, seed=seed)
-    support, query = bank.features[episodes.support], bank.features[episodes.query]
-    start = anchor(support, torch.ones(support.shape[:3]), space)
+    episodes = sample_episodes(
+        bank.offsets,
+        way=way,
+        shot=shot,
+        query=t.query,
+        episodes=tasks,
+        seed=seed,
+        among=fold.classes,
+    )
+    support = fold.frame.enter(bank.features[episodes.support])
+    query = fold.frame.enter(bank.features[episodes.query])
+    start = fold.anchor.local(support, torch.ones(support.shape[:3]), space)
     theta_0 = start
     if recipe.start == "gaussian":
         theta_0 = recipe.start_std * torch.randn(start.shape, generator=rng)
@@ -71,7 +122,10 @@ def solve(
         head_predictor(space), theta_0, samples.flatten(1, 2), labels, recipe.prepare, rng=rng
     )
     theta = space.flatten(centre_classes(space.unflatten(path.theta)))
-    solved = SolvedTasks(theta, start, episodes.support, episodes.query, path.loss, path.accuracy)
+    frame = torch.full((tasks,), number)
+    solved = SolvedTasks(
+        theta, start, episodes.support, episodes.query, frame, path.loss, path.accuracy
+    )
     return solved, path.finite
 
 
@@ -100,6 +154,7 @@ def start_zoo(
         "prepare": asdict(recipe.prepare),
         "anchor": recipe.anchor,
         "start": recipe.start,
+        "refine": recipe.refine,
         "seed": recipe.meta.seed,
         "backbone": backbone.fingerprint,
         **(about or {}),
@@ -127,18 +182,33 @@ def prepare_zoo(
     """
     t = recipe.tasks
     zoo = start_zoo(path, bank, recipe, backbone, about=about)
+    folds = make_folds(recipe, anchor, bank)
+    frames = zoo.keep_frames([fold.frame for fold in folds])
+    folds = [replace(fold, frame=frame) for fold, frame in zip(folds, frames, strict=True)]
+    each = -(-t.per_setting // len(folds))
     plan = [
-        (way, shot, start, min(t.shard, t.per_setting - start))
-        for start in range(0, t.per_setting, t.shard)
+        (fold, way, shot, min(t.shard, each - start))
+        for start in range(0, each, t.shard)
+        for fold in range(len(folds))
         for way in t.ways
+        if way <= len(folds[fold].classes)
         for shot in t.shots
     ]
     done, total = 0, sum(size for *_, size in plan)
-    for number, (way, shot, _, size) in enumerate(plan):
+    for number, (fold, way, shot, size) in enumerate(plan):
         name = f"shard-{number:06d}"
         if not zoo.has(name):
             seed = (recipe.meta.seed + 1) * 1_000_003 + number
-            solved, finite = solve(bank, anchor, recipe, way=way, shot=shot, tasks=size, seed=seed)
+            solved, finite = solve(
+                bank,
+                folds[fold],
+                recipe,
+                way=way,
+                shot=shot,
+                tasks=size,
+                seed=seed,
+                number=fold,
+            )
             zoo.append(name, solved, finite)
         done += size
         if progress:
@@ -196,16 +266,17 @@ def load_shared(zoo: Zoo) -> Shared:
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What meta-training reads: groups of solved tasks of one way and shot, and their features."""
+    """What meta-training reads: solved tasks by way, shot and frame, and their features."""
 
     bank: FeatureBank
     groups: list[SolvedTasks]
     space: WeightSpace
+    frames: list[Frame]
 
     @classmethod
     def of(cls, zoo: Zoo) -> TrainingSet:
         """Read a zoo; see `Zoo.load` for the errors."""
-        return cls(zoo.bank(), zoo.load(), zoo.space)
+        return cls(zoo.bank(), zoo.load(), zoo.space, zoo.frames())
 
 
 class HeadObjective:
@@ -238,12 +309,13 @@ class HeadObjective:
             prediction=d.prediction,
             rng=rng,
         )
-        features = self.data.bank.features
+        features, frame = self.data.bank.features, self.data.frames[int(g.frame[0])]
         return {
             **vars(noised),
             "anchor": anchor,
-            "support": features[g.support[pick]],
-            "query": features[g.query[pick]].flatten(1, 2),
+            "between": frame.between.expand(tasks, -1),
+            "support": frame.enter(features[g.support[pick]]),
+            "query": frame.enter(features[g.query[pick]]).flatten(1, 2),
         }
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
@@ -251,8 +323,9 @@ class HeadObjective:
         support = batch["support"]
         space = self.spaces[support.shape[1]]
         mask = torch.ones(support.shape[:3])
+        guide = Guide(**{f.name: batch[f.name] for f in fields(Guide)})
         output = functional_call(
-            self.network, params, (batch["x_t"], batch["t"], support, mask, space)
+            self.network, params, (batch["x_t"], batch["t"], support, mask, space, guide)
         )
         probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
         loss = LOSSES[self.recipe.diffusion.loss]
@@ -267,6 +340,7 @@ def train_generator(
     *,
     out: Path | None = None,
     valid: FeatureBank | None = None,
+    judged: Sequence[tuple[int, int]] = (),
     about: dict[str, Any] | None = None,
     progress: Progress | None = None,
     log: Log | None = None,
@@ -279,8 +353,10 @@ def train_generator(
         backbone: The backbone that the features came from.
         recipe: Chain, network, meta-training.
         out: Directory for the checkpoint; none is written without it.
-        valid: Features of validation classes, to choose inference steps and strength on; without
-            them the recipe's are kept.
+        valid: Features of validation classes, to choose the sampling on; without them the
+            recipe's is kept.
+        judged: Pairs of way and shot that it is chosen for; those of the training tasks with the
+            first way by default.
         about: Data and settings for the model card.
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
@@ -294,10 +370,10 @@ def train_generator(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.meta.seed)
         network = build_network(data.space, data.bank.width, recipe.network, d)
-    encoder = network.encoder
-    assert isinstance(encoder, SetEncoder)
-    encoder.standardise(data.bank.features)
+    network.standardise(data.frames[0].enter(data.bank.features))
     normaliser = _fit_normaliser(data)
+    if isinstance(network, EquivariantDenoiser):
+        network.unit.copy_(normaliser.std)
     objective = HeadObjective(data, network, normaliser, recipe)
     trainer = MetaTrainer(
         network,
@@ -334,7 +410,7 @@ def train_generator(
     generator = Generator(parts, backbone)
     if valid is None or recipe.sampling.temperature > 0:
         return generator
-    sampling, scores = choose_sampling(generator, valid, recipe)
+    sampling, scores = choose_sampling(generator, valid, recipe, judged)
     if log:
         log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
     return Generator(
@@ -344,19 +420,29 @@ def train_generator(
 
 
 def choose_sampling(
-    generator: Generator, valid: FeatureBank, recipe: Recipe
+    generator: Generator,
+    valid: FeatureBank,
+    recipe: Recipe,
+    judged: Sequence[tuple[int, int]] = (),
 ) -> tuple[Sampling, dict[str, float]]:
-    """Steps and strength with the lowest NLL on episodes of validation classes.
+    """End, steps, strength and sharpness with the lowest NLL on episodes of validation classes.
+
+    Args:
+        generator: Trained.
+        valid: Features of validation classes.
+        recipe: For the candidates.
+        judged: Pairs of way and shot; those of the training tasks by default.
 
     Returns:
-        The recipe's sampling with both set, and the mean NLL of each candidate.
+        The recipe's sampling with all four set, and the mean NLL of each candidate.
 
     Raises:
         InputError: If the validation classes have too few samples.
     """
-    t, way = recipe.tasks, min(recipe.tasks.ways[0], len(valid.classes))
-    scores: dict[tuple[int, float], float] = {}
-    for shot in t.shots:
+    settings = judged or [(recipe.tasks.ways[0], shot) for shot in recipe.tasks.shots]
+    scores: dict[tuple[float, int, float, float], float] = {}
+    for way, shot in settings:
+        way = min(way, len(valid.classes))
         query = min(15, int(valid.offsets.diff().min()) - shot)
         if query < 1:
             raise InputError(
@@ -365,16 +451,35 @@ def choose_sampling(
             )
         episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
         support, q = valid.features[episodes.support], valid.features[episodes.query]
-        start = generator.weights(support, strength=0.0)
-        for steps in (s for s in (1, 2, 5, 10) if s <= recipe.diffusion.steps):
-            change = generator.weights(support, steps=steps, strength=1.0) - start
+        start = generator.weights(support, strength=0.0, sharpness=1.0)
+        for end, steps in _chains(recipe):
+            chain: dict[str, Any] = {"end": end, "steps": steps, "strength": 1.0, "sharpness": 1.0}
+            change = generator.weights(support, **chain) - start
             for strength in (0.25, 0.5, 0.75, 1.0):
-                nll = negative_log_likelihood(query_logits(start + strength * change, q)).mean()
-                key = (steps, strength)
-                scores[key] = scores.get(key, 0.0) + float(nll) / len(t.shots)
-    steps, strength = min(scores, key=lambda key: scores[key])
-    named = {f"{s} steps, strength {g}": round(v, 6) for (s, g), v in scores.items()}
-    return replace(recipe.sampling, steps=steps, strength=strength), named
+                logits = query_logits(start + strength * change, q)
+                for sharpness in _SHARPNESS:
+                    key = (end, steps, strength, sharpness)
+                    nll = float(negative_log_likelihood(sharpness * logits).mean())
+                    scores[key] = scores.get(key, 0.0) + nll / len(settings)
+    best = min(scores, key=lambda key: scores[key])
+    named: dict[str, float] = {}
+    for (end, steps, strength, _), nll in scores.items():
+        name = f"end {end:.2f}, {steps} steps, strength {strength}"
+        named[name] = min(round(nll, 6), named.get(name, math.inf))
+    end, steps, strength, sharpness = best
+    chosen = replace(recipe.sampling, end=end, steps=steps, strength=strength, sharpness=sharpness)
+    return chosen, named
+
+
+_SHARPNESS = tuple(round(1.08**i, 4) for i in range(-6, 7))
+
+
+def _chains(recipe: Recipe) -> list[tuple[float, int]]:
+    """Ends and numbers of steps to choose from: every local target that the network knows."""
+    d, k = recipe.diffusion, recipe.prepare.segments
+    told = d.objective == "trajectory" and recipe.network.kind == "equivariant"
+    ends = [i / k for i in range(1, k + 1)] if told else [1.0]
+    return [(end, s) for end in ends for s in (1, 2, 5, 10) if s <= chain_end(end, d)]
 
 
 @contextmanager

@@ -19,7 +19,10 @@ class Tasks:
         shots: Support samples per class.
         query: Further samples per class that a task is solved on.
         per_setting: Solved tasks for each pair of way and shot.
-        shard: Tasks per shard of the zoo.
+        shard: Most tasks per shard of the zoo.
+        folds: How often classes are held out from the anchor (`ltdi.crossfit`); 0 for never.
+        held_out: Share of the classes in a fold.
+        alike: Share of the folds made of classes that are alike; -1 chooses on validation.
     """
 
     ways: tuple[int, ...] = (5,)
@@ -27,6 +30,9 @@ class Tasks:
     query: int = 15
     per_setting: int = 1000
     shard: int = 500
+    folds: int = 16
+    held_out: float = 0.25
+    alike: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,14 @@ class Network:
     """The denoiser and its encoder.
 
     Attributes:
-        kind: "transformer" or "unet".
-        width: Width of the transformer and of the condition; the U-Net has width / 8 channels.
+        kind: "equivariant" (heads, x0-prediction), "transformer" or "unet".
+        width: Width of the network and of the condition; the U-Net has width / 8 channels.
         depth: Blocks of the transformer; halvings of the U-Net.
         heads: Attention heads.
     """
 
-    kind: str = "transformer"
-    width: int = 96
+    kind: str = "equivariant"
+    width: int = 64
     depth: int = 2
     heads: int = 4
 
@@ -79,6 +85,8 @@ class Sampling:
         samples: Weights drawn and averaged per task.
         segments: Local chains read at inference; 1 is the global schedule.
         strength: Factor of the generated residual; 0 returns the anchor.
+        sharpness: Factor of the whole head, an inverse temperature of its predictions.
+        end: Where the chain ends, as a share of the trajectory: i/k for the local target i.
     """
 
     steps: int = 1
@@ -87,6 +95,8 @@ class Sampling:
     samples: int = 1
     segments: int = 1
     strength: float = 1.0
+    sharpness: float = 1.0
+    end: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -95,17 +105,20 @@ class Recipe:
 
     Attributes:
         anchor: "gaussian", "prototype" or "none".
+        refine: Candidate numbers of iterations of the Gaussian anchor's refinement; validation
+            classes choose among them and none.
         start: theta_0 of the solved tasks: "anchor", or "gaussian" noise as in the paper.
         start_std: Standard deviation of a Gaussian theta_0.
     """
 
     tasks: Tasks = field(default_factory=Tasks)
-    prepare: Preparation = field(default_factory=lambda: Preparation(lr=0.01, steps=60, segments=4))
+    prepare: Preparation = field(default_factory=lambda: Preparation(lr=0.05, steps=24, segments=4))
     diffusion: Diffusion = field(default_factory=Diffusion)
     network: Network = field(default_factory=Network)
     meta: MetaConfig = field(default_factory=MetaConfig)
     sampling: Sampling = field(default_factory=Sampling)
     anchor: str = "gaussian"
+    refine: tuple[int, ...] = ()
     start: str = "anchor"
     start_std: float = 0.1
 
@@ -154,6 +167,7 @@ def paper_recipe(base: Recipe) -> Recipe:
     """
     return replace(
         base,
+        tasks=replace(base.tasks, folds=0),
         anchor="none",
         start="gaussian",
         prepare=replace(base.prepare, lr=0.05, sam_rho=0.05),

@@ -164,7 +164,14 @@ class Support:
 
 
 def sample_episodes(
-    offsets: Tensor, *, way: int, shot: int, query: int, episodes: int, seed: int
+    offsets: Tensor,
+    *,
+    way: int,
+    shot: int,
+    query: int,
+    episodes: int,
+    seed: int,
+    among: Tensor | None = None,
 ) -> Episodes:
     """Draw a fixed list of episodes from items sorted by class.
 
@@ -177,12 +184,15 @@ def sample_episodes(
         query: Query items per class.
         episodes: E.
         seed: Fixes the list.
+        among: The classes to draw from; all by default.
 
     Raises:
         InputError: If there are too few classes, or a class has too few items.
     """
     rng = torch.Generator().manual_seed(seed)
-    counts = offsets.diff()
+    start, counts = offsets[:-1], offsets.diff()
+    among = torch.arange(len(counts)) if among is None else among
+    start, counts = start[among], counts[among]
     _check(counts, way, shot, query)
     parts = []
     # Chunks bound the memory of the [episodes, classes] ranking.
@@ -191,8 +201,8 @@ def sample_episodes(
         keys = torch.rand(size, way, int(counts.max()), generator=rng)
         absent = torch.arange(keys.shape[-1]) >= counts[classes][..., None]
         items = keys.masked_fill(absent, 2.0).argsort(-1)[..., : shot + query]
-        items = items + offsets[classes][..., None]
-        parts.append((classes, items[..., :shot], items[..., shot:]))
+        items = items + start[classes][..., None]
+        parts.append((among[classes], items[..., :shot], items[..., shot:]))
     classes, support, queries = (torch.cat(p) for p in zip(*parts, strict=True))
     return Episodes(classes, support, queries)
 

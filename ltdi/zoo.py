@@ -20,11 +20,13 @@ from torch import Tensor
 
 from ltdi.errors import DamagedFileError, InputError, MismatchError
 from ltdi.files import own_directory, read_json, read_tensors, write_json, write_tensors
+from ltdi.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
 
-SCHEMA = 1
+SCHEMA = 2
 INDEX = "zoo.json"
+FRAMES = "frames.safetensors"
 BANK = "bank.safetensors"
 
 
@@ -37,6 +39,7 @@ class SolvedTasks:
         anchor: [E, n] weights that the tasks started from.
         support: [E, way, shot] items of the bank.
         query: [E, way, query] items of the bank.
+        frame: [E] number of the frame in whose coordinates theta and anchor are.
         loss: [E] final training loss.
         accuracy: [E] final training accuracy, a fraction.
     """
@@ -45,6 +48,7 @@ class SolvedTasks:
     anchor: Tensor
     support: Tensor
     query: Tensor
+    frame: Tensor
     loss: Tensor
     accuracy: Tensor
 
@@ -222,13 +226,13 @@ class Zoo:
         return listed and (self.path / f"{name}.safetensors").is_file()
 
     def load(self) -> list[SolvedTasks]:
-        """All tasks, one set per combination of way and shot.
+        """All tasks, one set per combination of way, shot and frame.
 
         Raises:
             InputError: If the zoo has no task.
             DamagedFileError: If a shard is truncated or altered; the others are left alone.
         """
-        groups: dict[tuple[int, int], list[SolvedTasks]] = {}
+        groups: dict[tuple[int, int, int], list[SolvedTasks]] = {}
         for shard in self.index["shards"]:
             path = self.path / f"{shard['name']}.safetensors"
             if not path.is_file():
@@ -246,15 +250,37 @@ class Zoo:
                     fix="delete this shard and collect again with the same settings: only it is "
                     "made anew",
                 ) from None
-            data["support"], data["query"] = data["support"].long(), data["query"].long()
+            for name in ("support", "query", "frame"):
+                data[name] = data[name].long()
             tasks = SolvedTasks(**data)
             if len(tasks):
-                groups.setdefault((tasks.way, tasks.shot), []).append(tasks)
+                key = (tasks.way, tasks.shot, int(tasks.frame[0]))
+                groups.setdefault(key, []).append(tasks)
         if not groups:
             raise InputError(
                 "the zoo holds no solved task", where=str(self.path), fix="run `ltdi collect`"
             )
         return [SolvedTasks.concat(parts) for _, parts in sorted(groups.items())]
+
+    def keep_frames(self, frames: list[Frame]) -> list[Frame]:
+        """Store the frames of the tasks to come, or read those that are there already."""
+        if not (self.path / FRAMES).is_file():
+            names = ("mean", "basis", "between")
+            stacked = {n: torch.stack([getattr(f, n) for f in frames]) for n in names}
+            self.index["frames"] = write_tensors(self.path / FRAMES, stacked)
+            self._write_index()
+        return self.frames()
+
+    def frames(self) -> list[Frame]:
+        """The frames that `SolvedTasks.frame` counts.
+
+        Raises:
+            InputError: If the file is missing.
+            DamagedFileError: If it is truncated or altered.
+        """
+        t = read_tensors(self.path / FRAMES, expected=self.index.get("frames"))
+        rows = zip(t["mean"], t["basis"], t["between"], strict=True)
+        return [Frame(*row) for row in rows]
 
     def check(self, space: WeightSpace) -> None:
         """Refuse another weight space.

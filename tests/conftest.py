@@ -59,7 +59,7 @@ def demo_generator(glyphs: dict[str, ImageSet], tmp_path_factory: pytest.TempPat
         train.select(range(half)), ProtoTraining(iterations=20, classes=24, width=16)
     )
     recipe = Recipe(
-        tasks=Tasks(per_setting=60, shard=60, query=10),
+        tasks=Tasks(per_setting=60, shard=60, query=10, folds=4),
         network=Network(width=32, depth=1, heads=2),
         meta=MetaConfig(iterations=15, tasks=8, warmup=2),
     )

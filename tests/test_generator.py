@@ -109,12 +109,12 @@ def test_an_untrained_generator_is_its_anchor(gen: Generator, draw: Draw):
     features = gen.backbone.features(images).unflatten(0, (1, 4, 2))
     anchor = p.anchor(features, torch.ones(1, 4, 2), gen.space(4))
     for steps in (1, 5):
-        head = blank.generate((images, labels), steps=steps, strength=1.0)
+        head = blank.generate((images, labels), steps=steps, strength=1.0, sharpness=1.0)
         torch.testing.assert_close(gen.space(4).flatten(head), anchor[0])
     # The trained one has learned something on top of it, and strength 0 takes it away.
-    trained = gen.generate((images, labels), strength=1.0)
+    trained = gen.generate((images, labels), strength=1.0, sharpness=1.0)
     assert (gen.space(4).flatten(trained) - anchor[0]).norm() > 1e-3 * anchor[0].norm()
-    plain = gen.generate((images, labels), strength=0.0)
+    plain = gen.generate((images, labels), strength=0.0, sharpness=1.0)
     torch.testing.assert_close(gen.space(4).flatten(plain), anchor[0])
 
 
@@ -207,14 +207,45 @@ def test_averaging_divides_the_variance_by_the_samples(gen: Generator, draw: Dra
     )
 
 
-def test_the_callback_sees_the_chain_and_its_end(gen: Generator, draw: Draw):
+def test_sharpness_scales_the_whole_head(gen: Generator, draw: Draw):
+    task = draw([1, 2, 3])
+    one, three = (flat(gen.generate(task, sharpness=s)) for s in (1.0, 3.0))
+    torch.testing.assert_close(three, 3 * one)
+
+
+def test_the_mean_of_the_draws_is_what_is_generated(gen: Generator, draw: Draw):
+    images, _ = draw([2, 2])
+    features = gen.backbone.features(images).unflatten(0, (1, 2, 2)).expand(3, -1, -1, -1)
+    options = {"steps": 2, "temperature": 1.0, "samples": 5, "seed": 1}
+    draws = gen.draws(features, **options)
+    assert draws.shape == (5, 3, gen.space(2).size)
+    torch.testing.assert_close(draws.mean(0), gen.weights(features, **options))
+    assert float(draws.std((0, 1)).max()) > 1e-3
+    # Without noise all are equal, and one is enough.
+    assert gen.draws(features, samples=5, temperature=0.0).shape[0] == 1
+
+
+def test_steps_that_the_default_end_does_not_have_take_the_whole_chain(gen: Generator, draw: Draw):
+    """A generator whose validation classes chose an early end still serves 1..T steps."""
+    sampling = replace(gen.parts.sampling, end=0.25, steps=2)
+    early = Generator(replace(gen.parts, sampling=sampling), gen.backbone)
+    assert early.sampling(steps=5).end == 0.25
+    assert early.sampling(steps=6).end == 1.0 and early.sampling(segments=4).end == 1.0
+    task = draw([1, 2])
+    assert same(early.generate(task, steps=20), early.generate(task, steps=20, end=1.0))
+    with pytest.raises(InputError, match="6 inference steps"):
+        early.sampling(steps=6, end=0.25)
+
+
+@pytest.mark.parametrize("end", [0.25, 0.5, 1.0])
+def test_the_callback_sees_the_chain_and_its_end(gen: Generator, draw: Draw, end: float):
     images, _ = draw([1, 1])
     features = gen.backbone.features(images).unflatten(0, (1, 2, 1))
     seen: list[tuple[int, Tensor]] = []
     theta = gen.weights(
-        features, steps=5, temperature=1.0, callback=lambda t, x, x0: seen.append((t, x))
+        features, steps=5, temperature=1.0, end=end, callback=lambda t, x, x0: seen.append((t, x))
     )
-    assert [t for t, _ in seen][-1] == gen.parts.diffusion.steps and len(seen) >= 5
+    assert [t for t, _ in seen][-1] == end * gen.parts.diffusion.steps and len(seen) >= 5
     torch.testing.assert_close(seen[-1][1], theta)
 
 
@@ -233,6 +264,12 @@ def test_the_callback_sees_the_chain_and_its_end(gen: Generator, draw: Draw):
         ({"temperature": float("inf")}, "got 1 and inf"),
         ({"samples": 0}, "samples must be >= 1"),
         ({"strength": float("nan")}, "strength"),
+        ({"sharpness": 0.0}, "sharpness must be positive and finite, got 0.0"),
+        ({"end": 0.0}, r"end must lie in \(0, 1\]"),
+        ({"end": float("nan")}, r"end must lie in \(0, 1\]"),
+        ({"end": 1.5}, r"end must lie in \(0, 1\]"),
+        ({"end": 0.25, "steps": 6}, r"6 inference steps[\s\S]*between 1 and 5"),
+        ({"end": 0.5, "segments": 2, "steps": 4}, "be 1 where there are segments"),
         ({"sampler": "dim"}, r"unknown sampler 'dim'[\s\S]*'ddim'"),
     ],
 )
@@ -294,9 +331,9 @@ def test_what_is_in_the_directory(gen: Generator, demo_generator: Path):
     assert config["revision"] == gen.revision
     assert config["about"]["data"] == "glyphs"
     assert config["about"]["recipe"]["meta"]["iterations"] == 15
-    # Steps and strength are those that the validation classes chose.
+    # End, steps and strength are those that the validation classes chose.
     scores, chosen = config["about"]["validation NLL"], config["sampling"]
-    named = f"{chosen['steps']} steps, strength {chosen['strength']}"
+    named = f"end {chosen['end']:.2f}, {chosen['steps']} steps, strength {chosen['strength']}"
     assert scores[named] == min(scores.values())
     with safe_open(demo_generator / WEIGHTS, "pt") as stream:
         assert stream.metadata()["format"] == "pt"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ltdi.collect import Preparation
-from ltdi.denoiser.conditional import ConditionalDenoiser
+from ltdi.denoiser import ConditionalDenoiser, EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError
 from ltdi.losses import LOSSES, Probe
@@ -29,12 +29,12 @@ from ltdi.weights import head_space
 
 # Nothing in it is a default, so that a control that resets a setting is seen.
 ODD = Recipe(
-    tasks=Tasks(ways=(7,), shots=(2,), query=9, per_setting=40, shard=20),
+    tasks=Tasks((7,), (2,), 9, 40, 20, 3, 0.5, 0.25),
     prepare=Preparation("adamw", 0.02, 30, 5, 0.1, 0.0, 4, 0.1),
     diffusion=Diffusion(10, "linear", "trajectory", "x0", "function"),
     network=Network("transformer", 32, 1, 2),
     meta=MetaConfig("reptile", 11, 2, 5, 0.03, 6, "adam", 3e-3, 0.2, 7, 0.9, 4, 9),
-    sampling=Sampling(5, "ddim", 0.3, 2, 1),
+    sampling=Sampling(5, "ddim", 0.3, 2, 1, 0.8, 1.2, 0.5),
     anchor="prototype",
     start_std=0.7,
 )
@@ -75,6 +75,9 @@ def test_regression_has_no_chain_no_noise_and_one_level() -> None:
         "sampling.steps": 1,
         "sampling.temperature": 0.0,
         "sampling.samples": 1,
+        "sampling.strength": 1.0,
+        "sampling.sharpness": 1.0,
+        "sampling.end": 1.0,
     }
 
 
@@ -88,7 +91,7 @@ def test_the_papers_recipe_is_the_papers() -> None:
     assert m.outer == "sgd" and r.network.kind == "unet" and r.prepare.sam_rho > 0
     assert (r.sampling.steps, r.sampling.temperature) == (20, 1.0)
     # The budget is that of the base.
-    assert r.tasks == ODD.tasks
+    assert r.tasks == replace(ODD.tasks, folds=0)  # nothing is fitted that could know a class
     assert (m.iterations, m.meta_batch, m.tasks, m.seed) == (11, 2, 1, 9)
     assert (r.prepare.steps, r.prepare.segments) == (30, 5)
 
@@ -114,9 +117,11 @@ def test_every_name_draws_scores_and_builds_a_network(name: str) -> None:
     theta = torch.randn(4, r.prepare.segments, space.size, generator=rng)
     noised = draw(d.objective, theta, schedule, prediction=d.prediction, rng=rng)
     network = build_network(space, 3, r.network, d)
-    assert isinstance(network, ConditionalDenoiser)
+    equivariant = r.network.kind == "equivariant"
+    assert isinstance(network, EquivariantDenoiser if equivariant else ConditionalDenoiser)
     support = torch.randn(4, 5, 1, 3, generator=rng)
-    out = network(noised.x_t, noised.t, support, torch.ones(4, 5, 1), space)
+    guide = Guide(theta[:, 0], torch.ones(4, 3), noised.signal, noised.stage)
+    out = network(noised.x_t, noised.t, support, torch.ones(4, 5, 1), space, guide)
     probe = Probe(torch.randn(4, 6, 3, generator=rng), theta[:, 0], torch.ones(space.size))
     loss = LOSSES[d.loss](out, noised.target, noised.weight, probe)
     assert out.shape == (4, space.size) and bool(loss.isfinite())

@@ -21,18 +21,19 @@ from ltdi.backbone import Backbone, InputTransform
 from ltdi.collect import Preparation
 from ltdi.errors import DamagedFileError, InputError, MismatchError
 from ltdi.files import own_directory
+from ltdi.frame import Frame
 from ltdi.pipeline import prepare_zoo
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_space
-from ltdi.zoo import BANK, INDEX, SolvedTasks, Zoo
+from ltdi.zoo import BANK, FRAMES, INDEX, SolvedTasks, Zoo
 
 ROOT = Path(__file__).resolve().parents[1]
 D = 4
 SPACE = head_space(D, 3)
 ABOUT: dict[str, Any] = {"seed": 1, "prepare": {"lr": 0.1}}
 TINY = Recipe(
-    tasks=Tasks(ways=(2, 3), shots=(1, 2), query=3, per_setting=6, shard=3),
+    tasks=Tasks(ways=(2, 3), shots=(1, 2), query=3, per_setting=6, shard=3, folds=0),
     prepare=Preparation(lr=0.1, steps=6, segments=2, batch=4),
     anchor="prototype",
 )
@@ -46,7 +47,9 @@ def make_bank(seed: int = 0, classes: int = 5, width: int = D) -> FeatureBank:
     return FeatureBank(x.flatten(0, 1), torch.arange(classes + 1) * 8, names)
 
 
-def make_tasks(seed: int, tasks: int = 4, way: int = 3, shot: int = 2) -> SolvedTasks:
+def make_tasks(
+    seed: int, tasks: int = 4, way: int = 3, shot: int = 2, frame: int = 0
+) -> SolvedTasks:
     rng = torch.Generator().manual_seed(seed)
     n = head_space(D, way).size
     return SolvedTasks(
@@ -54,6 +57,7 @@ def make_tasks(seed: int, tasks: int = 4, way: int = 3, shot: int = 2) -> Solved
         torch.randn(tasks, n, generator=rng),
         torch.randint(40, (tasks, way, shot), generator=rng),
         torch.randint(40, (tasks, way, 3), generator=rng),
+        torch.full((tasks,), frame),
         torch.rand(tasks, generator=rng),
         torch.rand(tasks, generator=rng),
     )
@@ -88,6 +92,70 @@ def test_what_is_appended_is_loaded_by_way_and_shot(zoo: Zoo) -> None:
     assert (large.way, large.shot, len(large)) == (3, 2, 8)
     assert_same(small, make_tasks(1, way=2, shot=1))
     assert_same(large, SolvedTasks.concat([make_tasks(0), make_tasks(2)]))
+
+
+def test_tasks_of_two_frames_are_groups_of_their_own(zoo: Zoo) -> None:
+    tasks = make_tasks(3, frame=2)
+    zoo.append("d", tasks, all_of(tasks))
+    groups = Zoo.open(zoo.path).load()
+    found = [(g.way, g.shot, int(g.frame[0]), len(g)) for g in groups]
+    assert found == [(2, 1, 0, 4), (3, 2, 0, 8), (3, 2, 2, 4)]
+    assert_same(groups[2], tasks)
+
+
+def make_frames(seed: int, number: int = 3) -> list[Frame]:
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        Frame(
+            torch.randn(D, generator=rng),
+            torch.randn(D, D, generator=rng),
+            torch.rand(D, generator=rng),
+        )
+        for _ in range(number)
+    ]
+
+
+def assert_same_frames(found: list[Frame], wanted: list[Frame]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        for name, value in vars(b).items():
+            assert torch.equal(getattr(a, name), value), name
+
+
+def test_frames_come_back_and_the_first_ones_are_kept(zoo: Zoo) -> None:
+    first, second = make_frames(0), make_frames(1)
+    assert_same_frames(zoo.keep_frames(first), first)
+    again = Zoo.create(zoo.path, SPACE, make_bank(), ABOUT)
+    assert_same_frames(again.keep_frames(second), first)
+    assert_same_frames(Zoo.open(zoo.path).frames(), first)
+
+
+@pytest.mark.parametrize("harm", ["flip", "header", "cut", "swap"])
+def test_damaged_frames_are_named(zoo: Zoo, harm: str, tmp_path: Path) -> None:
+    zoo.keep_frames(make_frames(0))
+    path = zoo.path / FRAMES
+    whole = bytearray(path.read_bytes())
+    if harm in ("flip", "header"):
+        whole[-3 if harm == "flip" else 30] ^= 4
+        path.write_bytes(whole)
+    elif harm == "cut":
+        path.write_bytes(whole[:-1])
+    else:
+        other = Zoo.create(tmp_path / "other", SPACE, make_bank(), ABOUT)
+        other.keep_frames(make_frames(1))
+        path.write_bytes((other.path / FRAMES).read_bytes())
+    with pytest.raises(DamagedFileError, match=r"frames\.safetensors"):
+        Zoo.open(zoo.path).frames()
+
+
+def test_lost_frames_are_named_and_can_be_stored_again(zoo: Zoo) -> None:
+    with pytest.raises(InputError, match=r"frames\.safetensors not found"):
+        zoo.frames()
+    zoo.keep_frames(make_frames(0))
+    (zoo.path / FRAMES).unlink()
+    with pytest.raises(InputError, match=r"frames\.safetensors not found"):
+        Zoo.open(zoo.path).frames()
+    Zoo.open(zoo.path).keep_frames(make_frames(0))
+    assert_same_frames(Zoo.open(zoo.path).frames(), make_frames(0))
 
 
 def test_shots_of_one_way_are_groups_of_their_own(zoo: Zoo) -> None:
@@ -219,7 +287,7 @@ def test_a_damaged_index_is_named(zoo: Zoo, content: str) -> None:
 def test_another_schema_is_refused(zoo: Zoo) -> None:
     index = json.loads((zoo.path / INDEX).read_text())
     (zoo.path / INDEX).write_text(json.dumps({**index, "schema": 99}))
-    with pytest.raises(MismatchError, match="schema 99, this version reads 1"):
+    with pytest.raises(MismatchError, match="schema 99, this version reads 2"):
         Zoo.open(zoo.path)
 
 
@@ -294,7 +362,7 @@ def files(zoo: Zoo) -> dict[str, bytes]:
 
 def test_collecting_again_changes_nothing(tmp_path: Path) -> None:
     before = files(tiny_zoo(tmp_path))
-    assert len(before) == 8 + 3
+    assert len(before) == 8 + 4
     assert files(tiny_zoo(tmp_path)) == before
 
 

@@ -1,6 +1,15 @@
 """Denoisers: networks f(x_t, t, condition) over weights."""
 
+from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
+from ltdi.denoiser.equivariant import EquivariantDenoiser
 from ltdi.denoiser.transformer import TokenTransformer
 from ltdi.denoiser.unet import UNet1d
 
-__all__ = ["TokenTransformer", "UNet1d"]
+__all__ = [
+    "ConditionalDenoiser",
+    "EquivariantDenoiser",
+    "Guide",
+    "Network",
+    "TokenTransformer",
+    "UNet1d",
+]

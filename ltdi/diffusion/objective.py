@@ -24,12 +24,16 @@ class Draw:
     Attributes:
         x_t: [B, n] noised weights.
         t: [B] diffusion step, 0 <= t < T.
+        signal: [B] share of the target in x_t, the root of the chain's own abar.
+        stage: [B] i/k of the target theta_id.
         target: [B, n] what the denoiser should return.
         weight: [B] factor of the squared residual.
     """
 
     x_t: Tensor
     t: Tensor
+    signal: Tensor
+    stage: Tensor
     target: Tensor
     weight: Tensor
 
@@ -130,7 +134,7 @@ def draw(
         target = theta
     else:
         target = signal * eps - noise * theta
-    return Draw(x_t, plan.t, target, weight)
+    return Draw(x_t, plan.t, signal.squeeze(1), plan.target / k, target, weight)
 
 
 def _uniform(below: Tensor, rng: torch.Generator) -> Tensor:

@@ -76,13 +76,15 @@ def sample(
     steps: int | None = None,
     temperature: float = 1.0,
     segments: int = 1,
+    end: int | None = None,
     rng: torch.Generator | None = None,
     callback: Callback | None = None,
 ) -> Tensor:
     """Run the chain.
 
     `segments = 1` uses the global schedule, as the paper does. `segments = k` decodes every step
-    in the local chain of its segment, so x0 is read as the local target theta_id.
+    in the local chain of its segment, so x0 is read as the local target theta_id. With `end`
+    below T the chain is the shorter one that ends there, on the local target of t = end.
 
     Args:
         denoise: f(x [B, n], t [B]) -> [B, n].
@@ -90,9 +92,10 @@ def sample(
         schedule: The noise schedule.
         prediction: "eps", "x0" or "v".
         sampler: "ddim" or "ddpm".
-        steps: Number of denoising steps, 1..T; all T by default.
+        steps: Number of denoising steps, 1..end; all by default.
         temperature: Scale of all noise; 0 is deterministic and the most accurate, 1 diverse.
         segments: k of the local chains, or 1.
+        end: Where the chain ends, 1..T; T by default.
         rng: Source of the noise that DDPM adds.
         callback: Called as callback(t, x, x0) after each step, to record the chain.
 
@@ -103,19 +106,26 @@ def sample(
         raise unknown("sampler", sampler, SAMPLERS)
     if prediction not in PREDICTIONS:
         raise unknown("prediction", prediction, PREDICTIONS)
-    total = schedule.steps
+    total = schedule.steps if end is None else end
+    if not 1 <= total <= schedule.steps or (segments > 1 and total < schedule.steps):
+        raise InputError(
+            f"a chain of T = {schedule.steps} in {segments} segments cannot end at {total}",
+            where="end",
+            fix="choose an end in 1..T, and one segment for an end below T",
+        )
     # A stride may not jump over the end of a local chain.
     grid = {*time_grid(total, total if steps is None else steps)}
-    grid |= set(range(0, total, schedule.segment_length(segments)))
+    if segments > 1:
+        grid |= set(range(0, total, schedule.segment_length(segments)))
     times = sorted(grid)
     x = temperature * noise
     for t, s in pairwise(times):
         now = torch.tensor(t)
-        end = schedule.segment_end(now, segments)
-        a_t = schedule.alpha_bar_local(now, end).to(x)
-        a_s = schedule.alpha_bar_local(torch.tensor(s), end).to(x)
+        last = schedule.segment_end(now, segments) if segments > 1 else torch.tensor(total)
+        a_t = schedule.alpha_bar_local(now, last).to(x)
+        a_s = schedule.alpha_bar_local(torch.tensor(s), last).to(x)
         output = denoise(x, now.expand(len(x)).to(x.device))
-        if prediction == "eps" and segments > 1:
+        if prediction == "eps" and (segments > 1 or total < schedule.steps):
             a_global = schedule.alpha_bar[t].to(x)
             output = output * ((1 - a_t) / (1 - a_global)).sqrt()
         x0, eps = to_x0_eps(output, x, a_t, prediction)

@@ -173,6 +173,21 @@ def test_targets_of_x0_and_v_are_those_of_their_own_chain(objective: str) -> Non
     )
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("prediction", ["eps", "x0", "v"])
+def test_signal_and_stage_say_what_was_drawn(objective: str, prediction: str) -> None:
+    """x_t = signal theta_id + sqrt(1 - signal^2) eps, and theta_id is the local target k stage."""
+    schedule, k = linear_schedule(20), 4
+    d, i = drawn(objective, k, prediction), index(objective, k)
+    assert d.signal.shape == d.stage.shape == (B,)
+    assert torch.equal(d.stage, i / k)
+    a = level(schedule, d.t, i * 5 if objective == "trajectory" else None)
+    torch.testing.assert_close(d.signal.double(), a.sqrt(), rtol=1e-5, atol=1e-7)
+    signal, theta = d.signal.double()[:, None], targets(k)[torch.arange(B), i - 1]
+    eps = (d.x_t - signal * theta) / (1 - signal.square()).sqrt()
+    assert abs(float(eps.mean())) < 0.05 and abs(float(eps.std()) - 1) < 0.03
+
+
 def test_the_seed_fixes_the_draw() -> None:
     assert torch.equal(drawn("trajectory", 4).x_t, drawn("trajectory", 4).x_t)
     assert not torch.equal(drawn("trajectory", 4).x_t, drawn("trajectory", 4, seed=1).x_t)

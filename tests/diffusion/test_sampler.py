@@ -126,6 +126,71 @@ def test_vanilla_reaches_theta_in_any_number_of_steps(
         torch.testing.assert_close(out, theta, rtol=1e-4, atol=1e-4)
 
 
+def exact_until(theta: Tensor, end: int, schedule: Schedule, prediction: str) -> Denoise:
+    """The denoiser that knows what is at the end of the chain that was asked for.
+
+    As `draw` trains it, eps is scaled by sqrt((1 - abar_t) / (1 - abar^i_t)).
+    """
+
+    def denoise(x: Tensor, t: Tensor) -> Tensor:
+        local = schedule.alpha_bar_local(t, torch.full_like(t, end)).to(x)[:, None]
+        eps = (x - local.sqrt() * theta) / (1 - local).sqrt()
+        if prediction == "eps":
+            return ((1 - schedule.alpha_bar[t].to(x)[:, None]) / (1 - local)).sqrt() * eps
+        return theta if prediction == "x0" else local.sqrt() * eps - (1 - local).sqrt() * theta
+
+    return denoise
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("end", [1, 5, 10, 15, T])
+def test_a_shorter_chain_lands_on_its_local_target(
+    prediction: str, sampler: str, name: str, end: int
+) -> None:
+    """With k = 4 the ends 5, 10, 15 and 20 are those of theta_d .. theta_M."""
+    schedule, theta = SCHEDULES[name], normal(B, N)
+    denoise = exact_until(theta, end, schedule, prediction)
+    for steps in {1, (end + 1) // 2, end}:
+        chain = Chain()
+        out = sample(
+            denoise, normal(B, N, seed=1), schedule, steps=steps, end=end, prediction=prediction,
+            sampler=sampler, rng=torch.Generator().manual_seed(0), callback=chain,
+        )  # fmt: skip
+        torch.testing.assert_close(out, theta, rtol=1e-4, atol=1e-4)
+        assert max(chain.x) == end and len(chain.x) == steps
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_end_of_the_whole_chain_is_the_default(sampler: str, prediction: str) -> None:
+    def run(**options: int) -> Tensor:
+        return sample(
+            wobble, normal(B, N), SCHEDULES["cosine"], prediction=prediction, sampler=sampler,
+            rng=torch.Generator().manual_seed(0), **options,
+        )  # fmt: skip
+
+    assert torch.equal(run(end=T), run())
+    assert not torch.allclose(run(end=T // 2), run())
+    # All steps of a shorter chain are fewer.
+    assert torch.equal(run(end=5, steps=5), run(end=5))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"end": 0}, "T = 20 in 1 segments cannot end at 0"),
+        ({"end": 21}, "cannot end at 21"),
+        ({"end": 10, "segments": 2}, "in 2 segments cannot end at 10"),
+        ({"end": 5, "steps": 6}, "6 inference steps .* T = 5"),
+    ],
+)
+def test_impossible_ends_are_refused(options: dict[str, int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        sample(wobble, normal(B, N), SCHEDULES["linear"], **options)
+
+
 def wobble(x: Tensor, t: Tensor) -> Tensor:
     """A smooth denoiser that is exact for nothing."""
     return torch.sin(2.0 * x + 0.3 * t.to(x)[:, None]) + 0.2
