@@ -48,20 +48,16 @@ from ltdi.analysis import (
 from ltdi.anchor import Anchor
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import head_predictor
+from ltdi.crossfit import Fold
 from ltdi.evaluate import Summary, accuracy, paired, query_logits
+from ltdi.frame import Frame
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, solve, train_generator
 from ltdi.recipe import Recipe
 from ltdi.report.style import COLOURS, MARKERS, STYLE, save
-from ltdi.tracks.fewshot import (
-    PRESETS,
-    Preset,
-    build_world,
-    check_counts,
-    load_parts,
-    one_thread,
-)
+from ltdi.tracks.fewshot import build_world, check_counts, load_parts, one_thread
 from ltdi.tracks.generated import World
+from ltdi.tracks.presets import STROKES, Preset
 from ltdi.weights import head_space
 
 Row = dict[str, Any]
@@ -77,7 +73,7 @@ FORMS = ("triangle", "unbiased", "product")
 LAMBDAS = ("everywhere (l)", "within reach", "at theta*")
 HELD_OUT = 9
 RADII = (0.0, 0.02, 0.05, 0.1, 0.2)
-_SMOKE = PRESETS["smoke"]
+_SMOKE = STROKES["smoke"]
 # Glyphs have 20 images per class: 1 for support, 10 more to solve on, the rest held out.
 _TASKS = replace(_SMOKE.recipe.tasks, query=10)
 FULL = replace(_SMOKE, recipe=replace(_SMOKE.recipe, tasks=_TASKS))
@@ -274,42 +270,57 @@ def _mean_excess(heads: Heads, name: str, size: float, rng: torch.Generator) -> 
 def sam_scores(
     world: World, anchor: Anchor, recipe: Recipe, tasks: int, directory: Path
 ) -> dict[str, Tensor]:
-    """Scores [tasks] of solved and generated 5-way 1-shot heads on test classes."""
+    """Scores [tasks] of solved and generated 5-way 1-shot heads on test classes.
+
+    lambda and c are those of the coordinates in which heads are solved and generated.
+    """
     zoo = prepare_zoo(directory, world.train, anchor, recipe, world.backbone)
     generator = train_generator(
         TrainingSet.of(zoo), anchor, world.backbone, recipe, valid=world.valid
     )
     shape = {"way": WAY, "shot": 1, "seed": 77_000 + recipe.meta.seed}
-    solved, _ = solve(world.test, anchor, recipe, tasks=tasks, **shape)
+    width = world.test.width
+    fold = Fold(anchor.frame(width), anchor, torch.arange(len(world.test.classes)))
+    solved, _ = solve(world.test, fold, recipe, tasks=tasks, **shape)
     # The same episodes with more queries: those beyond the first were not solved on.
     wide = world.test.episodes(query=recipe.tasks.query + HELD_OUT, episodes=tasks, **shape)
     features, theta = world.test.features, solved.theta[:, -1]
     held = features[wide.query[..., recipe.tasks.query :]]
     samples = features[torch.cat([solved.support, solved.query], -1)].flatten(1, 2)
+    samples = fold.frame.enter(samples)
     labels = torch.arange(WAY).repeat_interleave(samples.shape[1] // WAY).expand(tasks, -1)
-    loss = classification_loss(head_predictor(head_space(samples.shape[-1], WAY)))
+    loss = classification_loss(head_predictor(head_space(width, WAY)))
     rng = torch.Generator().manual_seed(recipe.meta.seed)
     lam = largest_eigenvalue(loss, theta, samples, labels, iterations=20, rng=rng)
     support = features[solved.support]
     generated, full = generator.weights(support), generator.weights(support, strength=1.0)
-    error = (generated - theta).square().sum(-1)
+    inside = enter(fold.frame, generated)
+    error = (inside - theta).square().sum(-1)
     return {
         "lambda": lam,
         "training loss": solved.loss,
         "lambda / training loss": lam / solved.loss,
-        "solved accuracy": accuracy(query_logits(theta, held)),
+        "solved accuracy": accuracy(query_logits(fold.frame.leave(theta), held)),
         "generated accuracy": accuracy(query_logits(generated, held)),
         "accuracy at strength 1": accuracy(query_logits(full, held)),
         "strength": torch.full_like(lam, generator.sampling().strength),
         "c": error,
         "lambda c / 2": lam * error / 2,
-        "excess of generated": vmap(loss)(generated, samples, labels) - solved.loss,
+        "excess of generated": vmap(loss)(inside, samples, labels) - solved.loss,
     }
+
+
+def enter(frame: Frame, theta: Tensor) -> Tensor:
+    """Heads [B, n] on features, in the coordinates of a frame: the inverse of `Frame.leave`."""
+    rows = theta.unflatten(-1, (WAY, -1))
+    bias = rows[..., -1] + rows[..., :-1] @ frame.mean
+    weight = torch.linalg.solve(frame.basis.mT, rows[..., :-1], left=False)
+    return torch.cat([weight, bias.unsqueeze(-1)], -1).flatten(-2)
 
 
 def sam_rows(preset: Preset, radii: Sequence[float], tasks: int, seeds: int) -> list[Row]:
     """Medians over tasks, and mean accuracies with their paired difference to no SAM."""
-    parts = load_parts("glyphs", None, split=None, rotations=False, seed=0)
+    parts = load_parts("glyphs", None, preset, split=None, seed=0)
     base = preset.recipe.prepare
     variants = {f"rho = {radius:g}": replace(base, sam_rho=radius) for radius in radii}
     # SAM takes two gradients per step: the control of equal cost takes twice the steps.

@@ -15,24 +15,22 @@ from ltdi.backbone import ProtoTraining
 from ltdi.collect import head_predictor, optimise
 from ltdi.evaluate import query_logits
 from ltdi.generator import Generator
-from ltdi.meta import MetaConfig
-from ltdi.recipe import Recipe, Tasks
+from ltdi.recipe import Recipe
 from ltdi.report.figure import Chain, plot_chains
 from ltdi.report.table import Result
 from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
-from ltdi.tracks.fewshot import Preset
 from ltdi.tracks.generated import Generated, World
+from ltdi.tracks.presets import PHOTOS, STROKES
 from ltdi.weights import centre_classes, head_space
 
 METHODS = ("lt-di", "anchor", "protonet", "simpleshot", "linear-probe", "finetune", "hypernetwork")
-PRESET = Preset(
-    ProtoTraining(iterations=500),
-    0.3,
-    False,
-    Recipe(tasks=Tasks(ways=(5,), per_setting=1500), meta=MetaConfig(iterations=250)),
-    300,
-    1000,
+PRESET = replace(
+    STROKES["standard"],
+    backbone=ProtoTraining(iterations=500),
+    rotations=False,
+    recipe=PHOTOS["standard"].recipe,
+    peer_iterations=300,
 )
 
 
@@ -82,13 +80,18 @@ def chains(generator: Generator, world: World, tasks: Episodes, recipe: Recipe) 
         steps=recipe.diffusion.steps,
         temperature=1.0,
         strength=1.0,  # the chain itself, before validation scales it down
+        sharpness=1.0,
+        end=1.0,
         callback=lambda t, theta, estimate: states.append(theta),
     )
     samples = torch.cat([support, query], 2).flatten(1, 2)
     labels = torch.arange(way).repeat_interleave(samples.shape[1] // way)
-    anchor = generator.parts.anchor(support, torch.ones(support.shape[:3]), space)
-    path = optimise(head_predictor(space), anchor, samples, labels, recipe.prepare)
-    theta = space.flatten(centre_classes(space.unflatten(path.theta)))
+    rule, frame = generator.parts.anchor, generator.parts.anchor.frame(bank.width)
+    start = rule.local(frame.enter(support), torch.ones(support.shape[:3]), space)
+    z = frame.enter(samples)
+    path = optimise(head_predictor(space), start, z, labels, recipe.prepare)
+    theta = frame.leave(space.flatten(centre_classes(space.unflatten(path.theta))))
+    anchor = frame.leave(start)
 
     def loss_of(x: Tensor) -> Callable[[Tensor], Tensor]:
         def loss(theta: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ltdi.anchor import (
     fit_anchor,
     make_empty_anchor,
     masked_mean,
+    shrinkage,
 )
 from ltdi.errors import InputError
 from ltdi.tasks import FeatureBank
@@ -250,6 +251,92 @@ def test_the_ridge_is_chosen_on_the_validation_classes() -> None:
     chosen, small, large = fit(1e-3, 3.0), fit(1e-3), fit(3.0)
     assert torch.equal(chosen.state_dict()["basis"], large.state_dict()["basis"])
     assert not torch.equal(chosen.state_dict()["basis"], small.state_dict()["basis"])
+
+
+# ---- frames -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["none", "prototype", "gaussian", "shared"])
+def test_an_anchor_is_its_head_in_its_frame_seen_from_outside(name: str) -> None:
+    bank = gaussian_bank(covariance(5), covariance(6), classes=40, images=(20,))
+    support, mask = random_support(2)
+    space = head_space(D, 4)
+    anchor: Anchor = SharedAnchor(torch.arange(float(space.size)))
+    if name != "shared":
+        anchor = fit_anchor(name, bank, bank, way=4, shots=(1,), seed=0)
+    frame = anchor.frame(D)
+    inside = anchor.local(frame.enter(support), mask, space)
+    torch.testing.assert_close(frame.leave(inside), anchor(support, mask, space))
+
+
+@given(st.integers(0, 1000))
+def test_in_its_frame_classes_are_round_and_differ_along_the_axes(seed: int) -> None:
+    """Spread within classes is the identity, that of class means is diag(between) plus noise."""
+    shot = 9
+    bank = gaussian_bank(
+        covariance(seed), 3 * covariance(seed + 1, 0.3), classes=60, images=(shot,), seed=seed
+    )
+    frame = GaussianAnchor(D).fit(bank, ridge=0.0).frame(D)
+    z = frame.enter(bank.features).unflatten(0, (60, shot))
+    rest = (z - z.mean(1, keepdim=True)).flatten(0, 1)
+    one = torch.eye(D)
+    torch.testing.assert_close(rest.T @ rest / (60 * (shot - 1)), one, rtol=0, atol=2e-3)
+    means = z.mean(1)
+    spread = (means - means.mean(0)).T @ (means - means.mean(0)) / 59
+    torch.testing.assert_close(means.mean(0), torch.zeros(D), rtol=0, atol=2e-3)
+    off = spread - torch.diag(spread.diagonal())
+    assert off.abs().max() < 2e-3 * spread.max()
+    seen = frame.between > 0  # a variance that noise makes negative counts as none
+    wanted = (frame.between + 1 / shot)[seen]
+    torch.testing.assert_close(spread.diagonal()[seen], wanted, rtol=1e-3, atol=2e-3)
+
+
+def flat_bank() -> FeatureBank:
+    """Round classes that differ along the first axis alone."""
+    rng = torch.Generator().manual_seed(0)
+    noise = torch.randn(30, 20, D, generator=rng)
+    noise = (noise - noise.mean(1, keepdim=True)).flatten(0, 1)
+    noise = 25 * torch.linalg.qr(noise).Q.unflatten(0, (30, 20))
+    means = 2 * torch.randn(30, 1, 1, generator=rng) * torch.eye(D)[0]
+    names = tuple(map(str, range(30)))
+    return FeatureBank((means + noise).flatten(0, 1), torch.arange(31) * 20, names)
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 10.0])
+def test_spread_gives_weight_to_directions_without_a_training_class(spread: float) -> None:
+    anchor = GaussianAnchor(D).fit(flat_bank(), ridge=0.1, spread=spread)
+    space = head_space(D, 2)
+    # Two classes that differ along the last axis alone.
+    support = torch.stack([torch.eye(D)[-1], -torch.eye(D)[-1]])[None, :, None]
+    weight = space.unflatten(anchor(support, torch.ones(1, 2, 1), space))["weight"][0]
+    found = (weight[0] - weight[1])[-1]
+    assert found > 0.01 if spread else found.abs() < 1e-4
+    assert (anchor.between > 0).sum() == (D if spread else 1)
+
+
+@given(st.floats(0, 100), st.integers(1, 50))
+def test_shrinkage_is_the_share_of_a_means_variance_that_is_the_classes(b: float, n: int) -> None:
+    between, count = torch.tensor([b, 0.0]).double(), torch.tensor([n, 2 * n]).double()
+    out = shrinkage(between, count)
+    assert out.shape == (2, 2)
+    torch.testing.assert_close(out[0, 0], torch.tensor(b / (b + 1 / n)).double())
+    assert out[1, 0] >= out[0, 0] and not out[:, 1].any()
+
+
+def test_an_anchor_refitted_on_its_own_classes_is_itself() -> None:
+    bank = gaussian_bank(covariance(5), covariance(6), classes=40, images=(20,))
+    other = gaussian_bank(covariance(7), covariance(8), classes=40, images=(20,))
+    for name in ("none", "prototype", "gaussian"):
+        anchor = fit_anchor(name, bank, bank, way=4, shots=(1,), seed=0)
+        before = {k: v.clone() for k, v in anchor.state_dict().items()}
+        for key, value in anchor.refit(bank).state_dict().items():
+            torch.testing.assert_close(value, before[key], rtol=1e-4, atol=1e-5)
+        moved = anchor.refit(other).state_dict()
+        changed = {k for k in before if not torch.equal(moved[k], before[k])}
+        # Choices made on validation classes are kept.
+        assert {"mean", "basis", "between"} <= changed if name == "gaussian" else not changed
+        assert not changed & {"ridges", "refined"}
+        assert all(torch.equal(v, before[k]) for k, v in anchor.state_dict().items())
 
 
 def test_fitting_is_deterministic() -> None:

@@ -29,7 +29,7 @@ from ltdi.zoo import Zoo
 
 TASKS = (
     "--held-out 0.5 --tasks.ways [3] --tasks.shots [1,2] --tasks.query 5 --tasks.per-setting 30 "
-    "--tasks.shard 20 --prepare.steps 8 --training.iterations 8 --training.classes 10 "
+    "--tasks.shard 20 --tasks.folds 2 --prepare.steps 8 --training.iterations 8 --training.classes 10 "
     "--training.width 16"
 )
 SIZES = (
@@ -86,8 +86,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, glyphs: dict[str, ImageSet])
 
 def test_collect_makes_a_zoo_with_all_that_training_needs(place: Path):
     zoo = Zoo.open(place / "zoo")
-    assert [(g.way, g.shot, len(g)) for g in zoo.load()] == [(3, 1, 30), (3, 2, 30)]
-    assert zoo.about["prepare"]["lr"] == 0.01  # the command's default, kept when steps is given
+    sizes = [(g.way, g.shot, int(g.frame[0]), len(g)) for g in zoo.load()]
+    assert sizes == [(3, shot, fold, 15) for shot in (1, 2) for fold in (0, 1)]
+    assert zoo.about["prepare"]["lr"] == 0.05  # the command's default, kept when steps is given
     assert Backbone.load(place / "zoo" / "backbone").fingerprint == zoo.about["backbone"]
     records = [json.loads(line) for line in (place / "zoo" / "log.jsonl").open()]
     assert [r["event"] for r in records] == ["shard"] * 4
@@ -200,10 +201,13 @@ def test_evaluate_lowers_the_queries_and_says_so(place: Path, capsys):
 # ---- resuming and configuration -----------------------------------------------------------------
 
 
-def test_collecting_and_training_again_change_nothing(place: Path):
+def test_collecting_and_training_again_change_nothing(place: Path, capsys):
     revision = Generator.from_pretrained(place / "gen").revision
     index = (place / "zoo" / "zoo.json").read_bytes()
     assert ltdi_(f"collect {TASKS} --data", place / "drawings", "--out", place / "zoo") == 0
+    # The table has a row for each way and shot, whatever the number of folds.
+    rows = re.findall(r"3\W+([12])\W+(\d+)\W+0\W+\d\.\d+", capsys.readouterr().out)
+    assert rows == [("1", "30"), ("2", "30")]
     assert (
         ltdi_(f"train {SIZES} --meta.iterations 12 --zoo", place / "zoo", "--out", place / "gen")
         == 0

@@ -24,9 +24,11 @@ def same(a: Episodes, b: Episodes) -> bool:
     return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episodes))
 
 
-def draw(counts: list[int], seed: int = 0, **changes: int) -> Episodes:
+def draw(
+    counts: list[int], seed: int = 0, among: Tensor | None = None, **changes: int
+) -> Episodes:
     sizes = {"way": 3, "shot": 2, "query": 3, "episodes": 7} | changes
-    return sample_episodes(offsets_of(counts), seed=seed, **sizes)
+    return sample_episodes(offsets_of(counts), seed=seed, among=among, **sizes)
 
 
 @few
@@ -114,6 +116,21 @@ def test_a_bank_draws_from_its_own_offsets() -> None:
     assert bank.width == 4
     sizes = {"way": 2, "shot": 1, "query": 2, "episodes": 3, "seed": 1}
     assert same(bank.episodes(**sizes), sample_episodes(bank.offsets, **sizes))
+
+
+def test_only_the_named_classes_are_drawn() -> None:
+    counts, among = [9, 5, 7, 12, 9, 8], torch.tensor([5, 0, 3])
+    e = draw(counts, among=among)
+    assert set(e.classes.flatten().tolist()) == {0, 3, 5}
+    owner = torch.repeat_interleave(torch.arange(6), torch.tensor(counts))
+    items = torch.cat([e.support, e.query], -1)
+    assert torch.equal(owner[items], e.classes[..., None].expand_as(items))
+    # All of them are what is drawn without a name.
+    assert same(draw(counts, among=torch.arange(6)), draw(counts))
+    with pytest.raises(InputError, match="needs 4 classes, the data have 3"):
+        draw(counts, way=4, among=among)
+    # A class that is not among them may be too small.
+    assert len(draw([9, 2, 9, 9], among=torch.tensor([0, 2, 3]))) == 7
 
 
 @pytest.mark.parametrize(

@@ -84,8 +84,11 @@ class Backbone(nn.Module):
         return torch.cat(parts)
 
     def _views(self, x: Tensor) -> Tensor:
-        z: Tensor = self.net(x).float()
-        return (z + self.net(x.flip(-1)).float()) / 2 if self.transform.flip else z
+        # A map is of the mean of both views, as when it was fitted.
+        net = self.net.net if isinstance(self.net, MappedNet) else self.net
+        z: Tensor = net(x).float()
+        z = (z + net(x.flip(-1)).float()) / 2 if self.transform.flip else z
+        return self.net.map(z) if isinstance(self.net, MappedNet) else z
 
     def bank(
         self, images: ImageSet, *, progress: Callable[[int, int], None] | None = None

@@ -70,8 +70,9 @@ class FeatureMap(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """[n, D] -> [n, d]."""
-        z = (self._unit(features) - self.mean) @ self.basis
-        out: Tensor = F.normalize(z, dim=-1) * float(self.width) ** 0.5
+        with torch.autocast("cpu", enabled=False):
+            z = (self._unit(features) - self.mean) @ self.basis
+            out: Tensor = F.normalize(z, dim=-1) * float(self.width) ** 0.5
         return out
 
     def bank(self, bank: FeatureBank) -> FeatureBank:
@@ -97,9 +98,7 @@ class MappedNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Mapped features [n, d]."""
-        z = self.net(x)
-        with torch.autocast("cpu", enabled=False):
-            out: Tensor = self.map(z)
+        out: Tensor = self.map(self.net(x))
         return out
 
 

@@ -25,6 +25,8 @@ def bench(
     query: int = 15,
     episodes: int | None = None,
     split: str | None = None,
+    backbone: str | None = None,
+    cache: str | None = None,
     download: bool = False,
     seed: int = 0,
     json: str | None = None,
@@ -34,7 +36,8 @@ def bench(
     """Compare methods on the same test episodes, and write table, JSON and our generator.
 
     Args:
-        dataset: "glyphs", "omniglot", or a folder or zip of <class>/<image>.
+        dataset: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or zip of
+            <class>/<image>.
         track: "fewshot".
         data_dir: Where a named data set lies.
         methods: Comma-separated names, or "all".
@@ -44,6 +47,9 @@ def bench(
         query: Query images per class.
         episodes: Test episodes; the preset's number by default.
         split: The data set's split, such as "official" for Omniglot.
+        backbone: A pretrained backbone instead of the preset's: "efficientnet-lite0", "timm:NAME",
+            "transformers:NAME", or a directory of a saved one.
+        cache: Directory where features of images are kept between runs.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
         seed: Fixes everything.
         json: File for the result.
@@ -70,6 +76,8 @@ def bench(
             query=query,
             episodes=episodes,
             split=split,
+            backbone=backbone,
+            cache=cache,
             seed=seed,
             progress=progress,
             log=log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -10,8 +11,15 @@ from rich.table import Table
 
 from ltdi import data as sources
 from ltdi.anchor import make_empty_anchor
-from ltdi.backbone import Backbone, InputTransform, ProtoTraining, train_backbone
-from ltdi.backbone import transformers_backbone as from_transformers
+from ltdi.backbone import (
+    Backbone,
+    FeatureMap,
+    FeatureMapping,
+    InputTransform,
+    ProtoTraining,
+    pretrained_backbone,
+    train_backbone,
+)
 from ltdi.collect import Preparation
 from ltdi.commands.common import OUT, fetch, run_in
 from ltdi.errors import InputError
@@ -26,6 +34,7 @@ from ltdi.pipeline import (
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import sample_episodes
 from ltdi.tracks import fewshot
+from ltdi.zoo import SolvedTasks
 
 
 def collect(
@@ -40,8 +49,9 @@ def collect(
     start: str = "anchor",
     seed: int = 0,
     tasks: Tasks = Tasks(),
-    prepare: Preparation = Preparation(lr=0.01, steps=60, segments=4),
+    prepare: Preparation = Preparation(lr=0.05, steps=24, segments=4),
     training: ProtoTraining = ProtoTraining(),
+    mapping: FeatureMapping = FeatureMapping(),
     resolved: str = "",
 ) -> None:
     """Solve many tasks and keep their optimisation trajectories in a zoo.
@@ -52,8 +62,9 @@ def collect(
         data_dir: Where a named data set lies.
         split: The data set's split, such as "official" for Omniglot.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
-        backbone: A directory of a saved backbone, or "transformers:NAME_OR_PATH"; a small conv net
-            is trained on part of the classes when it is not given.
+        backbone: A directory of a saved backbone, "efficientnet-lite0", "timm:NAME" or
+            "transformers:NAME_OR_PATH"; a small conv net is trained on part of the classes when it
+            is not given.
         held_out: Share of the training classes that a trained backbone does not see.
         anchor: "gaussian", "prototype" or "none".
         start: theta_0 of a task: "anchor" or "gaussian".
@@ -61,6 +72,7 @@ def collect(
         tasks: Which tasks are solved.
         prepare: How they are solved.
         training: How a conv backbone is trained.
+        mapping: What is done to the features of a pretrained backbone.
         resolved: The command's options, saved beside the run.
     """
     recipe = Recipe(
@@ -93,6 +105,9 @@ def collect(
             )
             net.save(path / "backbone")
         bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
+        if backbone is not None and net.config["kind"] not in ("conv", "mapped"):
+            learned = FeatureMap(bank.width, mapping).fit(bank.features)
+            net, bank = net.mapped(learned), learned.bank(bank)
         valid = net.bank(parts["val"])
         fitted = make_anchor(recipe, bank, valid)
         about = {"data": data, "split": split, "held_out": held_out}
@@ -103,7 +118,8 @@ def collect(
         for shard in zoo.shards:
             log({"event": "shard", **shard})
     table = Table("way", "shot", "tasks", "dropped", "final loss", "final accuracy")
-    for group in zoo.load():
+    for _, frames in groupby(zoo.load(), lambda g: (g.way, g.shot)):
+        group = SolvedTasks.concat(list(frames))
         dropped = sum(
             s["dropped"] for s in zoo.shards if (s["way"], s["shot"]) == (group.way, group.shot)
         )
@@ -141,12 +157,4 @@ def _given_backbone(name: str | None, zoo: Path) -> Backbone | None:
     if name is None:
         kept = zoo / "backbone"
         return Backbone.load(kept) if (kept / "backbone.json").is_file() else None
-    if name.startswith("transformers:"):
-        return from_transformers(name.partition(":")[2])
-    if not Path(name).is_dir():
-        raise InputError(
-            f"there is no backbone at {name!r}",
-            where="--backbone",
-            fix="give a directory with backbone.json, or transformers:NAME",
-        )
-    return Backbone.load(Path(name))
+    return pretrained_backbone(name)

@@ -13,77 +13,31 @@ from typing import Any
 
 import torch
 
-from ltdi.backbone import InputTransform, ProtoTraining, train_backbone
+from ltdi.backbone import (
+    Backbone,
+    FeatureMap,
+    InputTransform,
+    ProtoTraining,
+    cached_bank,
+    pretrained_backbone,
+    train_backbone,
+    train_classifier_backbone,
+)
 from ltdi.baselines import PEERS, Budget, Method
-from ltdi.collect import Preparation
-from ltdi.data import ImageSet
+from ltdi.data import SOURCES, ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError, unknown
 from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
 from ltdi.memory import peak_mb, reset_peak
-from ltdi.meta import MetaConfig
-from ltdi.recipe import RECIPES, Network, Recipe, Tasks
+from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result, Row
-from ltdi.tasks import sample_episodes
-from ltdi.tracks.generated import AnchorOnly, Generated, World
+from ltdi.tasks import FeatureBank, sample_episodes
+from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
+from ltdi.tracks.presets import NAMES, Preset, preset_of
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
-OURS = ("lt-di", "mc-di-paper")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """How much is spent.
-
-    Attributes:
-        backbone: Training of the conv backbone.
-        held_out: Share of the training classes that the backbone does not see and that the
-            generator and the meta-learned peers are trained on (design section 3, point 9).
-        rotations: Whether rotated characters are classes of their own.
-        recipe: Of `lt-di`; controls change one idea of it.
-        peer_iterations: Outer iterations of meta-trained peers.
-        episodes: Test episodes.
-        valid_episodes: Episodes of validation classes that a peer makes its choices on.
-    """
-
-    backbone: ProtoTraining
-    held_out: float
-    rotations: bool
-    recipe: Recipe
-    peer_iterations: int
-    episodes: int
-    valid_episodes: int = 200
-
-
-_SMOKE = Recipe(
-    tasks=Tasks(ways=(5,), per_setting=300, shard=300),
-    prepare=Preparation(lr=0.02, steps=20, segments=4),
-    network=Network(width=32, depth=1),
-    meta=MetaConfig(iterations=20, tasks=12, meta_lr=2e-3, warmup=5),
-)
-_STANDARD = Recipe(
-    tasks=Tasks(ways=(5, 20), per_setting=1000),
-    meta=MetaConfig(iterations=400, meta_lr=2e-3, tasks=16),
-)
-PRESETS = {
-    "smoke": Preset(ProtoTraining(iterations=110, classes=48), 0.3, False, _SMOKE, 15, 600, 40),
-    "standard": Preset(ProtoTraining(iterations=2400), 0.3, True, _STANDARD, 1500, 1000),
-    # The paper's meta-training budget; for a GPU, or a night.
-    "paper": Preset(
-        ProtoTraining(iterations=20_000),
-        0.3,
-        True,
-        replace(
-            _STANDARD,
-            tasks=Tasks(ways=(5, 20), per_setting=20_000),
-            network=Network(width=256, depth=4, heads=8),
-            meta=MetaConfig(iterations=6000),
-        ),
-        6000,
-        10_000,
-    ),
-}
+OURS = ("lt-di", Ensemble.name, "mc-di-paper")
 
 
 def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> dict[str, Method]:
@@ -92,11 +46,15 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> 
     Raises:
         InputError: If a name is unknown.
     """
-    known = [*RECIPES, AnchorOnly.name, *PEERS]
+    known = [*RECIPES, Ensemble.name, AnchorOnly.name, *PEERS]
     out: dict[str, Method] = {}
     for name in names:
         if name in RECIPES:
             out[name] = Generated(name, recipe, world, way)
+        elif name == Ensemble.name:
+            single = out.get("lt-di")
+            trained = single if isinstance(single, Generated) else None
+            out[name] = Ensemble(trained or Generated("lt-di", recipe, world, way), trained is None)
         elif name == AnchorOnly.name:
             out[name] = AnchorOnly(recipe)
         elif name in PEERS:
@@ -124,7 +82,7 @@ def kind_of(name: str) -> str:
     return "control" if name in RECIPES or name == AnchorOnly.name else "peer"
 
 
-ALL_METHODS = (*RECIPES, AnchorOnly.name, *PEERS)
+ALL_METHODS = ("lt-di", Ensemble.name, *RECIPES[1:], AnchorOnly.name, *PEERS)
 
 
 def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:
@@ -174,51 +132,87 @@ def build_world(
     *,
     seed: int,
     directory: Path,
+    cache: Path | None = None,
     progress: Progress,
 ) -> World:
-    """Train the backbone and embed all parts.
+    """Train or load the backbone, and embed all parts.
 
     Args:
         parts: Image sets "train", "val" and "test", disjoint by class.
         preset: Budget.
         seed: Of the split and the training.
         directory: For zoos.
+        cache: Where features of pretrained backbones are kept.
         progress: Called as progress(stage, done, total, text).
     """
-    for_backbone, held = hold_out(parts["train"], preset.held_out, seed)
-    images = for_backbone.images
-    backbone = train_backbone(
-        for_backbone,
-        replace(preset.backbone, seed=seed),
-        transform=InputTransform(images.shape[-1], images.shape[1]),
-        progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
-    )
-    sets = (held, parts["val"], parts["test"])
-    total, done, banks = sum(len(s) for s in sets), 0, []
-    for s in sets:
-        banks.append(backbone.bank(s))
-        done += len(s)
-        progress("features", done, total, "")
+    backbone, train = _backbone(parts["train"], preset, seed, progress)
+    sets = (train, parts["val"], parts["test"])
+    total, done = sum(len(s) for s in sets), 0
+    banks: list[FeatureBank] = []
+    for images in sets:
+
+        def step(i: int, n: int, before: int = done) -> None:
+            progress("features", before + i, total, "")
+
+        if cache is None:
+            banks.append(backbone.bank(images, progress=step))
+        else:
+            banks.append(cached_bank(backbone, images, cache, progress=step))
+        done += len(images)
+    if preset.mapping is not None:
+        map = FeatureMap(banks[0].width, preset.mapping).fit(banks[0].features)
+        backbone, banks = backbone.mapped(map), [map.bank(bank) for bank in banks]
     return World(backbone, banks[0], banks[1], banks[2], directory)
 
 
+def _backbone(
+    images: ImageSet, preset: Preset, seed: int, progress: Progress
+) -> tuple[Backbone, ImageSet]:
+    """A frozen backbone, and the training classes that it has not seen."""
+    plan = preset.backbone
+    if isinstance(plan, str):
+        return pretrained_backbone(plan), images
+    seen, held = hold_out(images, preset.held_out, seed)
+    size, channels = images.images.shape[-1], images.images.shape[1]
+    plan = replace(plan, seed=seed)
+
+    def step(i: int, n: int, loss: float) -> None:
+        progress("backbone", i, n, f"loss {loss:.3f}")
+
+    if isinstance(plan, ProtoTraining):
+        strokes = InputTransform(size, channels)
+        return train_backbone(seen, plan, transform=strokes, progress=step), held
+    return train_classifier_backbone(seen, plan, progress=step), held
+
+
 def load_parts(
-    dataset: str, data_dir: str | None, *, split: str | None, rotations: bool, seed: int
+    dataset: str, data_dir: str | None, preset: Preset, *, split: str | None, seed: int
 ) -> dict[str, ImageSet]:
-    """The three parts of a data set; a folder is split at random by class."""
-    named = dataset in ("glyphs", "omniglot")
+    """The three parts of a data set; a folder is split at random by class.
+
+    Raises:
+        InputError: If there are no such parts, or they cannot be read.
+    """
+    named = dataset in SOURCES
     parts = load_data(
         dataset,
         data_dir,
-        size=28,
-        channels=1,
+        size=preset.size,
+        channels=preset.channels,
         split=split or (None if named else "random"),
         seed=0 if named else seed,
     )
+    if set(parts) != {"train", "val", "test"}:
+        raise InputError(
+            f"{dataset!r} has the parts {', '.join(parts)}, not training, validation and test "
+            "classes",
+            where="--dataset",
+            fix="choose a data set, or a split of it, that is made for few-shot learning",
+        )
     turned = any("@" in c for c in parts["train"].classes)
-    if rotations and not turned:
+    if preset.rotations and not turned:
         parts = {name: images.with_rotations() for name, images in parts.items()}
-    if turned and not rotations:
+    if turned and not preset.rotations:
         parts = {name: _upright(images) for name, images in parts.items()}
     return parts
 
@@ -254,6 +248,8 @@ def bench(
     query: int = 15,
     episodes: int | None = None,
     split: str | None = None,
+    backbone: str | None = None,
+    cache: str | None = None,
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
@@ -261,15 +257,17 @@ def bench(
     """Train and measure methods on the same test episodes.
 
     Args:
-        dataset: "glyphs", "omniglot", or a folder or zip of `<class>/<image>`.
+        dataset: A named data set, or a folder or zip of `<class>/<image>`.
         data_dir: Where a named set lies.
         methods: Names; see `ALL_METHODS`.
-        preset: Name in `PRESETS`, or a preset.
+        preset: Name of a preset, or a preset.
         way: Classes per test episode.
         shot: Support images per class.
         query: Query images per class.
         episodes: Test episodes; the preset's number by default.
         split: The named set's split.
+        backbone: A pretrained backbone to take instead of the preset's.
+        cache: Directory where features are kept.
         seed: Of everything.
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
@@ -277,10 +275,10 @@ def bench(
     Raises:
         InputError: If a name is unknown or the data do not suffice.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, where="--preset")
+    if isinstance(preset, str) and preset not in NAMES:
+        raise unknown("preset", preset, NAMES, where="--preset")
     label = preset if isinstance(preset, str) else "custom"
-    p = PRESETS[preset] if isinstance(preset, str) else preset
+    p = preset_of(dataset, preset, backbone) if isinstance(preset, str) else preset
     if not methods:
         raise InputError("no method was named", where="--methods", fix="name at least one")
     for name in methods:
@@ -289,12 +287,19 @@ def bench(
     episodes = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=episodes)
     recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
-    parts = load_parts(dataset, data_dir, split=split, rotations=p.rotations, seed=seed)
+    parts = load_parts(dataset, data_dir, p, split=split, seed=seed)
     # Impossible episodes are refused before time is spent on a backbone.
     sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
         start = time.perf_counter()
-        world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
+        world = build_world(
+            parts,
+            p,
+            seed=seed,
+            directory=Path(scratch),
+            cache=None if cache is None else Path(cache),
+            progress=progress,
+        )
         backbone_s = time.perf_counter() - start
         log({"event": "backbone", "backbone_s": backbone_s})
         tests = world.test.episodes(
@@ -309,7 +314,7 @@ def bench(
                 start = time.perf_counter()
                 method.fit(world.train, world.valid, budget, partial(progress, name))
                 prepare_s, train_s = 0.0, time.perf_counter() - start
-                if isinstance(method, Generated):
+                if isinstance(method, Generated | Ensemble):
                     prepare_s, train_s = method.prepare_s, method.train_s
                 scores[name] = score(method.predict, world.test, tests)
                 rows.append(
@@ -336,7 +341,13 @@ def bench(
         "backbone_s": round(backbone_s, 2),
         "threads": torch.get_num_threads(),
         "recipe": asdict(recipe),
-        "backbone": asdict(p.backbone),
+        "backbone": p.backbone if isinstance(p.backbone, str) else asdict(p.backbone),
+        "mapping": None if p.mapping is None else asdict(p.mapping),
+        "sampling": {
+            n: asdict(m.generator.parts.sampling)
+            for n, m in fitted_methods.items()
+            if isinstance(m, Generated) and m.generator
+        },
         "peer_iterations": p.peer_iterations,
         "paired": _paired(scores),
         "nll": {name: round(float(s.nll.mean()), 5) for name, s in scores.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
-from ltdi.baselines import Budget, Method, fitted
-from ltdi.evaluate import query_logits
+from ltdi.baselines import Budget, Method, fitted, validation_episodes
+from ltdi.evaluate import negative_log_likelihood, query_logits
 from ltdi.generator import Generator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.recipe import Recipe, named_recipe
@@ -48,7 +49,14 @@ class World:
         self, recipe: Recipe, progress: Progress | None
     ) -> tuple[Anchor, TrainingSet, float]:
         """Anchor, solved tasks and the seconds they took; recipes that agree share them."""
-        key = (recipe.tasks, recipe.prepare, recipe.anchor, recipe.start, recipe.meta.seed)
+        key = (
+            recipe.tasks,
+            recipe.prepare,
+            recipe.anchor,
+            recipe.refine,
+            recipe.start,
+            recipe.meta.seed,
+        )
         if key not in self.prepared:
             start = time.perf_counter()
             anchor = make_anchor(recipe, self.train, self.valid)
@@ -100,7 +108,13 @@ class Generated(Method):
         anchor, data, self.prepare_s = self.world.prepare(self.recipe, staged)
         start = time.perf_counter()
         self.generator = train_generator(
-            data, anchor, self.world.backbone, self.recipe, valid=valid, progress=staged
+            data,
+            anchor,
+            self.world.backbone,
+            self.recipe,
+            valid=valid,
+            judged=[(budget.way, budget.shot)],
+            progress=staged,
         )
         self.train_s = time.perf_counter() - start
 
@@ -126,6 +140,68 @@ class Generated(Method):
         """See `Method.predict`."""
         generator = fitted(self.generator, self)
         return query_logits(generator.weights(support), query)
+
+
+class Ensemble(Method):
+    """Samples of a generator, averaged in probability instead of in the weights.
+
+    Args:
+        single: The generator as a method.
+        own: Whether it is to be trained here.
+    """
+
+    name: ClassVar[str] = "lt-di-16"
+    kind: ClassVar[str] = "ours"
+    note: ClassVar[str] = "lt-di with 16 samples averaged in probability"
+    samples: ClassVar[int] = 16
+
+    def __init__(self, single: Generated, own: bool) -> None:
+        self.single, self.own = single, own
+        self.prepare_s = self.train_s = 0.0
+        self.steps, self.temperature, self.sharpness = 1, 1.0, 1.0
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`; steps, temperature and sharpness have the lowest validation NLL."""
+        if self.own:
+            self.single.fit(train, valid, budget, progress)
+        self.prepare_s, self.train_s = self.single.prepare_s, self.single.train_s
+        support, query = validation_episodes(valid, budget)
+        scores: dict[tuple[int, float, float], float] = {}
+        total = self.single.recipe.diffusion.steps
+        for steps in (s for s in (1, 5, 20) if s <= total):
+            for temperature in (0.5, 1.0):
+                self.steps, self.temperature = steps, temperature
+                raw = self._logits(support, query)
+                for sharpness in _SHARPNESS:
+                    nll = negative_log_likelihood(_mean_probability(sharpness * raw)).mean()
+                    scores[steps, temperature, sharpness] = float(nll)
+        self.steps, self.temperature, self.sharpness = min(scores, key=lambda key: scores[key])
+
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        return _mean_probability(self.sharpness * self._logits(support, query))
+
+    def _logits(self, support: Tensor, query: Tensor) -> Tensor:
+        """[samples, E, way, Q, way]."""
+        generator = fitted(self.single.generator, self)
+        heads = generator.draws(
+            support, samples=self.samples, temperature=self.temperature, steps=self.steps, end=1.0
+        )
+        return torch.stack([query_logits(theta, query) for theta in heads])
+
+
+def _mean_probability(logits: Tensor) -> Tensor:
+    """Logarithm of the mean over samples [samples, ...] of the softmax."""
+    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
+
+
+_SHARPNESS = tuple(1.1**i for i in range(-4, 12))
 
 
 class AnchorOnly(Method):

@@ -18,22 +18,22 @@ from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import RECIPES, Network, Recipe, Tasks
 from ltdi.tracks import TRACKS, fewshot
-from ltdi.tracks.fewshot import ALL_METHODS, PRESETS, Outcome, Preset, bench, hold_out, kind_of
+from ltdi.tracks.fewshot import ALL_METHODS, Outcome, bench, hold_out, kind_of
 from ltdi.tracks.generated import Generated
+from ltdi.tracks.presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
 from ltdi.weights import head_space
 
 RECIPE = Recipe(
-    tasks=Tasks(ways=(3,), shots=(1, 5), query=8, per_setting=40, shard=40),
+    tasks=Tasks(ways=(3,), shots=(1, 5), query=8, per_setting=40, shard=40, folds=4),
     network=Network(width=32, depth=1, heads=2),
     meta=MetaConfig(iterations=8, meta_batch=2, tasks=8, warmup=2),
 )
 TINY = Preset(
     ProtoTraining(iterations=12, classes=20, width=16),
-    0.4,
-    False,
     replace(RECIPE, prepare=replace(RECIPE.prepare, steps=12)),
     3,
     60,
+    held_out=0.4,
 )
 SOME = ("lt-di", "protonet", "mv-di", "anchor", "simpleshot", "mc-di-paper")
 # Keys of a row in the design's own words.
@@ -90,7 +90,7 @@ def test_every_requested_method_has_a_row_of_its_kind(outcome: Outcome):
 
 
 def test_the_kinds_are_those_of_the_design():
-    ours = {"lt-di", "mc-di-paper"}
+    ours = {"lt-di", "lt-di-16", "mc-di-paper"}
     controls = {"mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression", "anchor"}
     for name in ALL_METHODS:
         kind = "ours" if name in ours else "control" if name in controls else "peer"
@@ -264,8 +264,10 @@ def test_mistakes_are_named(changes: dict, message: str):
 
 
 def test_presets_are_sound():
-    assert set(PRESETS) == {"smoke", "standard", "paper"} and {"fewshot": bench} == TRACKS
-    for preset in PRESETS.values():
+    assert {"fewshot": bench} == TRACKS and set(NAMES) == {"smoke", "standard", "paper"}
+    for kind in (STROKES, PHOTOS, TRAINED):
+        assert set(kind) == set(NAMES)
+    for preset in (p for kind in (STROKES, PHOTOS, TRAINED) for p in kind.values()):
         r = preset.recipe
         assert r.prepare.segments >= 2 and r.meta.meta == "reptile"  # lt-di, by its definition
         assert r.diffusion.objective == "trajectory"

@@ -1,0 +1,114 @@
+"""How much the few-shot benchmark spends, for each kind of data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from ltdi.backbone import ClassifierTraining, FeatureMapping, ProtoTraining
+from ltdi.collect import Preparation
+from ltdi.meta import MetaConfig
+from ltdi.recipe import Network, Recipe, Tasks
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is spent, and on what.
+
+    Attributes:
+        backbone: Training of a backbone, or the name of a pretrained one.
+        size: Side of the images in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        mapping: What is done to features (`FeatureMapping`); None leaves them as they are.
+        held_out: Share of the training classes that a trained backbone does not see and that the
+            generator and the meta-learned peers are trained on (design section 3, point 9).
+        rotations: Whether rotated characters are classes of their own.
+        recipe: Of `lt-di`; controls change one idea of it.
+        peer_iterations: Outer iterations of meta-trained peers.
+        episodes: Test episodes.
+        valid_episodes: Episodes of validation classes that a peer makes its choices on.
+    """
+
+    backbone: ProtoTraining | ClassifierTraining | str
+    recipe: Recipe
+    peer_iterations: int
+    episodes: int
+    size: int = 28
+    channels: int = 1
+    mapping: FeatureMapping | None = None
+    held_out: float = 0.3
+    rotations: bool = False
+    valid_episodes: int = 200
+
+
+_FOLDS = Tasks(ways=(5,), per_setting=1024, folds=16)
+_PREPARE = Preparation(lr=0.05, steps=24, segments=4)
+_META = MetaConfig(iterations=300, tasks=6, meta_lr=2e-3, warmup=20, ema=0.97)
+_STANDARD = Recipe(tasks=_FOLDS, prepare=_PREPARE, meta=_META)
+_SMOKE = replace(
+    _STANDARD,
+    tasks=replace(_FOLDS, per_setting=160, folds=4),
+    network=Network(width=32, depth=1),
+    meta=replace(_META, iterations=30, warmup=5, ema=0.9),
+)
+_PAPER = replace(
+    _STANDARD,
+    tasks=replace(_FOLDS, per_setting=20_000, folds=64),
+    network=Network(width=128, depth=3),
+    meta=replace(_META, iterations=6000, tasks=32, ema=0.99),
+)
+
+
+def _both_ways(recipe: Recipe) -> Recipe:
+    return replace(recipe, tasks=replace(recipe.tasks, ways=(5, 20), folds=8))
+
+
+# Drawn characters: a small conv net, trained here.
+STROKES = {
+    "smoke": Preset(ProtoTraining(iterations=110, classes=48), _SMOKE, 15, 600, valid_episodes=40),
+    "standard": Preset(
+        ProtoTraining(iterations=4800), _both_ways(_STANDARD), 1500, 1000, rotations=True
+    ),
+    # The paper's meta-training budget; for a GPU, or a night.
+    "paper": Preset(
+        ProtoTraining(iterations=20_000), _both_ways(_PAPER), 6000, 10_000, rotations=True
+    ),
+}
+
+_PHOTOS = {"size": 32, "channels": 3, "mapping": FeatureMapping()}
+# Photographs: a backbone pretrained on ImageNet.
+PHOTOS = {
+    "smoke": Preset("efficientnet-lite0", _SMOKE, 15, 600, valid_episodes=40, **_PHOTOS),  # type: ignore[arg-type]
+    "standard": Preset("efficientnet-lite0", _STANDARD, 1500, 1000, **_PHOTOS),  # type: ignore[arg-type]
+    "paper": Preset("efficientnet-lite0", _PAPER, 6000, 10_000, **_PHOTOS),  # type: ignore[arg-type]
+}
+
+_OWN = {"size": 64, "channels": 3, "mapping": FeatureMapping()}
+# Photographs of classes that ImageNet has: only a backbone trained here is honest.
+TRAINED = {
+    "smoke": Preset(ClassifierTraining(epochs=1), _SMOKE, 15, 600, valid_episodes=40, **_OWN),  # type: ignore[arg-type]
+    "standard": Preset(ClassifierTraining(epochs=40), _STANDARD, 1500, 1000, **_OWN),  # type: ignore[arg-type]
+    "paper": Preset(ClassifierTraining(epochs=200), _PAPER, 6000, 10_000, **_OWN),  # type: ignore[arg-type]
+}
+
+PRESETS: Mapping[str, Mapping[str, Preset]] = {
+    "glyphs": STROKES,
+    "omniglot": STROKES,
+    "cifar-fs": PHOTOS,
+    "fc100": PHOTOS,
+    "tiny-imagenet": TRAINED,
+}
+NAMES = tuple(STROKES)
+
+
+def preset_of(dataset: str, name: str, backbone: str | None = None) -> Preset:
+    """The preset called `name` for a data set; folders of a user count as drawn characters.
+
+    Args:
+        dataset: A named data set, or a path.
+        name: One of `NAMES`.
+        backbone: A pretrained backbone to take instead; its images are photographs.
+    """
+    if backbone is not None:
+        return replace(PHOTOS[name], backbone=backbone)
+    return PRESETS.get(dataset, STROKES)[name]
