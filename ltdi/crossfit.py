@@ -60,7 +60,7 @@ def crossfit(
     """
     total = len(bank.classes)
     if folds == 0 or total < least + 2:
-        return [Fold(anchor.frame(bank.width), anchor, torch.arange(total))]
+        return [hold_out(anchor, bank, torch.arange(total))]
     rng = torch.Generator().manual_seed(seed)
     size = min(total - 2, max(least, round(share * total)))
     near = _similarity(bank).argsort(1, descending=True)
@@ -69,10 +69,17 @@ def crossfit(
         order = torch.randperm(total, generator=rng)
         if number < round(alike * folds):
             order = near[order[0]]
-        held, rest = order[:size].sort().values, order[size:].sort().values
-        other = anchor.refit(select(bank, rest))
-        out.append(Fold(other.frame(bank.width), other, held))
+        out.append(hold_out(anchor, bank, order[:size].sort().values))
     return out
+
+
+def hold_out(anchor: Anchor, bank: FeatureBank, classes: Tensor) -> Fold:
+    """The fold of some classes; all classes together keep the anchor itself."""
+    rest = torch.ones(len(bank.classes), dtype=torch.bool)
+    rest[classes] = False
+    if bool(rest.any()):
+        anchor = anchor.refit(select(bank, rest.nonzero().flatten()))
+    return Fold(anchor.frame(bank.width), anchor, classes)
 
 
 def likeness(

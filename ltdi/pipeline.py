@@ -20,7 +20,7 @@ from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.collect import head_predictor, optimise
-from ltdi.crossfit import Fold, crossfit, likeness
+from ltdi.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.denoiser import EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError, MismatchError, unknown
@@ -68,7 +68,7 @@ def make_folds(recipe: Recipe, anchor: Anchor, bank: FeatureBank) -> list[Fold]:
             folds=min(t.folds, most),
             share=t.held_out,
             alike=alike,
-            least=min(t.ways),
+            least=max(t.ways),
             seed=seed,
         )
 
@@ -182,8 +182,13 @@ def prepare_zoo(
     """
     t = recipe.tasks
     zoo = start_zoo(path, bank, recipe, backbone, about=about)
-    folds = make_folds(recipe, anchor, bank)
-    frames = zoo.keep_frames([fold.frame for fold in folds])
+    if zoo.held:  # chosen before an interruption: another rounding must not choose anew
+        folds = [hold_out(anchor, bank, torch.tensor(classes)) for classes in zoo.held]
+    else:
+        folds = make_folds(recipe, anchor, bank)
+    frames = zoo.keep_frames(
+        [fold.frame for fold in folds], [fold.classes.tolist() for fold in folds]
+    )
     folds = [replace(fold, frame=frame) for fold, frame in zip(folds, frames, strict=True)]
     each = -(-t.per_setting // len(folds))
     plan = [
@@ -191,7 +196,6 @@ def prepare_zoo(
         for start in range(0, each, t.shard)
         for fold in range(len(folds))
         for way in t.ways
-        if way <= len(folds[fold].classes)
         for shot in t.shots
     ]
     done, total = 0, sum(size for *_, size in plan)

@@ -18,7 +18,7 @@ class Tasks:
         ways: Classes per task; a generator trained on some ways serves all from 2 to 50.
         shots: Support samples per class.
         query: Further samples per class that a task is solved on.
-        per_setting: Solved tasks for each pair of way and shot.
+        per_setting: Solved tasks for each pair of way and shot, rounded up to equal folds.
         shard: Most tasks per shard of the zoo.
         folds: How often classes are held out from the anchor (`ltdi.crossfit`); 0 for never.
         held_out: Share of the classes in a fold.

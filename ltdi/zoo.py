@@ -262,12 +262,23 @@ class Zoo:
             )
         return [SolvedTasks.concat(parts) for _, parts in sorted(groups.items())]
 
-    def keep_frames(self, frames: list[Frame]) -> list[Frame]:
-        """Store the frames of the tasks to come, or read those that are there already."""
+    @property
+    def held(self) -> list[list[int]]:
+        """The classes of every frame's tasks; empty before `keep_frames`."""
+        return list(self.index.get("held", []))
+
+    def keep_frames(self, frames: list[Frame], held: list[list[int]] | None = None) -> list[Frame]:
+        """Store the frames of the tasks to come, or read those that are there already.
+
+        Args:
+            frames: In the order of `SolvedTasks.frame`.
+            held: The classes of every frame's tasks.
+        """
         if not (self.path / FRAMES).is_file():
             names = ("mean", "basis", "between")
             stacked = {n: torch.stack([getattr(f, n) for f in frames]) for n in names}
             self.index["frames"] = write_tensors(self.path / FRAMES, stacked)
+            self.index["held"] = held or []
             self._write_index()
         return self.frames()
 

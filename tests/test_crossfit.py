@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.anchor import Anchor, GaussianAnchor, fit_anchor
 from ltdi.crossfit import Fold, crossfit, likeness, select
+from ltdi.crossfit import hold_out as crossfit_hold_out
 from ltdi.tasks import FeatureBank
+from ltdi.weights import head_logits, head_space
 
 D, ITEMS = 5, 12
 
@@ -171,3 +174,29 @@ def test_likeness_is_fixed_by_its_seed(train: FeatureBank, anchor: GaussianAncho
     folds = hold_out(anchor, train)
     values = [likeness(folds, train, way=5, shots=(1,), seed=3) for _ in "ab"]
     assert values[0] == values[1] >= 0
+
+
+def test_the_fold_of_all_classes_keeps_the_anchor(anchor: GaussianAnchor, train: FeatureBank):
+    everything = crossfit_hold_out(anchor, train, torch.arange(len(train.classes)))
+    some = crossfit_hold_out(anchor, train, torch.arange(5))
+    assert everything.anchor is anchor
+    assert not torch.equal(state(some.anchor), state(anchor))
+
+
+def test_refinement_lowers_the_loss_of_its_episodes_and_is_repeated_in_every_fold(
+    anchor: GaussianAnchor, train: FeatureBank
+):
+    refined = GaussianAnchor(D).fit(train, ridge=0.125, spread=0.5).refine(train, 30)
+    twice = GaussianAnchor(D).fit(train, ridge=0.125, spread=0.5).refine(train, 30)
+    assert torch.equal(state(refined), state(twice)) and int(refined.refined) == 30
+    assert not torch.equal(refined.basis, anchor.basis)
+    drawn = train.episodes(way=5, shot=1, query=8, episodes=200, seed=9)
+    support, query = train.features[drawn.support], train.features[drawn.query].flatten(1, 2)
+    label = torch.arange(5).repeat_interleave(8).expand(200, -1)
+
+    def loss(rule: Anchor) -> float:
+        theta = rule(support, torch.ones(support.shape[:3]), head_space(D, 5))
+        return float(F.cross_entropy(head_logits(theta, query).mT, label))
+
+    assert loss(refined) < loss(anchor)
+    assert int(refined.refit(train).refined) == 30  # type: ignore[arg-type]

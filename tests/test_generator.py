@@ -390,7 +390,7 @@ def test_files_of_two_generators_are_not_mixed(gen: Generator, copy: Path, tmp_p
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 99}, r"format 99, this version reads 1[\s\S]*train it anew"),
+        ({"format": 99}, r"format 99, this version reads 2[\s\S]*train it anew"),
         ({"library": "other"}, "not that of a generator"),
         ({"anchor": "gausian"}, r"unknown anchor 'gausian'[\s\S]*'gaussian'"),
         ({"network": {"kind": "transfomer", "width": 32}}, r"'transfomer'[\s\S]*'transformer'"),

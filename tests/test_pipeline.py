@@ -164,6 +164,18 @@ def test_anchors_are_those_of_the_frame_and_its_own_fold(zoo: Zoo, train, valid,
         torch.testing.assert_close(fold.frame.leave(g.anchor), outside)
 
 
+def test_collecting_again_keeps_the_classes_of_every_fold(
+    zoo: Zoo, tmp_path, train, valid, backbone, recipe, monkeypatch
+):
+    """Even where another machine's rounding would choose other folds."""
+    path = Path(shutil.copytree(zoo.path, tmp_path / "z"))
+    lost = path / f"{zoo.shards[-1]['name']}.safetensors"
+    lost.unlink()
+    monkeypatch.setattr("ltdi.pipeline.make_folds", None)  # not asked again
+    prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
+    assert torch.equal(read_tensors(lost)["support"], read_tensors(zoo.path / lost.name)["support"])
+
+
 def test_collecting_again_goes_on_with_the_frames_that_are_there(
     zoo: Zoo, tmp_path, train, valid, backbone, recipe
 ):

@@ -24,9 +24,7 @@ def same(a: Episodes, b: Episodes) -> bool:
     return all(torch.equal(getattr(a, f.name), getattr(b, f.name)) for f in fields(Episodes))
 
 
-def draw(
-    counts: list[int], seed: int = 0, among: Tensor | None = None, **changes: int
-) -> Episodes:
+def draw(counts: list[int], seed: int = 0, among: Tensor | None = None, **changes: int) -> Episodes:
     sizes = {"way": 3, "shot": 2, "query": 3, "episodes": 7} | changes
     return sample_episodes(offsets_of(counts), seed=seed, among=among, **sizes)
 

@@ -35,7 +35,7 @@ def banks() -> tuple[FeatureBank, FeatureBank]:
 
 @pytest.fixture(scope="session")
 def budget() -> Budget:
-    return Budget(iterations=200, way=5, shot=5, query=10, valid_episodes=60, seed=3)
+    return Budget(iterations=100, way=5, shot=5, query=10, valid_episodes=60, seed=3)
 
 
 @pytest.fixture(scope="session")
