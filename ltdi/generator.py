@@ -85,19 +85,7 @@ class Generator(ModelHubMixin, library_name="ltdi", license="apache-2.0"):
         callback: Callable[[int, Tensor, Tensor], None] | None = None,
         **options: Any,
     ) -> Tensor:
-        """Flat weights of B tasks from backbone features, for those who have them already.
-
-        Args:
-            features: [B, way, shot, D] support features.
-            mask: [B, way, shot] 1 for real samples, 0 for padding; all ones by default.
-            seed: Of the noise.
-            callback: Called as callback(t, theta, theta_0_estimate) after each step.
-            **options: See `generate`.
-
-        Returns:
-            [B, n] in the weight space at that way, the mean over samples; `unflatten` of
-            `space(way)` names the parts.
-        """
+        """Flat weights [B, n] of B tasks from features: the mean over samples of `draws`."""
         return self.draws(features, mask, seed=seed, callback=callback, **options).mean(0)
 
     @torch.no_grad()
