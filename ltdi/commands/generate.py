@@ -32,6 +32,8 @@ def generate(
     samples: int | None = None,
     sampler: str | None = None,
     strength: float | None = None,
+    sharpness: float | None = None,
+    end: float | None = None,
     seed: int = 0,
     resolved: str = "",
 ) -> None:
@@ -47,6 +49,8 @@ def generate(
         samples: Weights drawn and averaged.
         sampler: "ddim" or "ddpm".
         strength: Factor of what is generated beyond the anchor; 0 returns the anchor.
+        sharpness: Factor of the whole head, an inverse temperature of its predictions.
+        end: Where the chain ends, as a share of the trajectory: i/k for the local target i.
         seed: Of the noise.
         resolved: The command's options.
     """
@@ -61,6 +65,8 @@ def generate(
         "samples": samples,
         "sampler": sampler,
         "strength": strength,
+        "sharpness": sharpness,
+        "end": end,
     }
     options = {k: v for k, v in given.items() if v is not None}
     head = gen.generate(Support(images.images, labels), seed=seed, **options)
