@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,19 +18,19 @@ from torch.func import functional_call
 from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.checkpoint import NAME as CHECKPOINT
+from ltdi.choice import choose_sampling
 from ltdi.collect import head_predictor, optimise
 from ltdi.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.denoiser import EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
-from ltdi.errors import InputError, MismatchError, unknown
-from ltdi.evaluate import negative_log_likelihood, query_logits
+from ltdi.errors import MismatchError, unknown
 from ltdi.files import read_metadata, read_tensors, write_tensors
 from ltdi.frame import Frame
 from ltdi.generator import Generator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaTrainer, Params
-from ltdi.parts import Parts, build_network, chain_end, check_sampling
-from ltdi.recipe import Recipe, Sampling
+from ltdi.parts import Parts, build_network, check_sampling
+from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
 from ltdi.zoo import SolvedTasks, Zoo
@@ -421,69 +420,6 @@ def train_generator(
         replace(parts, sampling=sampling, about={**parts.about, "validation NLL": scores}),
         backbone,
     )
-
-
-def choose_sampling(
-    generator: Generator,
-    valid: FeatureBank,
-    recipe: Recipe,
-    judged: Sequence[tuple[int, int]] = (),
-) -> tuple[Sampling, dict[str, float]]:
-    """End, steps, strength and sharpness with the lowest NLL on episodes of validation classes.
-
-    Args:
-        generator: Trained.
-        valid: Features of validation classes.
-        recipe: For the candidates.
-        judged: Pairs of way and shot; those of the training tasks by default.
-
-    Returns:
-        The recipe's sampling with all four set, and the mean NLL of each candidate.
-
-    Raises:
-        InputError: If the validation classes have too few samples.
-    """
-    settings = judged or [(recipe.tasks.ways[0], shot) for shot in recipe.tasks.shots]
-    scores: dict[tuple[float, int, float, float], float] = {}
-    for way, shot in settings:
-        way = min(way, len(valid.classes))
-        query = min(15, int(valid.offsets.diff().min()) - shot)
-        if query < 1:
-            raise InputError(
-                f"validation classes have too few samples for {shot} shots and a query",
-                where="tasks.shots",
-            )
-        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
-        support, q = valid.features[episodes.support], valid.features[episodes.query]
-        start = generator.weights(support, strength=0.0, sharpness=1.0)
-        for end, steps in _chains(recipe):
-            chain: dict[str, Any] = {"end": end, "steps": steps, "strength": 1.0, "sharpness": 1.0}
-            change = generator.weights(support, **chain) - start
-            for strength in (0.25, 0.5, 0.75, 1.0):
-                logits = query_logits(start + strength * change, q)
-                for sharpness in _SHARPNESS:
-                    key = (end, steps, strength, sharpness)
-                    nll = float(negative_log_likelihood(sharpness * logits).mean())
-                    scores[key] = scores.get(key, 0.0) + nll / len(settings)
-    best = min(scores, key=lambda key: scores[key])
-    named: dict[str, float] = {}
-    for (end, steps, strength, _), nll in scores.items():
-        name = f"end {end:.2f}, {steps} steps, strength {strength}"
-        named[name] = min(round(nll, 6), named.get(name, math.inf))
-    end, steps, strength, sharpness = best
-    chosen = replace(recipe.sampling, end=end, steps=steps, strength=strength, sharpness=sharpness)
-    return chosen, named
-
-
-_SHARPNESS = tuple(round(1.08**i, 4) for i in range(-6, 7))
-
-
-def _chains(recipe: Recipe) -> list[tuple[float, int]]:
-    """Ends and numbers of steps to choose from: every local target that the network knows."""
-    d, k = recipe.diffusion, recipe.prepare.segments
-    told = d.objective == "trajectory" and recipe.network.kind == "equivariant"
-    ends = [i / k for i in range(1, k + 1)] if told else [1.0]
-    return [(end, s) for end in ends for s in (1, 2, 5, 10) if s <= chain_end(end, d)]
 
 
 @contextmanager

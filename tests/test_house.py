@@ -17,6 +17,7 @@ PACKAGE = ROOT / "ltdi"
 # From the cellar to the roof: a room imports only from rooms before it (CONTRIBUTING.md).
 ROOMS = (
     "errors",
+    "optional",
     "files",
     "progress",
     "memory",
@@ -43,6 +44,7 @@ ROOMS = (
     "parts",
     "generator",
     "evaluate",
+    "choice",
     "pipeline",
     "baselines",
     "tracks",

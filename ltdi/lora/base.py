@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ltdi.data.text.library import library
 from ltdi.errors import InputError
 from ltdi.files import digest
+from ltdi.optional import optional
 
 EXTRA = "ltdi[llm]"
 # Attention written out: on a CPU, in bfloat16, a step takes 0.6 to 0.7 of the fused kernel's time.
@@ -111,8 +111,8 @@ def libraries() -> tuple[Any, Any]:
         InputError: If one is not installed.
     """
     return (
-        library("transformers", purpose="a language model", install=EXTRA),
-        library("peft", purpose="a LoRA adapter", install=EXTRA),
+        optional("transformers", purpose="a language model", install=EXTRA),
+        optional("peft", purpose="a LoRA adapter", install=EXTRA),
     )
 
 

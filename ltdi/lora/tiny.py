@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import string
 
-from ltdi.data.text.library import library
 from ltdi.lora.base import ATTENTION, EXTRA, Base, freeze, libraries, seeded
+from ltdi.optional import optional
 
 _WORDS = (
     "the a an and or not no of to in on for with by from at as is are was were be been it this "
@@ -50,7 +50,7 @@ def tiny_base(seed: int = 0) -> Base:
 
 
 def _tokenizer(vocabulary: list[str]) -> object:
-    tokenizers = library("tokenizers", purpose="a language model", install=EXTRA)
+    tokenizers = optional("tokenizers", purpose="a language model", install=EXTRA)
     number = {piece: i for i, piece in enumerate(vocabulary)}
     out = tokenizers.Tokenizer(tokenizers.models.WordPiece(number, unk_token="[UNK]"))
     out.normalizer = tokenizers.normalizers.BertNormalizer()

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ltdi.data.text.library import library
 from ltdi.data.text.rows import Row, assemble
 from ltdi.data.text.table import Columns, rows_of
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError
+from ltdi.optional import optional
 
 _UNKNOWN = "-1"  # what the hub writes for a label that was kept back
 
@@ -30,7 +30,7 @@ def load(
         InputError: If `datasets` is not installed or cannot load the set, and as
             `ltdi.data.text.table.load`, with rows for lines.
     """
-    datasets = library("datasets", purpose="a data set of the hub", install="datasets")
+    datasets = optional("datasets", purpose="a data set of the hub", install="datasets")
     try:
         # Never code of the set's own.
         parts = datasets.load_dataset(name, config, revision=revision)

@@ -8,21 +8,24 @@ from typing import Any
 from ltdi.errors import InputError
 
 
-def library(name: str, *, purpose: str, install: str) -> Any:
+def optional(name: str, *, purpose: str, install: str, where: str = "") -> Any:
     """Import an optional library.
 
     Args:
         name: Module to import.
         purpose: What needs it, for the message.
         install: What pip is to install.
+        where: The option that asked for it, for the message.
 
     Raises:
-        InputError: If it, or something that it needs, is not installed.
+        InputError: If it, or something that it needs, is not installed or does not fit.
     """
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    # A torchvision of another torch fails with RuntimeError.
+    except (ImportError, RuntimeError) as error:
         raise InputError(
-            f"{purpose} needs the library {name}, and importing it failed: {error}",
+            f"{purpose} needs {name}, and importing it failed: {error}",
+            where=where,
             fix=f"pip install '{install}'",
         ) from None

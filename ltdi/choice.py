@@ -1,0 +1,77 @@
+"""The sampling that suits unseen tasks, chosen on validation classes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from ltdi.errors import InputError
+from ltdi.evaluate import negative_log_likelihood, query_logits
+from ltdi.generator import Generator
+from ltdi.parts import chain_end
+from ltdi.recipe import Recipe, Sampling
+from ltdi.tasks import FeatureBank
+
+_SHARPNESS = tuple(round(1.08**i, 4) for i in range(-6, 7))
+
+
+def choose_sampling(
+    generator: Generator,
+    valid: FeatureBank,
+    recipe: Recipe,
+    judged: Sequence[tuple[int, int]] = (),
+) -> tuple[Sampling, dict[str, float]]:
+    """End, steps, strength and sharpness with the lowest NLL on episodes of validation classes.
+
+    Args:
+        generator: Trained.
+        valid: Features of validation classes.
+        recipe: For the candidates.
+        judged: Pairs of way and shot; those of the training tasks by default.
+
+    Returns:
+        The recipe's sampling with all four set, and the mean NLL of each candidate.
+
+    Raises:
+        InputError: If the validation classes have too few samples.
+    """
+    settings = judged or [(recipe.tasks.ways[0], shot) for shot in recipe.tasks.shots]
+    scores: dict[tuple[float, int, float, float], float] = {}
+    for way, shot in settings:
+        way = min(way, len(valid.classes))
+        query = min(15, int(valid.offsets.diff().min()) - shot)
+        if query < 1:
+            raise InputError(
+                f"validation classes have too few samples for {shot} shots and a query",
+                where="tasks.shots",
+            )
+        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
+        support, q = valid.features[episodes.support], valid.features[episodes.query]
+        start = generator.weights(support, strength=0.0, sharpness=1.0)
+        for end, steps in _chains(recipe):
+            chain: dict[str, Any] = {"end": end, "steps": steps, "strength": 1.0, "sharpness": 1.0}
+            change = generator.weights(support, **chain) - start
+            for strength in (0.25, 0.5, 0.75, 1.0):
+                logits = query_logits(start + strength * change, q)
+                for sharpness in _SHARPNESS:
+                    key = (end, steps, strength, sharpness)
+                    nll = float(negative_log_likelihood(sharpness * logits).mean())
+                    scores[key] = scores.get(key, 0.0) + nll / len(settings)
+    best = min(scores, key=lambda key: scores[key])
+    named: dict[str, float] = {}
+    for (end, steps, strength, _), nll in scores.items():
+        name = f"end {end:.2f}, {steps} steps, strength {strength}"
+        named[name] = min(round(nll, 6), named.get(name, math.inf))
+    end, steps, strength, sharpness = best
+    chosen = replace(recipe.sampling, end=end, steps=steps, strength=strength, sharpness=sharpness)
+    return chosen, named
+
+
+def _chains(recipe: Recipe) -> list[tuple[float, int]]:
+    """Ends and numbers of steps to choose from: every local target that the network knows."""
+    d, k = recipe.diffusion, recipe.prepare.segments
+    told = d.objective == "trajectory" and recipe.network.kind == "equivariant"
+    ends = [i / k for i in range(1, k + 1)] if told else [1.0]
+    return [(end, s) for end in ends for s in (1, 2, 5, 10) if s <= chain_end(end, d)]
