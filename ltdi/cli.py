@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
 import re
 import sys
-from argparse import SUPPRESS, HelpFormatter
-from collections.abc import Callable, Sequence
+from argparse import HelpFormatter
+from collections.abc import Callable, Collection, Sequence
 from importlib import metadata
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
 from rich.console import Console
 
 from ltdi import commands
 from ltdi.errors import LtdiError
+from ltdi.tracks import TRACKS
+from ltdi.tracks.track import SHARED
 
 EXAMPLES = {
     "demo": ["ltdi demo --out runs/demo"],
@@ -66,18 +69,20 @@ class Parser(jsonargparse.ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one clear message and leave with status 2."""
         Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {explain(message, option_names(self))}", markup=False
+            f"error: {explain(message, option_names(self), choices_of(self))}", markup=False
         )
         sys.exit(2)
 
 
-def explain(message: str, known: Sequence[str]) -> str:
+def explain(message: str, known: Sequence[str], choices: Collection[str] = ()) -> str:
     """A parser's message in our form: what was wrong, and what to do.
 
     Args:
         message: As the parser words it.
         known: Option names without leading dashes.
+        choices: Commands, or the tracks of `bench`, where one is to be chosen.
     """
+    kind = "track" if choices and set(choices) <= set(TRACKS) else "command"
     text = " ".join(str(message).split())
     found = re.search(r"unrecognized arguments: (\S+)", text, re.IGNORECASE) or re.search(
         r"does not accept option '([^']+)'", text
@@ -90,11 +95,13 @@ def explain(message: str, known: Sequence[str]) -> str:
         hint = f"did you mean {_dashed(near[0])}?" if near else "see --help for the known ones"
         return f"unknown option or config key {given!r}\n  to do: {hint}"
     if found := re.search(r"invalid choice: '([^']*)'", text):
-        near = difflib.get_close_matches(found[1], COMMANDS, 1, 0.4)
+        near = difflib.get_close_matches(found[1], choices, 1, 0.4)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"unknown command {found[1]!r}\n  to do: {hint}choose one of: {', '.join(COMMANDS)}"
-    if 'expected "subcommand"' in text:
-        return f"no command was given\n  to do: choose one of: {', '.join(COMMANDS)}"
+        return f"unknown {kind} {found[1]!r}\n  to do: {hint}choose one of: {', '.join(choices)}"
+    if found := re.search(r'expected "([\w.]*)subcommand"', text):
+        if found[1].startswith("bench"):
+            kind, choices = "track", list(TRACKS)
+        return f"no {kind} was given\n  to do: choose one of: {', '.join(choices)}"
     if found := re.search(r"arguments are required: (.+)", text):
         names = [n.strip().partition(".")[2] or n.strip() for n in found[1].split(",")]
         return f"needed but not given: {', '.join(map(_dashed, names))}\n  to do: see --help"
@@ -107,6 +114,12 @@ def explain(message: str, known: Sequence[str]) -> str:
 def _dashed(name: str) -> str:
     """The option of a key: "meta.inner_lr" -> "--meta.inner-lr"."""
     return f"--{name.replace('_', '-')}"
+
+
+def choices_of(parser: jsonargparse.ArgumentParser) -> list[str]:
+    """The subcommands of a parser."""
+    action = parser._subcommands_action
+    return [] if action is None else list(action._name_parser_map)
 
 
 def option_names(parser: jsonargparse.ArgumentParser) -> list[str]:
@@ -138,21 +151,32 @@ def make_parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"ltdi {version()}")
     subcommands = parser.add_subcommands(required=True)
     for name, function in COMMANDS.items():
-        sub = Parser(
-            description=(function.__doc__ or "").split("\n\n")[0],
-            epilog="\n  ".join(["examples:", *EXAMPLES[name]]),
-            formatter_class=jsonargparse.DefaultHelpFormatter,
-            allow_abbrev=False,
-        )
-        sub.add_argument("--config", action="config", help="YAML file with options")
-        skip: set[str | int] = {"resolved"}
-        if name == "bench":
-            skip.add("track")
-            # Suppressed: the default of a positional would override a configuration file.
-            sub.add_argument("track", nargs="?", default=SUPPRESS, help='"fewshot", the default')
-        sub.add_function_arguments(function, skip=skip)
+        sub = _command_parser(function, EXAMPLES[name])
         subcommands.add_subcommand(name, sub, help=(function.__doc__ or "").split("\n")[0])
+        if name == "bench":
+            tracks = sub.add_subcommands(required=True, metavar="TRACK")
+            for track, about in TRACKS.items():
+                examples = [e for e in EXAMPLES[name] if f"bench {track} " in e]
+                each = _command_parser(about.bench, examples)
+                each.add_argument("--config", action="config", help="YAML file with options")
+                each.add_function_arguments(about.bench, skip=set(SHARED))
+                each.add_function_arguments(
+                    function, as_group=False, skip={"track", "options", "resolved"}
+                )
+                tracks.add_subcommand(track, each, help=(about.bench.__doc__ or "").split("\n")[0])
+        else:
+            sub.add_argument("--config", action="config", help="YAML file with options")
+            sub.add_function_arguments(function, skip={"resolved"})
     return parser
+
+
+def _command_parser(function: Callable[..., object], examples: Sequence[str]) -> Parser:
+    return Parser(
+        description=(function.__doc__ or "").split("\n\n")[0],
+        epilog="\n  ".join(["examples:", *examples]),
+        formatter_class=jsonargparse.DefaultHelpFormatter,
+        allow_abbrev=False,
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -163,18 +187,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         Ctrl-C.
     """
     arguments = [_underscored(a) for a in (sys.argv[1:] if argv is None else argv)]
+    if arguments[:1] == ["bench"] and arguments[1:] and arguments[1].startswith("--"):
+        # The first track there was may go without its name.
+        named = arguments[1] not in ("--help", "--h")
+        arguments[1:1] = ["fewshot"] if named else []
     parser = make_parser()
     config = parser.parse_args(arguments)
     name = config.subcommand
-    sub = config[name]
-    subcommands = parser._subcommands_action
-    assert subcommands is not None
-    dumped = subcommands._name_parser_map[name].dump(sub)
-    sub.pop("config", None)
+    resolved = _resolved(parser, config)
     try:
-        values = parser.instantiate(config)[name]
+        values = vars(parser.instantiate(config)[name])
+        if name == "bench":
+            values = _of_track(values["subcommand"], vars(values[values["subcommand"]]))
         values.pop("config", None)
-        COMMANDS[name](**vars(values), resolved=dumped)
+        COMMANDS[name](**values, resolved=resolved)
     except LtdiError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return 2
@@ -194,6 +220,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _resolved(parser: jsonargparse.ArgumentParser, config: jsonargparse.Namespace) -> str:
+    """The options of the innermost subcommand as YAML, without the files that they came from."""
+    while (action := parser._subcommands_action) is not None:
+        name = config.subcommand
+        parser, config = action._name_parser_map[name], config[name]
+    dumped: str = parser.dump(config)
+    config.pop("config", None)
+    return dumped
+
+
+def _of_track(track: str, values: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `commands.bench`, from the values of a track's parser."""
+    own = [n for n in inspect.signature(COMMANDS["bench"]).parameters if n in values]
+    shared = {n: values.pop(n) for n in own}
+    values.pop("config", None)
+    return {"track": track, "options": values, **shared}
 
 
 def _underscored(argument: str) -> str:

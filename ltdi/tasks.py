@@ -6,8 +6,9 @@ on features, and a list is fixed by its seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,15 +86,20 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Support:
-    """The labelled examples of one task, as a user has them.
+    """The examples of one task, as a user has them.
 
     Attributes:
         images: [n, channels, height, width].
         labels: [n] integers; every class 0..way-1 has at least one.
+        unlabelled: [m, channels, height, width] further images of where the task comes from, of
+            any class; generators that read a domain take them.
+        classes: Names of the classes 0..way-1; generators that know class names take them.
     """
 
     images: Tensor
     labels: Tensor
+    unlabelled: Tensor | None = None
+    classes: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         """Check what a user may get wrong; pixels are checked by the backbone's transform.
@@ -139,6 +145,19 @@ class Support:
                 where="support.labels",
                 fix="add a sample of it, or number the classes without a gap",
             )
+        if self.unlabelled is not None:
+            self._check_unlabelled(self.unlabelled)
+        if self.classes is not None:
+            object.__setattr__(self, "classes", check_names(self.classes, len(counts)))
+
+    def _check_unlabelled(self, images: Tensor) -> None:
+        if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+            shown = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(
+                f"unlabelled images must be a tensor [m, channels, height, width], got {shown}",
+                where="support.unlabelled",
+                fix="give at least one image, or leave them out",
+            )
 
     @property
     def way(self) -> int:
@@ -146,21 +165,52 @@ class Support:
         return int(self.labels.max()) + 1
 
     @classmethod
-    def of(cls, value: Support | tuple[Tensor, Tensor]) -> Support:
-        """Take a support or a pair (images, labels).
+    def of(cls, value: Support | tuple[Any, ...]) -> Support:
+        """Take a support or its fields, (images, labels) at least.
 
         Raises:
             InputError: For anything else.
         """
         if isinstance(value, cls):
             return value
-        if isinstance(value, tuple) and len(value) == 2:
+        if isinstance(value, tuple) and 2 <= len(value) <= 4:
             return cls(*value)
         raise InputError(
             f"a support must be Support or (images, labels), got {type(value).__name__}",
             where="support",
             fix="pass ltdi.Support(images, labels), or a list of them for a batch of tasks",
         )
+
+
+def check_names(names: Sequence[str], way: int) -> tuple[str, ...]:
+    """The names of a task's classes, one for each and no two alike.
+
+    Args:
+        names: In the order of the labels.
+        way: Number of classes.
+
+    Raises:
+        InputError: For another number of names, a name that is no text, or one that comes twice.
+    """
+    where = "support.classes"
+    if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
+        raise InputError(
+            f"class names must be non-empty text, got {names!r}", where=where, fix="give a tuple"
+        )
+    if len(names) != way:
+        raise InputError(
+            f"{len(names)} class names are given for {way} classes",
+            where=where,
+            fix="give one name per class, in the order of the labels",
+        )
+    twice = sorted({n for n in names if list(names).count(n) > 1})
+    if twice:
+        raise InputError(
+            f"the class name {twice[0]!r} is given more than once",
+            where=where,
+            fix="give every class a name of its own",
+        )
+    return tuple(names)
 
 
 def sample_episodes(

@@ -23,8 +23,10 @@ import ltdi
 from ltdi import cli
 from ltdi.backbone import Backbone
 from ltdi.data import ImageSet, folder
+from ltdi.errors import InputError
 from ltdi.generator import Generator
 from ltdi.tasks import Support
+from ltdi.tracks import Track
 from ltdi.zoo import Zoo
 
 TASKS = (
@@ -246,11 +248,44 @@ def test_both_spellings_of_an_option_are_read():
             assert cli.make_parser().parse_args(words).evaluate.data_dir == "x_y-z"
 
 
-def test_a_run_is_named_by_a_positional_or_a_file(tmp_path: Path):
-    parse = cli.make_parser().parse_args
-    (tmp_path / "b.yaml").write_text("dataset: glyphs\ntrack: other\n")
-    assert parse(["bench", "here", "--dataset", "glyphs"]).bench.track == "here"
-    assert parse(["bench", "--config", str(tmp_path / "b.yaml")]).bench.track == "other"
+def test_every_track_has_options_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def other(planet: str, seed: int = 0, *, methods, preset, progress, log):
+        """Another family of tasks.
+
+        Args:
+            planet: Where it takes place.
+        """
+        seen.append((planet, seed, methods, preset))
+        raise InputError("only parsed")
+
+    track = Track(other, ("a", "b"), lambda options: options["planet"])
+    monkeypatch.setitem(cli.TRACKS, "other", track)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b.yaml").write_text("planet: mars\nseed: 3\n")
+    assert ltdi_("bench other --planet venus --methods b,c --preset smoke") == 2
+    assert ltdi_("bench other --config b.yaml --seed 4") == 2
+    assert seen == [("venus", 0, ("b", "c"), "smoke"), ("mars", 4, ("a", "b"), "standard")]
+    for command in ("bench other --planet venus --shot 5", "bench fewshot --planet venus"):
+        with pytest.raises(SystemExit):
+            cli.main(shlex.split(command))
+
+
+def test_the_first_track_may_go_without_its_name(monkeypatch: pytest.MonkeyPatch):
+    seen = []
+
+    def record(track, options, methods: str = "all", resolved: str = ""):
+        """See `commands.bench`.
+
+        Args:
+            methods: Names.
+        """
+        seen.append((track, options["shot"], methods))
+
+    monkeypatch.setitem(cli.COMMANDS, "bench", record)
+    assert ltdi_("bench --dataset glyphs --shot 5") == ltdi_("bench fewshot --dataset x") == 0
+    assert seen == [("fewshot", 5, "all"), ("fewshot", 1, "all")]
 
 
 def test_ctrl_c_during_training_resumes_bit_for_bit(place: Path, tmp_path: Path):
@@ -279,13 +314,17 @@ def test_ctrl_c_during_training_resumes_bit_for_bit(place: Path, tmp_path: Path)
 # ---- help and mistakes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", cli.COMMANDS)
-def test_help_has_examples_that_parse(name: str, capsys):
+ENDS = [[name] for name in cli.COMMANDS if name != "bench"] + [["bench", t] for t in cli.TRACKS]
+
+
+@pytest.mark.parametrize("command", ENDS, ids=" ".join)
+def test_help_has_examples_that_parse(command: list[str], capsys):
+    name = command[0]
     with pytest.raises(SystemExit) as stop:
-        cli.main([name, "--help"])
+        cli.main([*command, "--help"])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert "examples:" in shown and f"ltdi {name}" in shown
+    assert "examples:" in shown and f"ltdi {' '.join(command)}" in " ".join(shown.split())
     assert not re.search(r"--\w+_\w+", shown)  # options are shown with dashes
     options = re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
     assert len(options) >= 3
@@ -298,14 +337,14 @@ def test_help_has_examples_that_parse(name: str, capsys):
 
 
 def test_help_describes_every_option(capsys):
-    for name in cli.COMMANDS:
+    for command in ENDS:
         with pytest.raises(SystemExit):
-            cli.main([name, "--help"])
+            cli.main([*command, "--help"])
         shown = " ".join(capsys.readouterr().out.split())
         for option, following in re.findall(
             r" (--[\w.-]+) [A-Z_]+ (\S+)", shown.split("options:")[1]
         ):
-            assert not following.startswith(("--", "(type")), f"{name} {option} has no help"
+            assert not following.startswith(("--", "(type")), f"{command} {option} has no help"
 
 
 @pytest.mark.parametrize(
@@ -354,6 +393,7 @@ def test_a_mistyped_key_of_a_file_is_told_the_nearest(
     ("command", "message"),
     [
         ("", "no command was given"),
+        ("bench", "no track was given"),
         ("train --zoo z", "needed but not given: --out"),
         ("train --config /no/such.yaml", "where: --config"),
         ("bench --dataset glyphs --way two", "where: --way"),

@@ -21,7 +21,7 @@ from ltdi.backbone import (
     train_backbone,
 )
 from ltdi.collect import Preparation
-from ltdi.commands.common import OUT, fetch, run_in
+from ltdi.commands.common import OUT, run_in
 from ltdi.errors import InputError
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import (
@@ -79,7 +79,7 @@ def collect(
         tasks=tasks, prepare=prepare, anchor=anchor, start=start, meta=MetaConfig(seed=seed)
     )
     if download:
-        fetch(data, data_dir)
+        sources.fetch(data, data_dir)
     named = data in sources.SOURCES
     with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
         net = _given_backbone(backbone, path)

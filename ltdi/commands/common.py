@@ -1,4 +1,4 @@
-"""What commands share: consoles, run directories, downloads."""
+"""What commands share: consoles and run directories."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ltdi.data import omniglot
-from ltdi.errors import InputError, LtdiError
+from ltdi.errors import LtdiError
 from ltdi.files import (
     MARKER,
     own_directory,
@@ -55,14 +54,3 @@ def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path
                 folder_made.rmdir()
         raise
     write_text(options, resolved)
-
-
-def fetch(dataset: str, data_dir: str | None) -> None:
-    """Download what a data set's directory lacks; only ever done when asked for."""
-    if dataset != "omniglot" or data_dir is None:
-        raise InputError(
-            "only Omniglot can be downloaded, into a directory of your choice",
-            where="--download",
-            fix="give --data-dir DIR with omniglot, or leave --download out",
-        )
-    omniglot.download(data_dir)

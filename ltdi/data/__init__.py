@@ -15,7 +15,7 @@ from ltdi.data.images import ImageSet, decode
 from ltdi.data.layout import readable
 from ltdi.errors import InputError
 
-__all__ = ["SOURCES", "ImageSet", "Source", "decode", "load", "readable"]
+__all__ = ["SOURCES", "ImageSet", "Source", "decode", "fetch", "load", "readable"]
 
 
 class Source(Protocol):
@@ -83,6 +83,21 @@ def load(
         raise errors.unknown("split of a folder", str(split), ("random",), where=given)
     images = folder.load(given, size=size, channels=channels)
     return {"all": images} if split is None else _random_split(images, seed)
+
+
+def fetch(dataset: str, data_dir: str | None) -> None:
+    """Download what a data set's directory lacks; only ever done when asked for.
+
+    Raises:
+        InputError: For a set without a download, or where no directory is given.
+    """
+    if dataset != "omniglot" or data_dir is None:
+        raise InputError(
+            "only Omniglot can be downloaded, into a directory of your choice",
+            where="--download",
+            fix="give --data-dir DIR with omniglot, or leave --download out",
+        )
+    omniglot.download(data_dir)
 
 
 def _random_split(images: ImageSet, seed: int) -> dict[str, ImageSet]:

@@ -1,9 +1,10 @@
 """Tracks: each wires data, weight space, condition, metric and peers into one benchmark."""
 
-from collections.abc import Callable
-
 from ltdi.tracks import fewshot
+from ltdi.tracks.track import Outcome, Track, episode_label
 
-TRACKS: dict[str, Callable[..., fewshot.Outcome]] = {"fewshot": fewshot.bench}
+TRACKS: dict[str, Track] = {
+    "fewshot": Track(fewshot.bench, fewshot.ALL_METHODS, episode_label),
+}
 
-__all__ = ["TRACKS", "fewshot"]
+__all__ = ["TRACKS", "Outcome", "Track", "fewshot"]

@@ -24,7 +24,7 @@ from ltdi.backbone import (
     train_classifier_backbone,
 )
 from ltdi.baselines import PEERS, Budget, Method
-from ltdi.data import SOURCES, ImageSet
+from ltdi.data import SOURCES, ImageSet, fetch
 from ltdi.data import load as load_data
 from ltdi.errors import InputError, unknown
 from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
@@ -236,6 +236,12 @@ class Outcome:
     world: World
     methods: dict[str, Method]
 
+    def publish(self, path: Path) -> None:
+        """Write our generator, where there is one, into the directory `path`."""
+        ours = self.methods.get("lt-di")
+        if isinstance(ours, Generated):
+            ours.publish(self.result, path / "generator")
+
 
 def bench(
     dataset: str,
@@ -250,25 +256,29 @@ def bench(
     split: str | None = None,
     backbone: str | None = None,
     cache: str | None = None,
+    download: bool = False,
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
 ) -> Outcome:
-    """Train and measure methods on the same test episodes.
+    """Heads for tasks of unseen classes: methods on the same test episodes.
 
     Args:
-        dataset: A named data set, or a folder or zip of `<class>/<image>`.
-        data_dir: Where a named set lies.
+        dataset: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or zip of
+            <class>/<image>.
+        data_dir: Where a named data set lies.
         methods: Names; see `ALL_METHODS`.
         preset: Name of a preset, or a preset.
         way: Classes per test episode.
         shot: Support images per class.
         query: Query images per class.
         episodes: Test episodes; the preset's number by default.
-        split: The named set's split.
-        backbone: A pretrained backbone to take instead of the preset's.
-        cache: Directory where features are kept.
-        seed: Of everything.
+        split: The data set's split, such as "official" for Omniglot.
+        backbone: A pretrained backbone instead of the preset's: "efficientnet-lite0", "timm:NAME",
+            "transformers:NAME", or a directory of a saved one.
+        cache: Directory where features of images are kept between runs.
+        download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
+        seed: Fixes everything.
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
 
@@ -286,6 +296,8 @@ def bench(
             raise unknown("method", name, ALL_METHODS, where="--methods")
     episodes = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=episodes)
+    if download:
+        fetch(dataset, data_dir)
     recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
     parts = load_parts(dataset, data_dir, p, split=split, seed=seed)
     # Impossible episodes are refused before time is spent on a backbone.
