@@ -9,7 +9,7 @@ from typing import Any
 
 from ltdi.errors import InputError
 from ltdi.evaluate import negative_log_likelihood, query_logits
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator
 from ltdi.parts import chain_end
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
@@ -18,7 +18,7 @@ _SHARPNESS = tuple(round(1.08**i, 4) for i in range(-6, 7))
 
 
 def choose_sampling(
-    generator: Generator,
+    generator: HeadGenerator,
     valid: FeatureBank,
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),

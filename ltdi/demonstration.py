@@ -14,7 +14,7 @@ from torch import Tensor
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import head_predictor, optimise
 from ltdi.evaluate import query_logits
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator
 from ltdi.recipe import Recipe
 from ltdi.report.figure import Chain, plot_chains
 from ltdi.report.table import Result
@@ -57,7 +57,7 @@ def run(
 
 
 def save_weights(
-    path: Path, generator: Generator, world: World, tasks: Episodes, seed: int
+    path: Path, generator: HeadGenerator, world: World, tasks: Episodes, seed: int
 ) -> None:
     """One safetensors file per task."""
     path.mkdir(exist_ok=True)
@@ -69,7 +69,7 @@ def save_weights(
         generator.save_weights(path / f"task-{i}.safetensors", head, classes=names, seed=seed)
 
 
-def chains(generator: Generator, world: World, tasks: Episodes, recipe: Recipe) -> list[Chain]:
+def chains(generator: HeadGenerator, world: World, tasks: Episodes, recipe: Recipe) -> list[Chain]:
     """Inference chains at temperature 1 over all T steps, beside Adam's path on many samples."""
     bank, way = world.test, tasks.way
     space = head_space(bank.width, way)

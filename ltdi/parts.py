@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ltdi.anchor import Anchor, make_empty_anchor
-from ltdi.backbone import Backbone
+from ltdi.anchor import Anchor
 from ltdi.condition import SetEncoder
 from ltdi.denoiser import ConditionalDenoiser, EquivariantDenoiser, TokenTransformer, UNet1d
 from ltdi.diffusion import make_schedule
@@ -24,6 +24,27 @@ CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 
 
+Groups = dict[str, dict[str, Tensor]]
+
+
+class Host(Protocol):
+    """What generated weights live in: a backbone under a head, a net, a language model."""
+
+    @property
+    def group(self) -> str:
+        """Its entry in config.json, and the prefix of its tensors."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that gives generated weights their meaning."""
+
+    def describe(self) -> dict[str, Any]:
+        """How to build it again from its tensors; JSON-able."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is saved of it inside the generator."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """What a generator is made of.
@@ -36,17 +57,25 @@ class Parts:
         diffusion: The chain.
         shape: Sizes of the network.
         sampling: Defaults of `Generator.generate`.
+        host: What the weights live in.
         about: Data, settings, metrics; JSON-able, shown in the model card.
     """
 
     space: WeightSpace
-    network: ConditionalDenoiser | EquivariantDenoiser
+    network: nn.Module
     anchor: Anchor
     normaliser: Normaliser
     diffusion: Diffusion
     shape: Network
     sampling: Sampling
+    host: Host
     about: dict[str, Any] = field(default_factory=dict)
+
+
+# (config.json, tensors by group, space, shape, diffusion) -> untrained network, empty anchor, host.
+Build = Callable[
+    [dict[str, Any], Groups, WeightSpace, Network, Diffusion], tuple[nn.Module, Anchor, Host]
+]
 
 
 def chain_end(share: float, diffusion: Diffusion) -> int:
@@ -125,43 +154,55 @@ def build_network(
     return ConditionalDenoiser(encoder, denoiser)
 
 
-def revision_of(parts: Parts, backbone: Backbone) -> str:
+def tensors_of(parts: Parts) -> dict[str, Tensor]:
+    """Every tensor of a generator: `network.*`, `anchor.*`, `normaliser.*` and the host's."""
+    normaliser = parts.normaliser
+    groups = {
+        "network": parts.network.state_dict(),
+        "anchor": parts.anchor.state_dict(),
+        "normaliser": {"mean": normaliser.mean, "std": normaliser.std},
+        parts.host.group: parts.host.tensors(),
+    }
+    return {f"{g}.{name}": t for g, ts in groups.items() for name, t in ts.items()}
+
+
+def revision_of(parts: Parts) -> str:
     """Hash of every tensor of a generator."""
-    return digest(tensors_of(parts, backbone))[:16]
+    return digest(tensors_of(parts))[:16]
 
 
-def save_parts(path: Path, parts: Parts, backbone: Backbone) -> dict[str, Any]:
+def save_parts(path: Path, parts: Parts, kind: str) -> dict[str, Any]:
     """Write a generator's two files into a directory.
 
     Returns:
         The content of `config.json`.
     """
-    mark = write_tensors(path / WEIGHTS, tensors_of(parts, backbone), {"format": "pt"})
+    mark = write_tensors(path / WEIGHTS, tensors_of(parts), {"format": "pt"})
     config = {
         "format": FORMAT,
         "library": "ltdi",
-        "kind": "head",
-        "revision": revision_of(parts, backbone),
+        "kind": kind,
+        "revision": revision_of(parts),
         "digest": mark,
         "space": parts.space.to_dict(),
         "diffusion": asdict(parts.diffusion),
         "network": asdict(parts.shape),
         "sampling": asdict(parts.sampling),
         "anchor": parts.anchor.name,
-        "backbone": {"config": backbone.config, "transform": asdict(backbone.transform)},
+        parts.host.group: parts.host.describe(),
         "about": parts.about,
     }
     write_json(path / CONFIG, config)
     return config
 
 
-def load_parts(path: Path) -> tuple[Parts, Backbone]:
-    """Read a generator's directory.
+def read_config(path: Path) -> dict[str, Any]:
+    """The content of a generator's `config.json`.
 
     Raises:
-        InputError: If it is not a generator.
-        DamagedFileError: If a file is truncated or altered.
-        MismatchError: If its files do not belong together or have another format.
+        InputError: If the directory is not a generator.
+        DamagedFileError: If the file is truncated or altered.
+        MismatchError: If it is something else's, or has another format.
     """
     if not (path / CONFIG).is_file():
         raise InputError(
@@ -178,9 +219,24 @@ def load_parts(path: Path) -> tuple[Parts, Backbone]:
             where=str(path / CONFIG),
             fix="train it anew, or install the version that made it",
         )
+    return config
+
+
+def load_parts(path: Path, config: dict[str, Any], build: Build) -> Parts:
+    """Read a generator's directory.
+
+    Args:
+        path: The directory.
+        config: What `read_config` read there.
+        build: What the kind of weights makes of it.
+
+    Raises:
+        DamagedFileError: If a file is truncated or altered.
+        MismatchError: If its files do not belong together.
+    """
     tensors = read_tensors(path / WEIGHTS)
     try:
-        parts, backbone = _assemble(config, tensors)
+        parts = _assemble(config, tensors, build)
     except LtdiError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -196,47 +252,32 @@ def load_parts(path: Path) -> tuple[Parts, Backbone]:
             where=str(path),
             fix="restore both files from the same run",
         )
-    return parts, backbone
+    return parts
 
 
-def _assemble(config: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Parts, Backbone]:
+def _assemble(config: dict[str, Any], tensors: dict[str, Tensor], build: Build) -> Parts:
     space = WeightSpace.from_dict(config["space"])
     diffusion, shape = Diffusion(**config["diffusion"]), Network(**config["network"])
-    group = _split(tensors)
-    features = space.layers[0].row - 1
-    network = build_network(space, features, shape, diffusion)
-    network.load_state_dict(group["network"])
-    anchor = make_empty_anchor(config["anchor"], features)
-    anchor.load_state_dict(group.get("anchor", {}))
-    backbone = Backbone.from_config(config["backbone"], group["backbone"])
-    parts = Parts(
+    groups = _split(tensors)
+    network, anchor, host = build(config, groups, space, shape, diffusion)
+    network.load_state_dict(groups["network"])
+    anchor.load_state_dict(groups.get("anchor", {}))
+    return Parts(
         space,
         network,
         anchor,
-        Normaliser(**group["normaliser"]),
+        Normaliser(**groups["normaliser"]),
         diffusion,
         shape,
         Sampling(**config["sampling"]),
+        host,
         config["about"],
     )
-    return parts, backbone
 
 
-def _split(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    groups: dict[str, dict[str, Tensor]] = {}
+def _split(tensors: dict[str, Tensor]) -> Groups:
+    groups: Groups = {}
     for name, value in tensors.items():
         group, _, rest = name.partition(".")
         groups.setdefault(group, {})[rest] = value
     return groups
-
-
-def tensors_of(parts: Parts, backbone: Backbone) -> dict[str, Tensor]:
-    """Every tensor of a generator, named `network.*`, `anchor.*`, `normaliser.*`, `backbone.*`."""
-    normaliser = parts.normaliser
-    groups = {
-        "network": parts.network.state_dict(),
-        "anchor": parts.anchor.state_dict(),
-        "normaliser": {"mean": normaliser.mean, "std": normaliser.std},
-        "backbone": backbone.net.state_dict(),
-    }
-    return {f"{g}.{name}": t for g, ts in groups.items() for name, t in ts.items()}

@@ -26,7 +26,7 @@ from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import MismatchError, unknown
 from ltdi.files import read_metadata, read_tensors, write_tensors
 from ltdi.frame import Frame
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaTrainer, Params
 from ltdi.parts import Parts, build_network, check_sampling
@@ -347,7 +347,7 @@ def train_generator(
     about: dict[str, Any] | None = None,
     progress: Progress | None = None,
     log: Log | None = None,
-) -> Generator:
+) -> HeadGenerator:
     """Meta-train a generator.
 
     Args:
@@ -408,17 +408,17 @@ def train_generator(
         d,
         recipe.network,
         recipe.sampling,
+        backbone,
         _plain({"recipe": asdict(recipe), **(about or {})}),
     )
-    generator = Generator(parts, backbone)
+    generator = HeadGenerator(parts)
     if valid is None or recipe.sampling.temperature > 0:
         return generator
     sampling, scores = choose_sampling(generator, valid, recipe, judged)
     if log:
         log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
-    return Generator(
-        replace(parts, sampling=sampling, about={**parts.about, "validation NLL": scores}),
-        backbone,
+    return HeadGenerator(
+        replace(parts, sampling=sampling, about={**parts.about, "validation NLL": scores})
     )
 
 

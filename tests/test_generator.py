@@ -19,7 +19,7 @@ from ltdi.backbone import Backbone
 from ltdi.data import ImageSet
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
 from ltdi.files import own_directory
-from ltdi.generator import CARD, Generator
+from ltdi.generator import CARD, Generator, HeadGenerator
 from ltdi.parts import CONFIG, FORMAT, WEIGHTS, build_network
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import Support
@@ -104,7 +104,7 @@ def test_the_order_of_the_samples_does_not_matter(gen: Generator, draw: Draw):
 def test_an_untrained_generator_is_its_anchor(gen: Generator, draw: Draw):
     p = gen.parts
     network = build_network(p.space, p.space.layers[0].row - 1, p.shape, p.diffusion)
-    blank = Generator(replace(p, network=network), gen.backbone)
+    blank = HeadGenerator(replace(p, network=network))
     images, labels = draw([2, 2, 2, 2])
     features = gen.backbone.features(images).unflatten(0, (1, 4, 2))
     anchor = p.anchor(features, torch.ones(1, 4, 2), gen.space(4))
@@ -228,7 +228,7 @@ def test_the_mean_of_the_draws_is_what_is_generated(gen: Generator, draw: Draw):
 def test_steps_that_the_default_end_does_not_have_take_the_whole_chain(gen: Generator, draw: Draw):
     """A generator whose validation classes chose an early end still serves 1..T steps."""
     sampling = replace(gen.parts.sampling, end=0.25, steps=2)
-    early = Generator(replace(gen.parts, sampling=sampling), gen.backbone)
+    early = HeadGenerator(replace(gen.parts, sampling=sampling))
     assert early.sampling(steps=5).end == 0.25
     assert early.sampling(steps=6).end == 1.0 and early.sampling(segments=4).end == 1.0
     task = draw([1, 2])
@@ -286,7 +286,7 @@ def test_no_task_is_refused(gen: Generator):
 def test_heads_of_another_space_are_refused(gen: Generator, draw: Draw):
     images, labels = draw([1, 1])
     head = gen.generate((images, labels))
-    gen.check_head(head)
+    gen.check(head)
     for wrong in (
         {"weight": head["weight"][:, :-1], "bias": head["bias"]},
         {"weight": head["weight"], "bias": head["bias"][:1]},
@@ -374,14 +374,12 @@ def test_files_of_two_generators_are_not_mixed(gen: Generator, copy: Path, tmp_p
     p = gen.parts
     shape = replace(p.shape, width=16)
     network = build_network(p.space, p.space.layers[0].row - 1, shape, p.diffusion)
-    other = Generator(replace(p, network=network, shape=shape), gen.backbone)
+    other = HeadGenerator(replace(p, network=network, shape=shape))
     shutil.copy(other.save(tmp_path / "other") / WEIGHTS, copy / WEIGHTS)
     with pytest.raises(MismatchError, match="do not belong together"):
         Generator.from_pretrained(copy)
     # Of the same shape.
-    twin = Generator(
-        replace(p, network=build_network(p.space, 32, p.shape, p.diffusion)), gen.backbone
-    )
+    twin = HeadGenerator(replace(p, network=build_network(p.space, 32, p.shape, p.diffusion)))
     shutil.copy(twin.save(tmp_path / "twin") / WEIGHTS, copy / WEIGHTS)
     with pytest.raises(LtdiError, match=f"{WEIGHTS} is not the file that {CONFIG} was written"):
         Generator.from_pretrained(copy)
@@ -392,6 +390,7 @@ def test_files_of_two_generators_are_not_mixed(gen: Generator, copy: Path, tmp_p
     [
         ({"format": 99}, r"format 99, this version reads 2[\s\S]*train it anew"),
         ({"library": "other"}, "not that of a generator"),
+        ({"kind": "heda"}, r"unknown kind of generator 'heda'[\s\S]*'head'"),
         ({"anchor": "gausian"}, r"unknown anchor 'gausian'[\s\S]*'gaussian'"),
         ({"network": {"kind": "transfomer", "width": 32}}, r"'transfomer'[\s\S]*'transformer'"),
         ({"space": {}}, "do not belong together"),
@@ -405,6 +404,15 @@ def test_foreign_or_edited_configurations(copy: Path, change: dict, message: str
     (copy / CONFIG).write_text("[]")
     with pytest.raises(MismatchError, match="not that of a generator"):
         Generator.from_pretrained(copy)
+
+
+def test_the_kind_in_the_files_is_the_kind_that_is_loaded(copy: Path):
+    class Other(HeadGenerator):
+        kind = "other"
+
+    assert type(Generator.from_pretrained(copy)) is HeadGenerator
+    with pytest.raises(MismatchError, match="kind 'head', which a Other does not"):
+        Other.from_pretrained(copy)
 
 
 @pytest.mark.parametrize("name", ["no/such/directory", "/no/such/directory", "../x", "nonsense"])
@@ -457,7 +465,7 @@ def test_push_to_hub_uploads_three_files(
     assert calls == [("create", "someone/heads"), ("upload", "someone/heads")]
     assert sorted(p.name for p in (tmp_path / "hub").iterdir()) == [CARD, CONFIG, WEIGHTS]
     monkeypatch.setattr(
-        "ltdi.generator.snapshot_download",
+        "ltdi.generator.base.snapshot_download",
         lambda repo, **_: {"someone/heads": tmp_path / "hub"}[repo],
     )
     task = draw([1, 1])

@@ -20,7 +20,7 @@ from ltdi.choice import choose_sampling
 from ltdi.crossfit import select
 from ltdi.errors import InputError, LtdiError, MismatchError
 from ltdi.files import read_tensors
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator
 from ltdi.meta import MetaConfig
 from ltdi.parts import build_network, tensors_of
 from ltdi.pipeline import (
@@ -85,8 +85,8 @@ def zoo(tmp_path_factory, train, valid, backbone, recipe) -> Zoo:
     return prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
 
 
-def tensors(generator: Generator) -> dict[str, Tensor]:
-    return tensors_of(generator.parts, generator.backbone)
+def tensors(generator: HeadGenerator) -> dict[str, Tensor]:
+    return tensors_of(generator.parts)
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
@@ -300,14 +300,14 @@ def test_the_anchor_is_fitted_on_train_and_chosen_on_valid(train, valid, recipe)
 
 # ---- training -----------------------------------------------------------------------------------
 
-Train = Callable[..., Generator]
+Train = Callable[..., HeadGenerator]
 
 
 @pytest.fixture(scope="module")
 def run(zoo: Zoo, train, valid, backbone, recipe) -> Train:
     anchor, data = make_anchor(recipe, train, valid), TrainingSet.of(zoo)
 
-    def go(out: Path | None = None, changed: Recipe = recipe, **options) -> Generator:
+    def go(out: Path | None = None, changed: Recipe = recipe, **options) -> HeadGenerator:
         if out:
             out.mkdir(exist_ok=True)
         return train_generator(data, anchor, backbone, changed, out=out, valid=valid, **options)
@@ -316,11 +316,11 @@ def run(zoo: Zoo, train, valid, backbone, recipe) -> Train:
 
 
 @pytest.fixture(scope="module")
-def whole(run: Train) -> Generator:
+def whole(run: Train) -> HeadGenerator:
     return run()
 
 
-def test_training_is_fixed_by_its_seed(run: Train, whole: Generator, recipe: Recipe):
+def test_training_is_fixed_by_its_seed(run: Train, whole: HeadGenerator, recipe: Recipe):
     torch.manual_seed(99)
     state = torch.get_rng_state()
     assert same(tensors(run()), tensors(whole))
@@ -331,7 +331,7 @@ def test_training_is_fixed_by_its_seed(run: Train, whole: Generator, recipe: Rec
 
 @pytest.mark.parametrize("at", [3, 5, 11])
 def test_resumed_training_equals_an_uninterrupted_one(
-    run: Train, whole: Generator, tmp_path: Path, at: int
+    run: Train, whole: HeadGenerator, tmp_path: Path, at: int
 ):
     def stop(stage: str, done: int, total: int, text: str) -> None:
         if done == at:
@@ -347,7 +347,7 @@ def test_resumed_training_equals_an_uninterrupted_one(
 
 
 def test_ctrl_c_within_an_iteration_resumes_exactly(
-    run: Train, whole: Generator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Train, whole: HeadGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The signal comes after random numbers were drawn, before the step is counted."""
     drawn, original = [], HeadObjective.draw
@@ -368,8 +368,8 @@ def test_ctrl_c_within_an_iteration_resumes_exactly(
     assert same(tensors(run(tmp_path / "g")), tensors(whole))
 
 
-def test_training_works_in_a_thread(run: Train, whole: Generator):
-    made: list[Generator] = []
+def test_training_works_in_a_thread(run: Train, whole: HeadGenerator):
+    made: list[HeadGenerator] = []
     thread = threading.Thread(target=lambda: made.append(run()))
     thread.start()
     thread.join()
@@ -423,7 +423,9 @@ def test_a_unet_serves_one_way_and_says_so(run: Train, recipe: Recipe):
         run(changed=replace(recipe, network=Network("unet", 16, 1)))
 
 
-def test_sampling_is_chosen_on_valid_by_nll(whole: Generator, valid: FeatureBank, recipe: Recipe):
+def test_sampling_is_chosen_on_valid_by_nll(
+    whole: HeadGenerator, valid: FeatureBank, recipe: Recipe
+):
     sampling, scores = choose_sampling(whole, valid, recipe)
     named = f"end {sampling.end:.2f}, {sampling.steps} steps, strength {sampling.strength}"
     assert scores[named] == min(scores.values())
@@ -431,10 +433,10 @@ def test_sampling_is_chosen_on_valid_by_nll(whole: Generator, valid: FeatureBank
 
 
 def test_the_choice_of_a_sampling_does_not_depend_on_an_earlier_one(
-    whole: Generator, valid: FeatureBank, recipe: Recipe
+    whole: HeadGenerator, valid: FeatureBank, recipe: Recipe
 ):
     parts = replace(whole.parts, sampling=Sampling(steps=3, strength=0.5, sharpness=1.7))
-    other = Generator(parts, whole.backbone)
+    other = HeadGenerator(parts)
     assert choose_sampling(other, valid, recipe) == choose_sampling(whole, valid, recipe)
 
 

@@ -110,11 +110,23 @@ class Backbone(nn.Module):
         """Hash of weights and transform."""
         return digest({**self.net.state_dict(), "transform": _code(self.transform.fields)})
 
+    @property
+    def group(self) -> str:
+        """See `ltdi.parts.Host`."""
+        return "backbone"
+
+    def describe(self) -> dict[str, Any]:
+        """See `ltdi.parts.Host`; what `from_config` reads."""
+        return {"config": self.config, "transform": asdict(self.transform)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `ltdi.parts.Host`."""
+        return self.net.state_dict()
+
     def save(self, path: Path) -> None:
         """Write `backbone.json` and `backbone.safetensors` into a directory."""
-        write_tensors(path / WEIGHTS, self.net.state_dict())
-        about = {"config": self.config, "transform": asdict(self.transform)}
-        write_json(path / CONFIG, {**about, "fingerprint": self.fingerprint})
+        write_tensors(path / WEIGHTS, self.tensors())
+        write_json(path / CONFIG, {**self.describe(), "fingerprint": self.fingerprint})
 
     @classmethod
     def from_config(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Backbone:

@@ -15,7 +15,7 @@ from ltdi.evaluate import latency_ms, paired, query_logits, score, summarise
 from ltdi.files import (
     claim_file,
 )
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator
 from ltdi.memory import peak_mb
 from ltdi.progress import bars
 from ltdi.report.table import Result, Row, show
@@ -57,7 +57,7 @@ def evaluate(
     """
     fewshot.check_counts(shot=shot, query=query, episodes=episodes)
     target = claim_file(json, "result") if json else None
-    gen = Generator.from_pretrained(generator)
+    gen = HeadGenerator.from_pretrained(generator)
     if backbone is not None:
         gen.check_backbone(Backbone.load(Path(backbone)))
     t = gen.backbone.transform

@@ -19,7 +19,7 @@ from ltdi.files import (
     write_json,
     write_tensors,
 )
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator, ImageGenerator
 from ltdi.tasks import Support
 
 
@@ -55,8 +55,8 @@ def generate(
         resolved: The command's options.
     """
     target = claim_file(out, "weights")
-    gen = Generator.from_pretrained(generator)
-    t = gen.backbone.transform
+    gen = ImageGenerator.from_pretrained(generator)
+    t = gen.transform
     images = folder.load(support, size=t.size, channels=t.channels)
     labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
     given = {
@@ -94,7 +94,7 @@ def export(
     """
     if format not in ("safetensors", "npz"):
         raise unknown("format", format, ("safetensors", "npz"), where="--format")
-    gen = Generator.from_pretrained(generator)
+    gen = HeadGenerator.from_pretrained(generator)
     path = Path(weights)
     head, metadata = read_tensors(path), read_metadata(path)
     if metadata.get("backbone") != gen.backbone.fingerprint:
@@ -104,7 +104,7 @@ def export(
             where=str(path),
             fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
         )
-    gen.check_head(head)
+    gen.check(head)
     folder_out = own_directory(out, "classifier")
     tensors = {f"backbone.{k}": v for k, v in gen.backbone.net.state_dict().items()}
     tensors |= {f"head.{k}": v for k, v in head.items()}

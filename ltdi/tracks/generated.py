@@ -16,7 +16,7 @@ from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
 from ltdi.evaluate import negative_log_likelihood, query_logits
-from ltdi.generator import Generator
+from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.table import Result
@@ -90,7 +90,7 @@ class Generated(Method):
         if self.recipe.network.kind == "unet":
             self.recipe = replace(self.recipe, tasks=replace(self.recipe.tasks, ways=(way,)))
         self.prepare_s = self.train_s = 0.0
-        self.generator: Generator | None = None
+        self.generator: HeadGenerator | None = None
 
     def fit(
         self,
@@ -118,7 +118,7 @@ class Generated(Method):
         )
         self.train_s = time.perf_counter() - start
 
-    def publish(self, result: Result, path: Path) -> Generator:
+    def publish(self, result: Result, path: Path) -> HeadGenerator:
         """Save the generator with the metrics of a run in its card."""
         g = fitted(self.generator, self)
         metrics = {
@@ -132,7 +132,7 @@ class Generated(Method):
             "data": result.dataset,
             "metrics": metrics,
         }
-        published = Generator(replace(g.parts, about=about), g.backbone)
+        published = HeadGenerator(replace(g.parts, about=about))
         published.save(path)
         return published
 

@@ -15,7 +15,7 @@ import yaml
 import ltdi
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone, ConvNet, InputTransform
-from ltdi.generator import Generator
+from ltdi.generator import Generator, HeadGenerator
 from ltdi.parts import Parts, build_network
 from ltdi.recipe import Diffusion, Network, Recipe, Sampling
 from ltdi.report import model_card
@@ -122,6 +122,8 @@ def test_the_text_is_the_configurations_alone() -> None:
 def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     space, shape, diffusion = head_space(16, 5), Network(width=16, depth=1), Diffusion(steps=4)
+    net = {"kind": "conv", "channels": 1, "width": 8, "size": 28}
+    backbone = Backbone(ConvNet(1, 8, 28), InputTransform(), net)
     parts = Parts(
         space=space,
         network=build_network(space, 16, shape, diffusion),
@@ -130,10 +132,9 @@ def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         diffusion=diffusion,
         shape=shape,
         sampling=Sampling(),
+        host=backbone,
     )
-    net = {"kind": "conv", "channels": 1, "width": 8, "size": 28}
-    backbone = Backbone(ConvNet(1, 8, 28), InputTransform(), net)
-    path = Generator(parts, backbone).save(tmp_path / "generator")
+    path = HeadGenerator(parts).save(tmp_path / "generator")
     card = (path / "README.md").read_text(encoding="utf-8")
     snippet = re.findall(r"```python\n(.*?)```", card, re.S)[0]
     monkeypatch.setattr(ltdi, "Generator", Generator, raising=False)

@@ -1,0 +1,110 @@
+"""Classifier heads on a frozen backbone."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+from torch import Tensor, nn
+
+from ltdi.anchor import Anchor, make_empty_anchor
+from ltdi.backbone import Backbone, InputTransform
+from ltdi.denoiser import Guide
+from ltdi.denoiser import Network as Denoiser
+from ltdi.errors import InputError, MismatchError
+from ltdi.generator.base import View, Weights, repeat
+from ltdi.generator.images import ImageGenerator
+from ltdi.parts import Groups, Host, build_network
+from ltdi.recipe import Diffusion, Network
+from ltdi.weights import WeightSpace
+
+
+class HeadGenerator(ImageGenerator):
+    """Generates linear classifiers: "weight" [way, D] and "bias" [way]. Its host is a `Backbone`.
+
+    Generation takes place in the coordinates of the anchor's frame.
+    """
+
+    kind: ClassVar[str] = "head"
+
+    @classmethod
+    def build(
+        cls,
+        config: dict[str, Any],
+        groups: Groups,
+        space: WeightSpace,
+        shape: Network,
+        diffusion: Diffusion,
+    ) -> tuple[nn.Module, Anchor, Host]:
+        """See `Generator.build`."""
+        features = space.layers[0].row - 1
+        network = build_network(space, features, shape, diffusion)
+        anchor = make_empty_anchor(config["anchor"], features)
+        return network, anchor, Backbone.from_config(config["backbone"], groups["backbone"])
+
+    @property
+    def backbone(self) -> Backbone:
+        """The feature extractor that the heads sit on."""
+        assert isinstance(self.host, Backbone)
+        return self.host
+
+    @property
+    def transform(self) -> InputTransform:
+        """See `ImageGenerator.transform`."""
+        return self.backbone.transform
+
+    def embed(self, images: Tensor) -> Tensor:
+        """See `ImageGenerator.embed`: the backbone's features [n, D]."""
+        return self.backbone.features(images)
+
+    def view(self, grid: Tensor, mask: Tensor, copies: int) -> View:
+        """See `ImageGenerator.view`."""
+        space, anchor = self.space(grid.shape[1]), self.parts.anchor
+        network = cast(Denoiser, self.parts.network)
+        frame = anchor.frame(grid.shape[-1])
+        z = frame.enter(grid)
+        start = repeat(anchor.local(z, mask, space), copies)
+        code = network.encode(repeat(z, copies), repeat(mask, copies))
+        between = frame.between.expand(len(start), -1)
+
+        def denoise(x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
+            return network.denoise(x, t, code, space, Guide(start, between, signal, stage))
+
+        return View(space, start, denoise, frame.leave)
+
+    def classify(self, head: Weights, images: Tensor) -> Tensor:
+        """Class probabilities [n, way] of images under a generated head."""
+        self.check(head)
+        logits = self.backbone.features(images) @ head["weight"].T + head["bias"]
+        return logits.softmax(-1)
+
+    def architecture(self, weights: Weights) -> str:
+        """See `Generator.architecture`."""
+        way, features = weights["weight"].shape
+        return f"linear head, {features} features, {way} classes"
+
+    def check_backbone(self, backbone: Backbone) -> None:
+        """Refuse another backbone than the one the generator was trained on.
+
+        Raises:
+            MismatchError: If weights or transform differ.
+        """
+        if backbone.fingerprint != self.backbone.fingerprint:
+            raise MismatchError(
+                f"this generator was trained on backbone {self.backbone.fingerprint[:12]}, not "
+                f"on {backbone.fingerprint[:12]}; its heads would be meaningless there",
+                where="backbone",
+                fix="use the backbone inside the generator, or train a generator on yours",
+            )
+
+    def check_grid(self, grid: Tensor) -> None:
+        """See `ImageGenerator.check_grid`."""
+        width = self.parts.space.layers[0].row - 1
+        if grid.ndim != 4 or grid.shape[-1] != width:
+            raise MismatchError(
+                f"support features have shape {list(grid.shape)}, this generator expects "
+                f"[tasks, way, shot, {width}]",
+                where="features",
+                fix="take them from this generator's own backbone",
+            )
+        if not bool(grid.isfinite().all()):
+            raise InputError("support features are not finite", where="features")
