@@ -39,6 +39,11 @@ EXAMPLES = {
     "export": [
         "ltdi export --generator runs/demo/generator --weights head.safetensors --out classifier",
     ],
+    "zoo": [
+        "ltdi zoo info runs/my/zoo",
+        "ltdi zoo verify runs/my/zoo",
+        "ltdi zoo merge runs/a/zoo runs/b/zoo --out runs/both/zoo",
+    ],
     "bench": [
         "ltdi bench fewshot --dataset omniglot --data-dir ~/omniglot --preset smoke --json o.json",
         "ltdi bench fewshot --dataset glyphs --methods lt-di,protonet,finetune --preset smoke",
@@ -51,6 +56,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": commands.generate,
     "evaluate": commands.evaluate,
     "export": commands.export,
+    "zoo": commands.zoo,
     "bench": commands.bench,
 }
 
@@ -166,7 +172,12 @@ def make_parser() -> Parser:
                 tracks.add_subcommand(track, each, help=(about.bench.__doc__ or "").split("\n")[0])
         else:
             sub.add_argument("--config", action="config", help="YAML file with options")
-            sub.add_function_arguments(function, skip={"resolved"})
+            skip: set[str | int] = {"resolved"}
+            if name == "zoo":
+                skip |= {"action", "zoos"}
+                sub.add_argument("action", help="info, verify or merge")
+                sub.add_argument("zoos", nargs="+", help="directories, or URLs that fsspec reads")
+            sub.add_function_arguments(function, skip=skip)
     return parser
 
 

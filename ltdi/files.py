@@ -41,6 +41,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on a file, made if need be; it ends with the process, however."""
+    import fcntl
+
+    with path.open("ab") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield  # closing the file releases it
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with replacing(path) as temporary:
@@ -137,7 +147,7 @@ def digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
     for name in sorted(tensors):
         value = tensors[name].detach().cpu().contiguous()
         state.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
-        state.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+        state.update(value.reshape(-1).view(torch.uint8).numpy().data)
     for key, text in sorted((metadata or {}).items()):
         state.update(json.dumps([key, text]).encode())
     return state.hexdigest()[:32]

@@ -33,7 +33,7 @@ from ltdi.parts import Parts, build_network, check_sampling
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
-from ltdi.zoo import SolvedTasks, Zoo
+from ltdi.zoo import Group, SolvedTasks, Zoo
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
@@ -158,7 +158,9 @@ def start_zoo(
         "backbone": backbone.fingerprint,
         **(about or {}),
     }
-    return Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), bank, _plain(settings))
+    zoo = Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), _plain(settings))
+    zoo.keep_bank(bank)
+    return zoo
 
 
 def prepare_zoo(
@@ -212,11 +214,12 @@ def prepare_zoo(
                 seed=seed,
                 number=fold,
             )
-            zoo.append(name, solved, finite)
+            zoo.append(name, vars(solved), finite, setting=solved.setting)
         done += size
         if progress:
-            entry = next(s for s in zoo.shards if s["name"] == name)
-            text = f"loss {entry['loss']:.4f}" if entry["tasks"] else "all tasks diverged"
+            entry = zoo.entry(name)
+            loss = entry["mean"]["loss"]
+            text = "all tasks diverged" if loss is None else f"loss {loss:.4f}"
             progress("solving tasks", done, total, text)
     return zoo
 
@@ -250,36 +253,39 @@ def load_shared(zoo: Zoo) -> Shared:
         DamagedFileError: If one is truncated or altered.
         MismatchError: If the backbone is not the one that the zoo was collected on.
     """
-    path = zoo.path
-    backbone = Backbone.load(path / "backbone")
+    backbone = Backbone.load(zoo.file("backbone"))
     if backbone.fingerprint != zoo.about["backbone"]:
         raise MismatchError(
             "the backbone beside the zoo is not the one that it was collected on",
-            where=str(path / "backbone"),
+            where=str(zoo.file("backbone")),
             fix="restore it from a copy, or collect the zoo anew",
         )
-    file = path / "anchor.safetensors"
+    file = zoo.file("anchor.safetensors")
     tensors = read_tensors(file)  # verified before its metadata are believed
     anchor = make_empty_anchor(read_metadata(file)["name"], zoo.space.layers[0].row - 1)
     anchor.load_state_dict(tensors)
-    held = read_tensors(path / "valid.safetensors")
-    names = json.loads(read_metadata(path / "valid.safetensors")["classes"])
+    file = zoo.file("valid.safetensors")
+    held = read_tensors(file)
+    names = json.loads(read_metadata(file)["classes"])
     return Shared(anchor, backbone, FeatureBank(held["features"], held["offsets"], tuple(names)))
 
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """What meta-training reads: solved tasks by way, shot and frame, and their features."""
+    """What meta-training reads: solved tasks by way, shot and frame, and their features.
+
+    The tasks stay on disk; a batch reads its own rows.
+    """
 
     bank: FeatureBank
-    groups: list[SolvedTasks]
+    groups: list[Group]
     space: WeightSpace
     frames: list[Frame]
 
     @classmethod
     def of(cls, zoo: Zoo) -> TrainingSet:
-        """Read a zoo; see `Zoo.load` for the errors."""
-        return cls(zoo.bank(), zoo.load(), zoo.space, zoo.frames())
+        """Open a zoo's tasks; see `Zoo.groups` for the errors."""
+        return cls(zoo.bank(), zoo.groups(), zoo.space, zoo.frames())
 
 
 class HeadObjective:
@@ -297,28 +303,29 @@ class HeadObjective:
     ) -> None:
         self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
-        self.spaces = {g.way: data.space.with_way(g.way) for g in data.groups}
+        self.spaces = {int(g.setting["way"]): g.space for g in data.groups}
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
         g = self.data.groups[int(torch.randint(len(self.data.groups), (), generator=rng))]
         pick = torch.randint(len(g), (tasks,), generator=rng)
-        anchor = g.anchor[pick]
+        held = g.read(pick, ("theta", "anchor", "support", "query"))
+        space, anchor = self.spaces[int(g.setting["way"])], held["anchor"]
         d = self.recipe.diffusion
         noised = draw(
             d.objective,
-            self.normaliser.normalise(g.theta[pick] - anchor.unsqueeze(1), self.spaces[g.way]),
+            self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), space),
             self.schedule,
             prediction=d.prediction,
             rng=rng,
         )
-        features, frame = self.data.bank.features, self.data.frames[int(g.frame[0])]
+        features, frame = self.data.bank.features, self.data.frames[int(g.setting["frame"])]
         return {
             **vars(noised),
             "anchor": anchor,
             "between": frame.between.expand(tasks, -1),
-            "support": frame.enter(features[g.support[pick]]),
-            "query": frame.enter(features[g.query[pick]]).flatten(1, 2),
+            "support": frame.enter(features[held["support"]]),
+            "query": frame.enter(features[held["query"]]).flatten(1, 2),
         }
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
@@ -451,8 +458,9 @@ def _ctrl_c_between_iterations() -> Iterator[Callable[[], None]]:
 def _fit_normaliser(data: TrainingSet) -> Normaliser:
     """Fitted on residuals at the zoo's own way; the statistics do not depend on the way."""
     group = data.groups[0]
-    space = data.space.with_way(group.way)
-    return Normaliser.fit(group.theta - group.anchor.unsqueeze(1), space, centre=False)
+    some = torch.arange(min(len(group), 4096))
+    held = group.read(some, ("theta", "anchor"))
+    return Normaliser.fit(held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False)
 
 
 def _plain(value: Any) -> Any:

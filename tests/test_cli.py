@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -94,6 +95,33 @@ def test_collect_makes_a_zoo_with_all_that_training_needs(place: Path):
     assert Backbone.load(place / "zoo" / "backbone").fingerprint == zoo.about["backbone"]
     records = [json.loads(line) for line in (place / "zoo" / "log.jsonl").open()]
     assert [r["event"] for r in records] == ["shard"] * 4
+
+
+def test_zoo_tells_what_is_in_it_and_whether_it_is_whole(place: Path, tmp_path: Path, capsys):
+    assert ltdi_("zoo info", place / "zoo", "--json", tmp_path / "info.json") == 0
+    assert "60 tasks of 180 tokens in 4 shards" in capsys.readouterr().out
+    (found,) = json.loads((tmp_path / "info.json").read_text())["rows"].values()
+    assert [g["tasks"] for g in found["groups"]] == [15] * 4
+    copy = Path(shutil.copytree(place / "zoo", tmp_path / "zoo"))
+    assert ltdi_("zoo verify", copy) == 0
+    shard = copy / "shard-000002.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    assert ltdi_("zoo verify", place / "zoo", copy) == 2
+    assert "shard-000002.safetensors" in capsys.readouterr().out
+    assert ltdi_("zoo merge", copy, place / "zoo", "--out", tmp_path / "both") == 2
+    assert ltdi_("zoo inof", copy) == 2 and "'info'" in capsys.readouterr().err
+    assert ltdi_("zoo merge", copy) == 2 and ltdi_("zoo info --out", tmp_path / "x", copy) == 2
+
+
+def test_two_zoos_are_merged_and_trained_on(place: Path, tmp_path: Path):
+    more = ["--data", place / "drawings", "--backbone", place / "zoo" / "backbone"]
+    for size in (30, 50):
+        words = f"collect {TASKS} --tasks.per-setting {size}"
+        assert ltdi_(words, *more, "--out", tmp_path / str(size)) == 0
+    both = tmp_path / "both"
+    assert ltdi_("zoo merge", tmp_path / "30", tmp_path / "50", "--out", both) == 0
+    assert sum(len(g) for g in Zoo.open(both).groups()) == 160
+    assert ltdi_(f"train {SIZES} --meta.iterations 2 --zoo", both, "--out", tmp_path / "g") == 0
 
 
 def test_train_makes_a_generator_with_a_log(place: Path):

@@ -6,5 +6,6 @@ from ltdi.commands.demo import demo
 from ltdi.commands.evaluate import evaluate
 from ltdi.commands.generate import export, generate
 from ltdi.commands.train import train
+from ltdi.commands.zoo import zoo
 
-__all__ = ["bench", "collect", "demo", "evaluate", "export", "generate", "train"]
+__all__ = ["bench", "collect", "demo", "evaluate", "export", "generate", "train", "zoo"]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -34,7 +36,6 @@ from ltdi.pipeline import (
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import sample_episodes
 from ltdi.tracks import fewshot
-from ltdi.zoo import SolvedTasks
 
 
 def collect(
@@ -117,19 +118,30 @@ def collect(
         zoo = prepare_zoo(path, bank, fitted, recipe, net, about=about, progress=progress)
         for shard in zoo.shards:
             log({"event": "shard", **shard})
+    zoo.groups()  # says so if there is no task
     table = Table("way", "shot", "tasks", "dropped", "final loss", "final accuracy")
-    for _, frames in groupby(zoo.load(), lambda g: (g.way, g.shot)):
-        group = SolvedTasks.concat(list(frames))
-        dropped = sum(
-            s["dropped"] for s in zoo.shards if (s["way"], s["shot"]) == (group.way, group.shot)
-        )
+    for (way, shot), shards in groupby(sorted(zoo.shards, key=_setting), key=_setting):
+        entries = list(shards)
+        tasks = sum(e["tasks"] for e in entries)
+        dropped = sum(e["dropped"] for e in entries)
         table.add_row(
-            *map(str, (group.way, group.shot, len(group), dropped)),
-            f"{float(group.loss.mean()):.5f}",
-            f"{float(group.accuracy.mean()):.4f}",
+            *map(str, (way, shot, tasks, dropped)),
+            f"{_mean(entries, 'loss'):.5f}",
+            f"{_mean(entries, 'accuracy'):.4f}",
         )
     OUT.print(table)
     OUT.print(f"zoo  {path}\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True)
+
+
+def _setting(entry: dict[str, Any]) -> tuple[int, int]:
+    return entry["setting"]["way"], entry["setting"]["shot"]
+
+
+def _mean(entries: list[dict[str, Any]], column: str) -> float:
+    """Over tasks, from the means of shards."""
+    known = [e for e in entries if e["tasks"]]
+    tasks = sum(e["tasks"] for e in known)
+    return sum(e["mean"][column] * e["tasks"] for e in known) / tasks if tasks else math.nan
 
 
 def _check_tasks(recipe: Recipe, offsets: torch.Tensor) -> None:

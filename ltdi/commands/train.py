@@ -16,6 +16,7 @@ from ltdi.pipeline import (
     train_generator,
 )
 from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks
+from ltdi.zoo import Zoo
 
 
 def train(
@@ -31,7 +32,7 @@ def train(
     """Meta-train a generator on a zoo; an interrupted run goes on from its checkpoint.
 
     Args:
-        zoo: Directory that `ltdi collect` made.
+        zoo: Directory that `ltdi collect` made, or a URL of one that fsspec reads.
         out: Directory of the generator.
         diffusion: Chain, objective and loss.
         network: Denoiser.
@@ -41,9 +42,10 @@ def train(
         backbone: A saved backbone that must be the zoo's own; a check for scripts.
         resolved: The command's options, saved beside the run.
     """
-    from ltdi.zoo import Zoo
-
     store = Zoo.open(zoo)
+    if store.remote is None:  # a damaged shard is better found now than in the middle of the run
+        for problem in store.verify():
+            raise problem
     shared = load_shared(store)
     if backbone is not None:
         other = Backbone.load(Path(backbone))

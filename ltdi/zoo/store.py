@@ -1,0 +1,606 @@
+"""The zoo itself: what all tasks share, and the shards with what each has of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltdi.errors import DamagedFileError, InputError, MismatchError
+from ltdi.files import locked, own_directory, read_json, read_tensors, write_json, write_tensors
+from ltdi.frame import Frame
+from ltdi.tasks import FeatureBank
+from ltdi.weights import WeightSpace
+from ltdi.zoo.index import NAME as INDEX
+from ltdi.zoo.index import Entry, Index
+from ltdi.zoo.remote import Remote, is_url
+from ltdi.zoo.shard import Shards
+
+SCHEMA = 3
+HEADER = "zoo.json"
+BANK = "bank.safetensors"
+FRAMES = "frames.safetensors"
+LOCK = ".lock"
+
+AGAIN = "collect again with the same settings: only this shard is made anew"
+COPY = "restore the file from a copy, or collect into a new directory"
+
+
+@dataclass(frozen=True)
+class SolvedTasks:
+    """The columns of E solved heads of one way and shot.
+
+    Attributes:
+        theta: [E, k, n] local targets.
+        anchor: [E, n] weights that the tasks started from.
+        support: [E, way, shot] items of the bank.
+        query: [E, way, query] items of the bank.
+        frame: [E] number of the frame in whose coordinates theta and anchor are; all the same.
+        loss: [E] final training loss.
+        accuracy: [E] final training accuracy, a fraction.
+    """
+
+    theta: Tensor
+    anchor: Tensor
+    support: Tensor
+    query: Tensor
+    frame: Tensor
+    loss: Tensor
+    accuracy: Tensor
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    @property
+    def way(self) -> int:
+        """Classes per task."""
+        return self.support.shape[1]
+
+    @property
+    def shot(self) -> int:
+        """Support items per class."""
+        return self.support.shape[2]
+
+    @property
+    def setting(self) -> dict[str, int]:
+        """What the tasks have in common, for `Zoo.append`."""
+        return {"way": self.way, "shot": self.shot, "frame": int(self.frame[0])}
+
+    def keep(self, which: Tensor) -> SolvedTasks:
+        """The tasks where `which` [E] is true."""
+        return SolvedTasks(**{name: value[which] for name, value in vars(self).items()})
+
+    @classmethod
+    def concat(cls, parts: list[SolvedTasks]) -> SolvedTasks:
+        """One set from several of the same way and shot."""
+        return cls(**{name: torch.cat([vars(p)[name] for p in parts]) for name in vars(parts[0])})
+
+
+class Group:
+    """All tasks of a zoo that have one setting, read by number.
+
+    Args:
+        zoo: The zoo.
+        setting: What the tasks have in common.
+        entries: Their shards, in the order of the tasks.
+    """
+
+    def __init__(self, zoo: Zoo, setting: Mapping[str, Any], entries: Sequence[Entry]) -> None:
+        self.zoo, self.setting, self.entries = zoo, dict(setting), list(entries)
+        self.ends = torch.tensor([e["tasks"] for e in entries]).cumsum(0)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    @property
+    def space(self) -> WeightSpace:
+        """Weight space of these tasks."""
+        return self.zoo.space_of(self.setting)
+
+    def read(
+        self, pick: Tensor | None = None, columns: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """Some tasks, in memory.
+
+        Args:
+            pick: [b] numbers of tasks, 0 <= number < len(self), repeated or not; all by default.
+            columns: Names; all by default.
+
+        Returns:
+            Columns [b, ...]; integers are int64.
+
+        Raises:
+            DamagedFileError: If a shard is missing, truncated or altered.
+        """
+        pick = torch.arange(len(self)) if pick is None else pick
+        shard = torch.searchsorted(self.ends, pick, right=True)
+        found = shard.unique().tolist()
+        out: dict[str, Tensor] = {}
+        for number in found:
+            entry = self.entries[number]
+            first = int(self.ends[number]) - entry["tasks"]
+            held = self.zoo.columns(entry)
+            names = list(held) if columns is None else columns
+            if len(found) == 1:
+                out = {name: held[name][pick - first] for name in names}
+                break
+            where = (shard == number).nonzero().squeeze(1)
+            for name in names:
+                rows = held[name][pick[where] - first]
+                if name not in out:
+                    out[name] = rows.new_empty(len(pick), *rows.shape[1:])
+                out[name][where] = rows
+        self.zoo.maps.count(out)
+        return {n: t.long() if t.dtype == torch.int32 else t for n, t in out.items()}
+
+
+class Zoo:
+    """A zoo of solved tasks, of whatever kind of weights.
+
+    Every task is a row of named columns. One column, `theta` [E, k, n], is needed: the local
+    targets. The others are what a task's condition and start are made of, and scores. What all
+    tasks have in common is kept once, by name: see `keep`, and `keep_bank` and `keep_frames` for
+    two such things that heads have.
+
+        zoo = Zoo.create("runs/nets/zoo", space, {"seed": 0})
+        theta_0 = zoo.keep("start", {"theta_0": theta_0})["theta_0"]
+        zoo.append("shard-000000", {"theta": theta, "support": support, "loss": loss}, finite)
+
+        for group in Zoo.open("runs/nets/zoo").groups():
+            batch = group.read(torch.randint(len(group), (32,)), ["theta", "support"])
+
+    Opening a zoo reads its index only, reading tasks touches their rows only, and several
+    processes may append to one zoo at a time.
+
+    Args:
+        path: Directory.
+        header: Content of `zoo.json`.
+        remote: Where files come from that the directory lacks.
+    """
+
+    def __init__(self, path: Path, header: dict[str, Any], remote: Remote | None = None) -> None:
+        self.path, self.header, self.remote = path, header, remote
+        self.index = Index(path / INDEX)
+        self.maps = Shards()
+        self.verified: set[str] = set()
+        self._latest: dict[str, Entry] = {}
+        self._last = ""  # the last of its names
+        self.refresh()
+
+    @classmethod
+    def create(cls, path: Path | str, space: WeightSpace, about: Mapping[str, Any]) -> Zoo:
+        """Start a zoo, or take up one that was started with the same settings.
+
+        Args:
+            path: Directory; new, empty, or a zoo of ours.
+            space: Weight space of the tasks (at any way).
+            about: Settings, seeds and versions; JSON-able.
+
+        Raises:
+            InputError: If the directory holds something else.
+            MismatchError: If it is a zoo with other settings.
+        """
+        if is_url(path):
+            raise InputError(
+                f"a zoo behind a URL is for reading: {path}",
+                where="--out",
+                fix="collect into a directory, and copy it there when it is done",
+            )
+        path = own_directory(path, "zoo")
+        with locked(path / LOCK):
+            if not (path / HEADER).exists():
+                header = {
+                    "schema": SCHEMA,
+                    "space": space.to_dict(),
+                    "about": dict(about),
+                    "shared": {},
+                }
+                zoo = cls(path, header)
+                zoo._write_header()
+                return zoo
+        zoo = cls.open(path)
+        zoo.check(space)
+        for key, value in about.items():
+            if zoo.about.get(key) != value:
+                raise MismatchError(
+                    f"the zoo was made with {key} = {zoo.about.get(key)!r}, now {value!r}",
+                    where=str(path),
+                    fix="collect with the same settings, or into a new directory",
+                )
+        return zoo
+
+    @classmethod
+    def open(cls, path: Path | str, *, cache: Path | str | None = None) -> Zoo:
+        """Open a zoo for reading; no shard is touched.
+
+        Args:
+            path: Directory, or any URL that fsspec reads.
+            cache: Where files of a URL are kept; `~/.cache/ltdi` by default.
+
+        Raises:
+            InputError: If it is not a zoo.
+            DamagedFileError: If its index is truncated or altered.
+            MismatchError: If it has another schema.
+        """
+        remote = Remote.of(path, cache)
+        here = remote.cache if remote else Path(path)
+        if remote:
+            remote.fetch(HEADER)
+            remote.fetch(INDEX)
+        if not (here / HEADER).is_file():
+            raise InputError(
+                f"{path} is not a zoo: it has no {HEADER}",
+                where="--zoo",
+                fix="make one with `ltdi collect --out DIR`",
+            )
+        return cls(here, _read_header(here / HEADER), remote)
+
+    @property
+    def space(self) -> WeightSpace:
+        """Weight space of the tasks, at the way it was created with."""
+        return WeightSpace.from_dict(self.header["space"])
+
+    def space_of(self, setting: Mapping[str, Any]) -> WeightSpace:
+        """Weight space of the tasks of one setting, which may give the way."""
+        return self.space.with_way(int(setting["way"])) if "way" in setting else self.space
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """Settings, seeds and versions."""
+        return dict(self.header["about"])
+
+    @property
+    def shards(self) -> list[Entry]:
+        """What the index says of every finished shard, in the order of their names.
+
+        `name`, `digest`, `setting`, `tasks`, `dropped`, `bytes`, and `mean`: of every column that
+        is one floating-point number per task.
+        """
+        return list(self._latest.values())
+
+    def refresh(self) -> bool:
+        """See what others have appended; whether there was anything."""
+        if self.remote:
+            self.remote.fetch(INDEX)
+        if not self.index.refresh():
+            return False
+        latest = {e["name"]: e for e in self.index.entries}
+        # In the order of names: a shard made anew takes its old place.
+        self._latest = {name: latest[name] for name in sorted(latest)}
+        self._last = max(self._latest, default="")
+        return True
+
+    def entry(self, name: str) -> Entry:
+        """What the index says of one finished shard."""
+        return self._latest[name]
+
+    def append(
+        self,
+        name: str,
+        columns: Mapping[str, Tensor],
+        finite: Tensor | None = None,
+        *,
+        setting: Mapping[str, int | str] | None = None,
+    ) -> Entry:
+        """Write one shard; tasks that are not finite are dropped and counted.
+
+        A shard that is there already is left as it is.
+
+        Args:
+            name: Name of the shard, unique in the zoo; tasks are in the order of names.
+            columns: Tensors [E, ...], `theta` [E, k, n] among them.
+            finite: [E] which tasks are sound; all by default.
+            setting: What these tasks have in common and others may not, such as `way` (the weight
+                space is that of this way) and `shot`. Tasks of one setting form a group, whose
+                columns must have the same shapes.
+
+        Returns:
+            The shard's entry in the index.
+
+        Raises:
+            MismatchError: If theta does not fit the zoo's weight space.
+        """
+        setting = dict(setting or {})
+        self._check_columns(name, columns, setting)
+        size = len(columns["theta"])
+        finite = torch.ones(size, dtype=torch.bool) if finite is None else finite
+        kept = {n: c.detach()[finite] for n, c in columns.items()}
+        return self.add(name, kept, setting, dropped=size - len(kept["theta"]))
+
+    def add(
+        self, name: str, columns: Mapping[str, Tensor], setting: Mapping[str, Any], *, dropped: int
+    ) -> Entry:
+        """Write a shard of sound tasks; see `append`."""
+        tasks = len(columns["theta"])
+        scores = {n: c for n, c in columns.items() if c.ndim == 1 and c.is_floating_point()}
+        file = self.path / f"{name}.safetensors"
+        with locked(self.path / LOCK):
+            self.refresh()
+            if self.has(name):
+                return self._latest[name]
+            mark = write_tensors(file, {n: _narrow(c) for n, c in columns.items()})
+            entry: Entry = {
+                "name": name,
+                "digest": mark,
+                "setting": dict(setting),
+                "tasks": tasks,
+                "dropped": dropped,
+                "bytes": file.stat().st_size,
+                "mean": {
+                    n: round(float(c.mean()), 6) if tasks else None for n, c in scores.items()
+                },
+            }
+            if self._latest.get(name) != entry:  # made anew, and the same
+                self.index.append(entry)
+            self._latest[name] = entry
+            if name != max(name, self._last):
+                self._latest = dict(sorted(self._latest.items()))
+            self._last = max(name, self._last)
+        self.verified.discard(name)
+        self.maps.close(file)
+        return entry
+
+    def has(self, name: str) -> bool:
+        """Whether a shard is finished and still there."""
+        return name in self._latest and (self.path / f"{name}.safetensors").is_file()
+
+    def groups(self, names: Sequence[str] | None = None) -> list[Group]:
+        """The tasks by setting, in a fixed order.
+
+        Args:
+            names: Shards to look at; all that are finished by default.
+
+        Raises:
+            InputError: If there is no task in them.
+        """
+        chosen = self._latest.values() if names is None else [self._latest[n] for n in names]
+        found: dict[str, list[Entry]] = {}
+        for entry in chosen:
+            if entry["tasks"]:
+                found.setdefault(json.dumps(entry["setting"]), []).append(entry)
+        if not found:
+            raise InputError(
+                "the zoo holds no solved task", where=str(self.path), fix="run `ltdi collect`"
+            )
+        groups = [Group(self, e[0]["setting"], e) for e in found.values()]
+        return sorted(groups, key=lambda g: tuple(g.setting.values()))
+
+    def load(self) -> list[SolvedTasks]:
+        """All tasks of a zoo of heads, in memory; see `groups` for zoos of any size and kind."""
+        return [SolvedTasks(**group.read()) for group in self.groups()]
+
+    def columns(self, entry: Entry) -> dict[str, Tensor]:
+        """The columns of one shard as views of its file, verified when first asked for.
+
+        Raises:
+            DamagedFileError: If it is missing, truncated or altered.
+        """
+        name = str(entry["name"])
+        path = self.path / f"{name}.safetensors"
+        expected = None if name in self.verified else str(entry["digest"])
+        if self.remote and not path.is_file():
+            self.remote.fetch(path.name)
+        if not path.is_file():
+            raise DamagedFileError(
+                f"shard {path.name} is listed in {INDEX} but missing", where=str(path), fix=AGAIN
+            )
+        try:
+            shard = self.maps.get(path, expected)
+        except DamagedFileError as error:
+            # What was fetched may be of an earlier state of the zoo.
+            if self.remote is None or not self.remote.fetch(path.name, anew=True):
+                raise DamagedFileError(
+                    error.what, where=str(path), fix=f"delete this shard and {AGAIN}"
+                ) from None
+            shard = self.maps.get(path, expected)
+        self.verified.add(name)
+        return shard.columns
+
+    def verify(
+        self, progress: Callable[[int, int], None] | None = None
+    ) -> Iterator[DamagedFileError]:
+        """Read every file of the zoo; yields what is missing, truncated or altered.
+
+        Args:
+            progress: Called as progress(shards read, shards).
+        """
+        for name in self.header["shared"]:
+            try:
+                self.shared(name)
+            except InputError as error:
+                yield DamagedFileError(error.what, where=error.where, fix=COPY)
+            except DamagedFileError as error:
+                yield error
+        self.verified.clear()
+        for done, entry in enumerate(self.shards, 1):
+            try:
+                self.columns(entry)
+            except DamagedFileError as error:
+                yield error
+            if progress:
+                progress(done, len(self._latest))
+
+    def compact(self) -> int:
+        """Rewrite the index with one line per shard, in the order of names.
+
+        Returns:
+            How many lines were superfluous.
+        """
+        with locked(self.path / LOCK):
+            self.refresh()
+            spare = len(self.index.entries) - len(self._latest)
+            self.index.rewrite(self._latest.values())
+        return spare
+
+    def keep(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> dict[str, Tensor]:
+        """Store what all tasks share, once, or read what is there already.
+
+        Args:
+            name: Such as "start"; the file is `<name>.safetensors`.
+            tensors: What is to be stored.
+            note: JSON-able; see `note`.
+
+        Returns:
+            What was stored first.
+        """
+        with locked(self.path / LOCK):
+            self.header = _read_header(self.path / HEADER)
+            file = self.path / f"{name}.safetensors"
+            if name not in self.header["shared"] or not file.is_file():
+                mark = write_tensors(file, tensors)
+                self.header["shared"][name] = {"digest": mark, "note": note}
+                self._write_header()
+        return self.shared(name)
+
+    def shared(self, name: str) -> dict[str, Tensor]:
+        """What `keep` stored.
+
+        Raises:
+            InputError: If the file is missing.
+            DamagedFileError: If it is truncated or altered.
+        """
+        known = self.header["shared"].get(name, {})
+        return read_tensors(self.file(f"{name}.safetensors"), expected=known.get("digest"))
+
+    def note(self, name: str) -> Any:
+        """The note that `keep` stored, or None."""
+        return self.header["shared"].get(name, {}).get("note")
+
+    def file(self, name: str) -> Path:
+        """A file or folder beside the shards, fetched where the zoo is remote."""
+        if self.remote:
+            self.remote.fetch(name)
+        return self.path / name
+
+    def keep_bank(self, bank: FeatureBank) -> None:
+        """Store the features that tasks refer to by number, or check that they are these.
+
+        Raises:
+            MismatchError: If the zoo was made from others.
+        """
+        held = self.keep(
+            "bank",
+            {"features": bank.features, "offsets": bank.offsets},
+            {"classes": list(bank.classes)},
+        )
+        # Not bit by bit: another number of threads rounds differently.
+        near = held["features"].shape == bank.features.shape and torch.allclose(
+            held["features"], bank.features, rtol=0.02, atol=0.05 * float(bank.features.std())
+        )
+        named = self.note("bank")["classes"] == list(bank.classes)
+        if not (named and near and torch.equal(held["offsets"], bank.offsets)):
+            raise MismatchError(
+                "the zoo was made from other images: its feature bank is not the one given",
+                where=str(self.path / BANK),
+                fix="collect from the same data, or into a new directory",
+            )
+
+    def bank(self) -> FeatureBank:
+        """The features that the tasks refer to."""
+        held = self.shared("bank")
+        return FeatureBank(held["features"], held["offsets"], tuple(self.note("bank")["classes"]))
+
+    def keep_frames(self, frames: list[Frame], held: list[list[int]] | None = None) -> list[Frame]:
+        """Store the frames of the tasks to come, or read those that are there already.
+
+        Args:
+            frames: In the order of `SolvedTasks.frame`.
+            held: The classes of every frame's tasks.
+        """
+        names = ("mean", "basis", "between")
+        stacked = {n: torch.stack([getattr(f, n) for f in frames]) for n in names}
+        return _frames(self.keep("frames", stacked, {"held": held or []}))
+
+    def frames(self) -> list[Frame]:
+        """The frames that `SolvedTasks.frame` counts; see `shared` for the errors."""
+        return _frames(self.shared("frames"))
+
+    @property
+    def held(self) -> list[list[int]]:
+        """The classes of every frame's tasks; empty before `keep_frames`."""
+        return list((self.note("frames") or {}).get("held", []))
+
+    def check(self, space: WeightSpace) -> None:
+        """Refuse another weight space.
+
+        Raises:
+            MismatchError: If names, shapes or tokens differ; the way may.
+        """
+        if space.fingerprint != self.space.fingerprint:
+            raise MismatchError(
+                f"the zoo holds {_describe(self.space)}, not {_describe(space)}",
+                where=str(self.path),
+                fix="use the zoo with the backbone and weight space that it was collected for",
+            )
+
+    def _check_columns(
+        self, name: str, columns: Mapping[str, Tensor], setting: Mapping[str, Any]
+    ) -> None:
+        space = self.space_of(setting)
+        theta = columns.get("theta")
+        if theta is None or theta.ndim != 3 or theta.shape[-1] != space.size:
+            found = "none" if theta is None else str(list(theta.shape))
+            raise MismatchError(
+                f"a shard needs theta [E, k, {space.size}], got {found}",
+                where=name,
+                fix="pass columns['theta'] with the local targets of every task as flat vectors "
+                "of the zoo's weight space",
+            )
+        for other, value in columns.items():
+            if len(value) != len(theta):
+                raise InputError(
+                    f"column {other!r} has {len(value)} rows, theta has {len(theta)}", where=name
+                )
+
+    def _write_header(self) -> None:
+        write_json(self.path / HEADER, {**self.header, "digest": _checksum(self.header)})
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    header = read_json(path)
+    found = set(header) if isinstance(header, dict) else set()
+    # The number of another schema is told before its keys are missed.
+    if "schema" in found and "space" in found and header["schema"] != SCHEMA:
+        raise MismatchError(
+            f"the zoo has schema {header['schema']}, this version reads {SCHEMA}",
+            where=str(path),
+            fix="collect the zoo anew with this version",
+        )
+    missing = {"schema", "space", "about", "shared"} - found
+    if missing:
+        raise DamagedFileError(
+            f"{HEADER} lacks {', '.join(sorted(missing))}", where=str(path), fix=COPY
+        )
+    if header.pop("digest", "") != _checksum(header):
+        raise DamagedFileError(
+            f"{HEADER} does not match its checksum: it was truncated or altered",
+            where=str(path),
+            fix=COPY,
+        )
+    return dict(header)
+
+
+def _checksum(header: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _frames(stacked: Mapping[str, Tensor]) -> list[Frame]:
+    rows = zip(stacked["mean"], stacked["basis"], stacked["between"], strict=True)
+    return [Frame(*row) for row in rows]
+
+
+def _narrow(column: Tensor) -> Tensor:
+    """Integers are stored in 32 bits where they fit; they are numbers of items and tokens."""
+    if column.dtype != torch.int64 or (column.numel() and int(column.abs().max()) >= 1 << 31):
+        return column
+    return column.int()
+
+
+def _describe(space: WeightSpace) -> str:
+    return ", ".join(f"{p.name}{list(p.shape)}" for p in space.params[:4])
