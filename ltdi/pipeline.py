@@ -419,11 +419,26 @@ def train_generator(
         _plain({"recipe": asdict(recipe), **(about or {})}),
     )
     generator = HeadGenerator(parts)
-    if valid is None or recipe.sampling.temperature > 0:
+    return generator if valid is None else tuned(generator, valid, recipe, judged, log)
+
+
+def tuned(
+    generator: HeadGenerator,
+    valid: FeatureBank,
+    recipe: Recipe,
+    judged: Sequence[tuple[int, int]] = (),
+    log: Log | None = None,
+) -> HeadGenerator:
+    """The generator with the sampling that suits validation classes; see `choose_sampling`.
+
+    A recipe that samples at a temperature above 0 keeps its own sampling.
+    """
+    if recipe.sampling.temperature > 0:
         return generator
     sampling, scores = choose_sampling(generator, valid, recipe, judged)
     if log:
         log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
+    parts = generator.parts
     return HeadGenerator(
         replace(parts, sampling=sampling, about={**parts.about, "validation NLL": scores})
     )

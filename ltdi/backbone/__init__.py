@@ -2,7 +2,7 @@
 
 from ltdi.backbone.augment import Augmentation, augment, distort, mix
 from ltdi.backbone.backbone import CONFIG, WEIGHTS, Backbone
-from ltdi.backbone.cache import cached_bank
+from ltdi.backbone.cache import cached_backbone, cached_bank
 from ltdi.backbone.classifier import ClassifierTraining, train_classifier_backbone
 from ltdi.backbone.conv import ConvNet
 from ltdi.backbone.features import FeatureMap, FeatureMapping
@@ -34,6 +34,7 @@ __all__ = [
     "TransformersNet",
     "augment",
     "autocast",
+    "cached_backbone",
     "cached_bank",
     "distort",
     "efficientnet_lite_backbone",

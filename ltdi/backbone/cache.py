@@ -1,18 +1,20 @@
-"""Features that are computed once and kept on disk."""
+"""Features and trained backbones that are computed once and kept on disk."""
 
 from __future__ import annotations
 
 import json
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ltdi.backbone.backbone import Backbone
 from ltdi.backbone.precision import lowers
 from ltdi.data import ImageSet
-from ltdi.errors import DamagedFileError, MismatchError
+from ltdi.errors import DamagedFileError, InputError, MismatchError
 from ltdi.files import DIGEST, digest, read_metadata, read_tensors, write_tensors
 from ltdi.tasks import FeatureBank
 
@@ -54,6 +56,42 @@ def cached_bank(
     bank = backbone.bank(images, progress=progress)
     write_tensors(path, {"features": bank.features}, about)
     return bank
+
+
+def cached_backbone(
+    images: ImageSet,
+    training: Any,
+    directory: Path | str,
+    train: Callable[[], Backbone],
+    *,
+    say: Callable[[str], None] = warnings.warn,
+) -> Backbone:
+    """The backbone that `train` makes of `images`, kept in a directory.
+
+    Its name tells what it was trained on and how; `train` runs where there is none, or where the
+    files are damaged, which is told to `say`.
+
+    Args:
+        images: The images it is trained on.
+        training: Its settings, a dataclass with the seed.
+        directory: Where backbones are kept; made where it is missing.
+        train: Makes the backbone.
+        say: Called with a message.
+    """
+    about = {
+        "training": json.dumps([type(training).__name__, asdict(training)]),
+        "arithmetic": "bfloat16" if lowers("auto") else "float32",
+        "images": digest({"images": images.images, "offsets": images.offsets}),
+    }
+    path = Path(directory) / f"backbone-{digest({}, about)}"
+    if path.is_dir():
+        try:
+            return Backbone.load(path)
+        except (DamagedFileError, InputError, MismatchError) as error:
+            say(f"{error.what}; the backbone is trained again")
+    backbone = train()
+    backbone.save(path)
+    return backbone
 
 
 def _read(path: Path, about: Mapping[str, str], n: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from ltdi.backbone import (
     FeatureMap,
     InputTransform,
     ProtoTraining,
+    cached_backbone,
     cached_bank,
     pretrained_backbone,
     train_backbone,
@@ -31,7 +33,7 @@ from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result, Row
-from ltdi.tasks import FeatureBank, sample_episodes
+from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
 from ltdi.tracks.presets import NAMES, Preset, preset_of
 
@@ -142,10 +144,10 @@ def build_world(
         preset: Budget.
         seed: Of the split and the training.
         directory: For zoos.
-        cache: Where features of pretrained backbones are kept.
+        cache: Where trained backbones and features are kept.
         progress: Called as progress(stage, done, total, text).
     """
-    backbone, train = _backbone(parts["train"], preset, seed, progress)
+    backbone, train = _backbone(parts["train"], preset, seed, cache, progress)
     sets = (train, parts["val"], parts["test"])
     total, done = sum(len(s) for s in sets), 0
     banks: list[FeatureBank] = []
@@ -166,7 +168,7 @@ def build_world(
 
 
 def _backbone(
-    images: ImageSet, preset: Preset, seed: int, progress: Progress
+    images: ImageSet, preset: Preset, seed: int, cache: Path | None, progress: Progress
 ) -> tuple[Backbone, ImageSet]:
     """A frozen backbone, and the training classes that it has not seen."""
     plan = preset.backbone
@@ -179,10 +181,13 @@ def _backbone(
     def step(i: int, n: int, loss: float) -> None:
         progress("backbone", i, n, f"loss {loss:.3f}")
 
-    if isinstance(plan, ProtoTraining):
-        strokes = InputTransform(size, channels)
-        return train_backbone(seen, plan, transform=strokes, progress=step), held
-    return train_classifier_backbone(seen, plan, progress=step), held
+    def train() -> Backbone:
+        if isinstance(plan, ProtoTraining):
+            strokes = InputTransform(size, channels)
+            return train_backbone(seen, plan, transform=strokes, progress=step)
+        return train_classifier_backbone(seen, plan, progress=step)
+
+    return (train() if cache is None else cached_backbone(seen, plan, cache, train)), held
 
 
 def load_parts(
@@ -243,6 +248,27 @@ class Outcome:
             ours.publish(self.result, path / "generator")
 
 
+def shapes_of(settings: str | None, way: int, shot: int) -> list[tuple[int, int]]:
+    """Pairs of way and shot: those of `settings`, such as "5w1s,5w5s", or the one given.
+
+    Raises:
+        InputError: If `settings` cannot be read.
+    """
+    if settings is None:
+        return [(way, shot)]
+    out = []
+    for text in settings.split(","):
+        found = re.fullmatch(r"\s*(\d+)w(\d+)s\s*", text)
+        if not found:
+            raise InputError(
+                f"{text.strip()!r} is not the shape of an episode",
+                where="--settings",
+                fix="write ways and shots like this: 5w1s,5w5s,20w1s",
+            )
+        out.append((int(found[1]), int(found[2])))
+    return list(dict.fromkeys(out))
+
+
 def bench(
     dataset: str,
     data_dir: str | None = None,
@@ -251,6 +277,7 @@ def bench(
     preset: str | Preset = "standard",
     way: int = 5,
     shot: int = 1,
+    settings: str | None = None,
     query: int = 15,
     episodes: int | None = None,
     split: str | None = None,
@@ -271,12 +298,14 @@ def bench(
         preset: Name of a preset, or a preset.
         way: Classes per test episode.
         shot: Support images per class.
+        settings: Several ways and shots in one run, such as "5w1s,5w5s,20w1s", instead of `way`
+            and `shot`. Backbone, zoo and generator are shared; peers are fitted for each.
         query: Query images per class.
         episodes: Test episodes; the preset's number by default.
         split: The data set's split, such as "official" for Omniglot.
         backbone: A pretrained backbone instead of the preset's: "efficientnet-lite0", "timm:NAME",
             "transformers:NAME", or a directory of a saved one.
-        cache: Directory where features of images are kept between runs.
+        cache: Directory where trained backbones and features are kept between runs.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
         seed: Fixes everything.
         progress: Called as progress(stage, done, total, text).
@@ -296,12 +325,14 @@ def bench(
             raise unknown("method", name, ALL_METHODS, where="--methods")
     episodes = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=episodes)
+    shapes = shapes_of(settings, way, shot)
     if download:
         fetch(dataset, data_dir)
     recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
     parts = load_parts(dataset, data_dir, p, split=split, seed=seed)
     # Impossible episodes are refused before time is spent on a backbone.
-    sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
+    for w, s in shapes:
+        sample_episodes(parts["test"].offsets, way=w, shot=s, query=query, episodes=1, seed=seed)
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
         start = time.perf_counter()
         world = build_world(
@@ -314,35 +345,19 @@ def bench(
         )
         backbone_s = time.perf_counter() - start
         log({"event": "backbone", "backbone_s": backbone_s})
-        tests = world.test.episodes(
-            way=way, shot=shot, query=query, episodes=episodes, seed=seed + 77_000
-        )
-        budget = Budget(p.peer_iterations, way, shot, query, p.valid_episodes, seed)
-        fitted_methods = methods_of(methods, recipe, world, way)
-        rows, scores = [], {}
-        with one_thread():
-            for name, method in fitted_methods.items():
-                reset_peak()
-                start = time.perf_counter()
-                method.fit(world.train, world.valid, budget, partial(progress, name))
-                prepare_s, train_s = 0.0, time.perf_counter() - start
-                if isinstance(method, Generated | Ensemble):
-                    prepare_s, train_s = method.prepare_s, method.train_s
-                scores[name] = score(method.predict, world.test, tests)
-                rows.append(
-                    _row(
-                        name,
-                        scores[name],
-                        len(tests),
-                        latency_ms(method.predict, world.test, tests),
-                        prepare_s,
-                        train_s,
-                    )
-                )
-                log({"event": "method", **asdict(rows[-1])})
-    settings = {
-        "way": way,
-        "shot": shot,
+        runs: list[Run] = []
+        for w, s in shapes:
+            title = f"{w}w{s}s" if len(shapes) > 1 else None
+            tests = world.test.episodes(
+                way=w, shot=s, query=query, episodes=episodes, seed=seed + 77_000
+            )
+            budget = Budget(p.peer_iterations, w, s, query, p.valid_episodes, seed)
+            fitted_methods = methods_of(methods, recipe, world, w)
+            with one_thread():
+                runs.append(_run(title, fitted_methods, world, tests, budget, progress, log))
+    about = {
+        "way": shapes[0][0],
+        "shot": shapes[0][1],
         "query": query,
         "classes": {
             "backbone": len(parts["train"].classes) - len(world.train.classes),
@@ -355,24 +370,86 @@ def bench(
         "recipe": asdict(recipe),
         "backbone": p.backbone if isinstance(p.backbone, str) else asdict(p.backbone),
         "mapping": None if p.mapping is None else asdict(p.mapping),
-        "sampling": {
-            n: asdict(m.generator.parts.sampling)
-            for n, m in fitted_methods.items()
-            if isinstance(m, Generated) and m.generator
-        },
         "peer_iterations": p.peer_iterations,
-        "paired": _paired(scores),
-        "nll": {name: round(float(s.nll.mean()), 5) for name, s in scores.items()},
-        "ece": {name: round(s.ece, 5) for name, s in scores.items()},
-        "tasks_per_s": {n: round(len(tests) / s.seconds, 1) for n, s in scores.items()},
-        "notes": {name: m.note for name, m in fitted_methods.items()},
+        "notes": {name: m.note for name, m in runs[0].methods.items()},
     }
-    result = Result("fewshot", dataset, label, seed, settings, rows)
-    return Outcome(result, world, fitted_methods)
+    # One shape of episodes, or a map from shapes to what was measured on them.
+    kept = {run.label: run.measured() for run in runs}
+    for key in runs[0].measured():
+        about[key] = (
+            {shape: found[key] for shape, found in kept.items()}
+            if len(runs) > 1
+            else runs[0].measured()[key]
+        )
+    result = Result("fewshot", dataset, label, seed, about, [r for run in runs for r in run.rows])
+    return Outcome(result, world, runs[0].methods)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All methods on the episodes of one shape.
+
+    Attributes:
+        label: Of the shape, or None where a benchmark has only one.
+        methods: Fitted.
+        scores: By method.
+        rows: Of the result.
+    """
+
+    label: str | None
+    methods: dict[str, Method]
+    scores: dict[str, Scores]
+    rows: list[Row]
+
+    def measured(self) -> dict[str, Any]:
+        """What is told of every method beside its row."""
+        return {
+            "sampling": {
+                n: asdict(m.generator.parts.sampling)
+                for n, m in self.methods.items()
+                if isinstance(m, Generated) and m.generator
+            },
+            "paired": _paired(self.scores),
+            "nll": {name: round(float(s.nll.mean()), 5) for name, s in self.scores.items()},
+            "ece": {name: round(s.ece, 5) for name, s in self.scores.items()},
+            "tasks_per_s": {
+                n: round(len(s.accuracy) / s.seconds, 1) for n, s in self.scores.items()
+            },
+        }
+
+
+def _run(
+    label: str | None,
+    methods: dict[str, Method],
+    world: World,
+    tests: Episodes,
+    budget: Budget,
+    progress: Progress,
+    log: Log,
+) -> Run:
+    rows: list[Row] = []
+    scores: dict[str, Scores] = {}
+    for name, method in methods.items():
+        reset_peak()
+        start = time.perf_counter()
+        method.fit(world.train, world.valid, budget, partial(progress, f"{name} {label or ''}"))
+        prepare_s, train_s = 0.0, time.perf_counter() - start
+        if isinstance(method, Generated | Ensemble):
+            prepare_s, train_s = method.prepare_s, method.train_s
+        scores[name] = score(method.predict, world.test, tests)
+        latency = latency_ms(method.predict, world.test, tests)
+        rows.append(_row(name, scores[name], latency, prepare_s, train_s, label))
+        log({"event": "method", **asdict(rows[-1])})
+    return Run(label, methods, scores, rows)
 
 
 def _row(
-    name: str, scores: Scores, episodes: int, latency: float, prepare_s: float, train_s: float
+    name: str,
+    scores: Scores,
+    latency: float,
+    prepare_s: float,
+    train_s: float,
+    label: str | None,
 ) -> Row:
     summary = summarise(scores.accuracy)
     return Row(
@@ -381,11 +458,12 @@ def _row(
         "accuracy",
         summary.mean,
         summary.ci95,
-        episodes,
+        summary.episodes,
         latency,
         prepare_s,
         train_s,
         peak_mb(),
+        label,
     )
 
 

@@ -17,7 +17,7 @@ from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
 from ltdi.evaluate import negative_log_likelihood, query_logits
 from ltdi.generator import HeadGenerator
-from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
+from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator, tuned
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.table import Result
 from ltdi.tasks import FeatureBank
@@ -44,6 +44,7 @@ class World:
     test: FeatureBank
     directory: Path
     prepared: dict[Any, tuple[Anchor, TrainingSet, float]] = field(default_factory=dict)
+    trained: dict[Recipe, tuple[HeadGenerator, float, float]] = field(default_factory=dict)
 
     def prepare(
         self, recipe: Recipe, progress: Progress | None
@@ -70,6 +71,20 @@ class World:
             )
             self.prepared[key] = (anchor, TrainingSet.of(zoo), time.perf_counter() - start)
         return self.prepared[key]
+
+    def train_once(
+        self, recipe: Recipe, progress: Progress | None
+    ) -> tuple[HeadGenerator, float, float]:
+        """A generator before its sampling is chosen, and the seconds of preparation and training.
+
+        One generator serves episodes of every shape, so a run trains it once.
+        """
+        if recipe not in self.trained:
+            anchor, data, prepare_s = self.prepare(recipe, progress)
+            start = time.perf_counter()
+            generator = train_generator(data, anchor, self.backbone, recipe, progress=progress)
+            self.trained[recipe] = (generator, prepare_s, time.perf_counter() - start)
+        return self.trained[recipe]
 
 
 class Generated(Method):
@@ -105,25 +120,21 @@ class Generated(Method):
             if progress:
                 progress(done, total, f"{stage}: {text}")
 
-        anchor, data, self.prepare_s = self.world.prepare(self.recipe, staged)
+        generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged)
         start = time.perf_counter()
-        self.generator = train_generator(
-            data,
-            anchor,
-            self.world.backbone,
-            self.recipe,
-            valid=valid,
-            judged=[(budget.way, budget.shot)],
-            progress=staged,
-        )
-        self.train_s = time.perf_counter() - start
+        self.generator = tuned(generator, valid, self.recipe, [(budget.way, budget.shot)])
+        self.train_s = train_s + time.perf_counter() - start
 
     def publish(self, result: Result, path: Path) -> HeadGenerator:
         """Save the generator with the metrics of a run in its card."""
         g = fitted(self.generator, self)
+        one = f"{result.dataset} {result.settings['way']}w{result.settings['shot']}s"
         metrics = {
-            f"{result.dataset} {result.settings['way']}-way {result.settings['shot']}-shot, "
-            f"{row.method}": {"mean": row.mean, "ci95": row.ci95, "episodes": row.episodes}
+            f"{row.dataset or one}, {row.method}": {
+                "mean": row.mean,
+                "ci95": row.ci95,
+                "episodes": row.episodes,
+            }
             for row in result.rows
             if row.kind != "control"
         }

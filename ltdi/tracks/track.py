@@ -45,4 +45,6 @@ SHARED = ("methods", "preset", "progress", "log")
 def episode_label(options: Mapping[str, Any]) -> str:
     """The data set and the shape of the episodes: "omniglot-5w1s"."""
     dataset = Path(str(options["dataset"])).name.removesuffix(".zip")
+    if options.get("settings"):
+        return f"{dataset}-{str(options['settings']).replace(',', '-').replace(' ', '')}"
     return f"{dataset}-{options['way']}w{options['shot']}s"

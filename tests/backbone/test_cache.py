@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from ltdi.backbone import Backbone, cache, cached_bank
+from ltdi.backbone import Backbone, ProtoTraining, cache, cached_backbone, cached_bank
 from ltdi.data import ImageSet
 
 from .conftest import conv, ink
@@ -107,3 +108,26 @@ def test_progress_is_that_of_the_bank(tmp_path: Path) -> None:
     for _ in range(2):
         cached_bank(conv(), images(), tmp_path, progress=lambda i, n: seen.append((i, n)))
     assert seen == [(len(images()), len(images()))]
+
+
+def test_a_backbone_is_trained_once_for_its_images_and_settings(tmp_path: Path) -> None:
+    trained: list[int] = []
+
+    def train() -> Backbone:
+        trained.append(1)
+        return conv()
+
+    def kept(given: ImageSet, plan: ProtoTraining, say: Any = refuse) -> Backbone:
+        return cached_backbone(given, plan, tmp_path, train, say=say)
+
+    plan = ProtoTraining(iterations=1)
+    first = kept(images(), plan)
+    assert kept(images(), plan).fingerprint == first.fingerprint and len(trained) == 1
+    kept(images(), ProtoTraining(iterations=1, seed=1))
+    kept(images(4), plan)
+    assert len(trained) == 3
+    messages: list[str] = []
+    for path in tmp_path.glob("backbone-*/backbone.safetensors"):
+        path.write_bytes(path.read_bytes()[:-8])
+    kept(images(), plan, messages.append)
+    assert len(trained) == 4 and "trained again" in messages[0]

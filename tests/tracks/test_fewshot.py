@@ -17,7 +17,7 @@ from ltdi.evaluate import query_logits, summarise
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import RECIPES, Network, Recipe, Tasks
-from ltdi.tracks import TRACKS, fewshot
+from ltdi.tracks import TRACKS, fewshot, generated
 from ltdi.tracks.fewshot import ALL_METHODS, Outcome, bench, hold_out, kind_of
 from ltdi.tracks.generated import Generated
 from ltdi.tracks.presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
@@ -214,7 +214,7 @@ def test_a_published_generator_gives_the_same_logits(outcome: Outcome, tmp_path:
     assert torch.equal(query_logits(loaded.weights(support), query), ours.predict(support, query))
     metrics = loaded.parts.about["metrics"]
     mean = next(r.mean for r in outcome.result.rows if r.method == "lt-di")
-    assert metrics["glyphs 3-way 1-shot, lt-di"]["mean"] == mean
+    assert metrics["glyphs 3w1s, lt-di"]["mean"] == mean
     assert not any("mv-di" in name for name in metrics)  # controls are not for the card
 
 
@@ -315,3 +315,43 @@ def test_heads_and_backbones_do_not_mix(outcome: Outcome):
     a, b = (o.methods["lt-di"].generator for o in (outcome, other))
     with pytest.raises(MismatchError, match="was trained on backbone"):
         a.check_backbone(b.backbone)
+
+
+def test_several_shapes_share_a_run(outcome: Outcome, monkeypatch):
+    """The same figures as in runs of their own, from one backbone and one trained generator."""
+    trained = []
+    real = generated.train_generator
+
+    def spy(*args, **kwargs):
+        trained.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(generated, "train_generator", spy)
+    both = run(("lt-di", "protonet"), settings="3w1s, 4w2s").result
+    assert len(trained) == 1
+    assert [(r.method, r.dataset) for r in both.rows] == [
+        ("lt-di", "3w1s"),
+        ("protonet", "3w1s"),
+        ("lt-di", "4w2s"),
+        ("protonet", "4w2s"),
+    ]
+    alone = {r.method: r.mean for r in outcome.result.rows}
+    assert [r.mean for r in both.rows[:2]] == [alone["lt-di"], alone["protonet"]]
+    other = run(("protonet",), way=4, shot=2).result
+    assert both.rows[3].mean == other.rows[0].mean
+    assert set(both.settings["paired"]) == {"3w1s", "4w2s"} == set(both.settings["nll"])
+    assert both.settings["paired"]["3w1s"] == {
+        "protonet": outcome.result.settings["paired"]["protonet"]
+    }
+
+
+def test_a_shape_that_cannot_be_read_is_refused():
+    with pytest.raises(InputError, match="'5way' is not the shape of an episode"):
+        run(("protonet",), settings="5w1s,5way")
+
+
+def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):
+    first = run(("protonet",), cache=str(tmp_path)).result
+    monkeypatch.setattr(fewshot, "train_backbone", lambda *_, **__: pytest.fail("trained again"))
+    again = run(("protonet",), cache=str(tmp_path)).result
+    assert again.rows[0].mean == first.rows[0].mean
