@@ -193,7 +193,7 @@ class GaussianAnchor(Anchor):
         if iterations:
             groups = [{"params": [p.requires_grad_()], "lr": rates[n]} for n, p in named.items()]
             optimiser = torch.optim.Adam(groups)
-            noise = 0.5 * float(bank.features.std(0).square().mean().sqrt())
+            noise = float(bank.features.std(0).square().mean().sqrt())
             for step in range(iterations):
                 with torch.enable_grad():
                     loss = _episode_loss(named, bank, noise, seed * 1_000_003 + step)

@@ -104,13 +104,14 @@ def solve(
         bank.offsets,
         way=way,
         shot=shot,
-        query=t.query,
+        query=t.query + t.probe,
         episodes=tasks,
         seed=seed,
         among=fold.classes,
     )
+    solved_on, probe = episodes.query[..., : t.query], episodes.query[..., t.query :]
     support = fold.frame.enter(bank.features[episodes.support])
-    query = fold.frame.enter(bank.features[episodes.query])
+    query = fold.frame.enter(bank.features[solved_on])
     start = fold.anchor.local(support, torch.ones(support.shape[:3]), space)
     theta_0 = start
     if recipe.start == "gaussian":
@@ -122,9 +123,8 @@ def solve(
     )
     theta = space.flatten(centre_classes(space.unflatten(path.theta)))
     frame = torch.full((tasks,), number)
-    solved = SolvedTasks(
-        theta, start, episodes.support, episodes.query, frame, path.loss, path.accuracy
-    )
+    judged_on = probe if t.probe else solved_on
+    solved = SolvedTasks(theta, start, episodes.support, judged_on, frame, path.loss, path.accuracy)
     return solved, path.finite
 
 
@@ -317,6 +317,7 @@ class HeadObjective:
             self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), space),
             self.schedule,
             prediction=d.prediction,
+            first=d.first,
             rng=rng,
         )
         features, frame = self.data.bank.features, self.data.frames[int(g.setting["frame"])]

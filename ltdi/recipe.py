@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from ltdi.collect import Preparation
-from ltdi.errors import unknown
+from ltdi.errors import InputError, unknown
 from ltdi.losses import check_loss
 from ltdi.meta import MetaConfig
 
@@ -18,6 +18,8 @@ class Tasks:
         ways: Classes per task; a generator trained on some ways serves all from 2 to 50.
         shots: Support samples per class.
         query: Further samples per class that a task is solved on.
+        probe: Further samples per class that it is not solved on, where the training loss compares
+            predictions; with 0 it compares them on `query`, where a solved head is always right.
         per_setting: Solved tasks for each pair of way and shot, rounded up to equal folds.
         shard: Most tasks per shard of the zoo.
         folds: How often classes are held out from the anchor (`ltdi.crossfit`); 0 for never.
@@ -28,6 +30,7 @@ class Tasks:
     ways: tuple[int, ...] = (5,)
     shots: tuple[int, ...] = (1, 5)
     query: int = 15
+    probe: int = 0
     per_setting: int = 1000
     shard: int = 500
     folds: int = 16
@@ -45,6 +48,8 @@ class Diffusion:
         objective: "trajectory", "vanilla", "naive" or "matched".
         prediction: "x0", "eps" or "v".
         loss: "predictive", "function" or "weight".
+        first: Share of the training draws that are at t = 0, where every chain begins and a chain
+            of one step ends; the others are those of the objective.
     """
 
     steps: int = 20
@@ -52,9 +57,12 @@ class Diffusion:
     objective: str = "trajectory"
     prediction: str = "x0"
     loss: str = "predictive"
+    first: float = 0.0
 
     def __post_init__(self) -> None:
         check_loss(self.loss, self.prediction)
+        if not 0 <= self.first <= 1:
+            raise InputError(f"first must lie in 0..1, got {self.first}", where="diffusion.first")
 
 
 @dataclass(frozen=True)

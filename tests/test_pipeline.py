@@ -31,6 +31,7 @@ from ltdi.pipeline import (
     make_folds,
     prepare_zoo,
     save_shared,
+    solve,
     train_generator,
 )
 from ltdi.recipe import Network, Recipe, Sampling, Tasks
@@ -486,3 +487,24 @@ def test_pipeline_has_no_state_of_its_own():
     """Nothing is remembered between runs but on disk."""
     held = {k for k, v in vars(pipeline).items() if isinstance(v, (list, dict, set))}
     assert held <= {"__builtins__", "__annotations__"} | {"LOSSES"}
+
+
+def test_a_probed_target_has_not_seen_its_probe(train: FeatureBank, valid: FeatureBank):
+    """Features that are not numbers at the probe change nothing in the solved task."""
+    tasks = Tasks(ways=(4,), shots=(2,), query=5, probe=3, folds=0)
+    recipe = Recipe(tasks=tasks)
+    anchor = make_anchor(recipe, train, valid)
+    fold = make_folds(recipe, anchor, train)[0]
+    solved, finite = solve(train, fold, recipe, way=4, shot=2, tasks=1, seed=7)
+    assert solved.query.shape == (1, 4, 3) and bool(finite.all())
+    assert not set(solved.query.flatten().tolist()) & set(solved.support.flatten().tolist())
+    spoilt = train.features.clone()
+    spoilt[solved.query] = float("nan")
+    other = FeatureBank(spoilt, train.offsets, train.classes)
+    again, _ = solve(other, fold, recipe, way=4, shot=2, tasks=1, seed=7)
+    assert torch.equal(again.theta, solved.theta)
+    # Without a probe the loss is measured where the task was solved.
+    seen, _ = solve(
+        train, fold, replace(recipe, tasks=replace(tasks, probe=0)), way=4, shot=2, tasks=1, seed=7
+    )
+    assert seen.query.shape == (1, 4, 5)

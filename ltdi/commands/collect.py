@@ -161,7 +161,9 @@ def _check_tasks(recipe: Recipe, offsets: torch.Tensor) -> None:
     make_empty_anchor(recipe.anchor, 1)
     for way in t.ways:
         for shot in t.shots:
-            sample_episodes(offsets, way=way, shot=shot, query=t.query, episodes=1, seed=0)
+            sample_episodes(
+                offsets, way=way, shot=shot, query=t.query + t.probe, episodes=1, seed=0
+            )
 
 
 def _given_backbone(name: str | None, zoo: Path) -> Backbone | None:

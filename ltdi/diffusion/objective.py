@@ -8,7 +8,7 @@ how much a residual counts.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -95,6 +95,7 @@ def draw(
     schedule: Schedule,
     *,
     prediction: str = "eps",
+    first: float = 0.0,
     rng: torch.Generator,
 ) -> Draw:
     """Noise one target of every task.
@@ -109,6 +110,8 @@ def draw(
         trajectory: [B, k, n] normalised local targets theta_d .. theta_M.
         schedule: The global chain.
         prediction: "eps", "x0" or "v".
+        first: Share of the tasks whose t is 0 whatever was drawn: the step that a chain of one
+            step consists of.
         rng: Source of i, t and eps, on the CPU.
 
     Raises:
@@ -121,6 +124,9 @@ def draw(
     batch, k, n = trajectory.shape
     plan = OBJECTIVES[objective](batch, k, schedule, rng)
     eps = torch.randn(batch, n, generator=rng).to(trajectory)
+    if first > 0:
+        at_first = torch.rand(batch, generator=rng) < first
+        plan = replace(plan, t=plan.t.masked_fill(at_first, 0))
     theta = trajectory[torch.arange(batch), plan.target - 1]
     a_local = schedule.alpha_bar_local(plan.t, plan.end)
     a_global = schedule.alpha_bar_local(plan.t, torch.full_like(plan.t, schedule.steps))

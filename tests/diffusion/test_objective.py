@@ -139,6 +139,23 @@ def test_vanilla_draws_t_uniformly() -> None:
     assert chi2 < 19 + 4 * 38**0.5
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_share_of_the_draws_is_at_the_first_step(objective: str) -> None:
+    """Target, stage and noise stay those of the objective; so do the other draws."""
+    rngs = [torch.Generator().manual_seed(0) for _ in range(3)]
+    plain, half, all_first = (
+        draw(objective, targets(4), linear_schedule(20), prediction="x0", first=share, rng=rng)
+        for share, rng in zip((0.0, 0.5, 1.0), rngs, strict=True)
+    )
+    assert (all_first.t == 0).all()
+    share = float((half.t == 0).double().mean())
+    kept = float((plain.t == 0).double().mean())
+    assert abs(share - (0.5 + 0.5 * kept)) < 4 * (0.25 / B) ** 0.5
+    assert ((half.t == plain.t) | (half.t == 0)).all()
+    for other in (half, all_first):
+        assert torch.equal(other.target, plain.target) and torch.equal(other.stage, plain.stage)
+
+
 @few
 @given(
     k=st.sampled_from([1, 2, 4, 5]), seed=st.integers(0, 999),
