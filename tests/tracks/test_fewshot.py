@@ -14,6 +14,7 @@ from ltdi.baselines import PEERS
 from ltdi.data import ImageSet
 from ltdi.errors import InputError, MismatchError
 from ltdi.evaluate import query_logits, summarise
+from ltdi.files import digest
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import RECIPES, Network, Recipe, Tasks
@@ -355,3 +356,55 @@ def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(fewshot, "train_backbone", lambda *_, **__: pytest.fail("trained again"))
     again = run(("protonet",), cache=str(tmp_path)).result
     assert again.rows[0].mean == first.rows[0].mean
+
+
+def test_nothing_that_is_learnt_or_chosen_depends_on_test_images(few_classes, monkeypatch):
+    """Blank test images change scores alone: no class of theirs is seen before the last step."""
+
+    def state(outcome: Outcome) -> dict[str, str]:
+        ours = outcome.methods["lt-di"]
+        assert isinstance(ours, Generated) and ours.generator is not None
+        out = {"lt-di": ours.generator.revision + repr(ours.generator.parts.sampling)}
+        support = outcome.world.valid.episodes(way=3, shot=1, query=4, episodes=6, seed=1)
+        features = outcome.world.valid.features
+        for name, method in outcome.methods.items():
+            logits = method.predict(features[support.support], features[support.query])
+            out[name + " predicts"] = digest({"logits": logits})
+        return out
+
+    names = ("lt-di", "lt-di-16", "anchor", "protonet", "maml", "meta-baseline", "finetune")
+    seen = run(names)
+    blank = replace(few_classes["test"], images=torch.zeros_like(few_classes["test"].images))
+    parts = {**few_classes, "test": blank}
+    monkeypatch.setattr(fewshot, "load_data", lambda *_, **__: parts)
+    unseen = run(names)
+    assert state(seen) == state(unseen)
+    assert seen.result.rows[0].mean != unseen.result.rows[0].mean
+
+
+def test_class_ids_are_tracked_from_images_to_solved_tasks(few_classes, monkeypatch):
+    """Every sample of a solved task, support or query, is an image of a held-out training class."""
+    tasks: list[dict[str, torch.Tensor]] = []
+    real = generated.train_generator
+
+    def spy(data, *args, **kwargs):
+        tasks.extend(group.read() for group in data.groups)
+        return real(data, *args, **kwargs)
+
+    monkeypatch.setattr(generated, "train_generator", spy)
+    world = run(("lt-di",)).world
+    classes = world.train.classes
+    label = torch.arange(len(classes)).repeat_interleave(world.train.offsets.diff())
+    assert tasks
+    for held in tasks:
+        own = label[held["support"]]
+        assert (own == own[..., :1]).all()  # one class per label
+        assert (label[held["query"]] == own[..., :1]).all()
+        assert all(len(set(task)) == len(task) for task in own[..., 0].tolist())
+    # The bank that these numbers point into is that of the held-out training classes' images.
+    images = few_classes["train"].select([few_classes["train"].classes.index(c) for c in classes])
+    assert torch.equal(world.backbone.bank(images).features, world.train.features)
+    pixels = {x.tobytes() for x in images.images.numpy()}
+    for part in ("val", "test"):
+        assert not set(classes) & set(few_classes[part].classes)
+        assert not pixels & {x.tobytes() for x in few_classes[part].images.numpy()}
