@@ -52,7 +52,11 @@ class Anchor(nn.Module):
 
 
 class SharedAnchor(Anchor):
-    """One meta-learned initialisation theta_0 for every task."""
+    """One meta-learned initialisation theta_0 for every task.
+
+    Where it has no class rows, those of the task start at zero: classes are alike before their
+    samples are seen, and one theta_0 serves any way.
+    """
 
     name = "shared"
 
@@ -63,14 +67,17 @@ class SharedAnchor(Anchor):
 
     def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """See `Anchor.local`."""
-        if len(self.theta_0) != space.size:
+        theta, rows = self.theta_0, space.class_size
+        if len(theta) == space.size - rows:
+            theta = F.pad(theta, (0, rows))
+        if len(theta) != space.size:
             raise InputError(
                 f"the shared initialisation has {len(self.theta_0)} numbers, the task needs "
-                f"{space.size}",
+                f"{space.size}, or {space.size - rows} without its class rows",
                 where="anchor",
                 fix="use the way that theta_0 was learned for",
             )
-        return self.theta_0.expand(len(z), -1)
+        return theta.expand(len(z), -1)
 
 
 class PrototypeAnchor(Anchor):

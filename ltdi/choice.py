@@ -8,17 +8,20 @@ from dataclasses import replace
 from typing import Any
 
 from ltdi.errors import InputError
-from ltdi.evaluate import negative_log_likelihood, query_logits
-from ltdi.generator import HeadGenerator
+from ltdi.evaluate import negative_log_likelihood
+from ltdi.generator import ImageGenerator
 from ltdi.parts import chain_end
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
 
+_ANY = (0.25, 0.5, 0.75, 1.0)
+# Between a shared initialisation and a generated net there is nothing to be had.
+_STRENGTHS = {"equivariant": _ANY, "transformer": _ANY, "unet": _ANY}
 _SHARPNESS = tuple(round(1.08**i, 4) for i in range(-6, 7))
 
 
 def choose_sampling(
-    generator: HeadGenerator,
+    generator: ImageGenerator,
     valid: FeatureBank,
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),
@@ -27,7 +30,7 @@ def choose_sampling(
 
     Args:
         generator: Trained.
-        valid: Features of validation classes.
+        valid: Features (for whole networks images) of validation classes.
         recipe: For the candidates.
         judged: Pairs of way and shot; those of the training tasks by default.
 
@@ -53,8 +56,8 @@ def choose_sampling(
         for end, steps in _chains(recipe):
             chain: dict[str, Any] = {"end": end, "steps": steps, "strength": 1.0, "sharpness": 1.0}
             change = generator.weights(support, **chain) - start
-            for strength in (0.25, 0.5, 0.75, 1.0):
-                logits = query_logits(start + strength * change, q)
+            for strength in _STRENGTHS.get(recipe.network.kind, (1.0,)):
+                logits = generator.query_logits(start + strength * change, q)
                 for sharpness in _SHARPNESS:
                     key = (end, steps, strength, sharpness)
                     nll = float(negative_log_likelihood(sharpness * logits).mean())
@@ -72,6 +75,8 @@ def choose_sampling(
 def _chains(recipe: Recipe) -> list[tuple[float, int]]:
     """Ends and numbers of steps to choose from: every local target that the network knows."""
     d, k = recipe.diffusion, recipe.prepare.segments
-    told = d.objective == "trajectory" and recipe.network.kind == "equivariant"
+    told = d.objective == "trajectory" and recipe.network.kind in ("equivariant", "rows")
     ends = [i / k for i in range(1, k + 1)] if told else [1.0]
-    return [(end, s) for end in ends for s in (1, 2, 5, 10) if s <= chain_end(end, d)]
+    # For whole networks every further step costs a gradient: the recipe says how many.
+    steps = (recipe.sampling.steps,) if recipe.network.kind == "rows" else (1, 2, 5, 10)
+    return [(end, s) for end in ends for s in steps if s <= chain_end(end, d)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -12,23 +13,24 @@ from ltdi.weights import head_logits
 
 @dataclass(frozen=True)
 class Probe:
-    """What a function-space loss needs to know about B linear heads.
+    """What a function-space loss needs to know about B tasks.
 
     Attributes:
-        features: [B, P, D] query features.
+        features: [B, P, ...] query features, or whatever the weights are applied to.
         anchor: [B, n] weights that residuals are added to.
         scale: [n] size of a normalised unit.
+        predict: Logits [B, P, way] of weights [B, n] on those; linear heads by default.
     """
 
     features: Tensor
     anchor: Tensor
     scale: Tensor
+    predict: Callable[[Tensor, Tensor], Tensor] = head_logits
 
-
-def _logits(theta: Tensor, features: Tensor) -> Tensor:
-    """`head_logits`, centred over classes: softmax does not see the mean."""
-    logits = head_logits(theta, features)
-    return logits - logits.mean(-1, keepdim=True)
+    def logits(self, theta: Tensor) -> Tensor:
+        """Logits centred over classes: softmax does not see the mean."""
+        logits = self.predict(theta, self.features)
+        return logits - logits.mean(-1, keepdim=True)
 
 
 def weight_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
@@ -38,18 +40,18 @@ def weight_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe
 
 def function_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
     """Squared difference of logits on query features: the Gauss-Newton metric of a head."""
-    error = _logits((prediction - target) * probe.scale, probe.features)
+    error = probe.logits((prediction - target) * probe.scale)
     return 0.1 * (weight[:, None, None] * error.square()).mean()
 
 
 def predictive_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
-    """KL(target's predictions || predicted head's predictions) on query features.
+    """KL(target's predictions || prediction's predictions) on query features.
 
     Its second-order expansion is the Fisher metric: logits that cannot change a decision cost
     nothing. Needs x0-prediction, because it evaluates both heads.
     """
-    wanted = _logits(probe.anchor + target * probe.scale, probe.features).log_softmax(-1)
-    given = _logits(probe.anchor + prediction * probe.scale, probe.features).log_softmax(-1)
+    wanted = probe.logits(probe.anchor + target * probe.scale).log_softmax(-1)
+    given = probe.logits(probe.anchor + prediction * probe.scale).log_softmax(-1)
     divergence = (wanted.exp() * (wanted - given)).sum(-1)
     return (weight[:, None] * divergence).mean()
 

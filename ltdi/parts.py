@@ -96,7 +96,8 @@ def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
             where="end",
         )
     time_grid(chain_end(chosen.end, diffusion), chosen.steps)
-    make_schedule(diffusion.schedule, diffusion.steps).segment_length(chosen.segments)
+    if chosen.segments != 1:
+        make_schedule(diffusion.schedule, diffusion.steps).segment_length(chosen.segments)
     if chosen.sampler not in SAMPLERS:
         raise unknown("sampler", chosen.sampler, SAMPLERS, where="sampler")
     if not (chosen.samples >= 1 and 0 <= chosen.temperature < float("inf")):
@@ -110,6 +111,20 @@ def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
     if not 0 < chosen.sharpness < float("inf"):
         raise InputError(
             f"sharpness must be positive and finite, got {chosen.sharpness}", where="sharpness"
+        )
+
+
+def check_shape(shape: Network) -> None:
+    """Refuse sizes of a network that do not fit together.
+
+    Raises:
+        InputError: With all three.
+    """
+    if min(shape.heads, shape.depth) < 1 or shape.width < 2 or shape.width % (2 * shape.heads):
+        raise InputError(
+            f"width {shape.width}, depth {shape.depth} and {shape.heads} heads do not fit together",
+            where="network",
+            fix="choose depth and heads >= 1, and width as a multiple of twice the heads",
         )
 
 
@@ -127,12 +142,7 @@ def build_network(
     Raises:
         InputError: If the kind is unknown, or the sizes do not fit together.
     """
-    if min(shape.heads, shape.depth) < 1 or shape.width < 2 or shape.width % (2 * shape.heads):
-        raise InputError(
-            f"width {shape.width}, depth {shape.depth} and {shape.heads} heads do not fit together",
-            where="network",
-            fix="choose depth and heads >= 1, and width as a multiple of twice the heads",
-        )
+    check_shape(shape)
     if shape.kind == "equivariant":
         if diffusion.prediction != "x0":
             raise unknown("prediction of the equivariant network", diffusion.prediction, ("x0",))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import MismatchError, unknown
 from ltdi.files import read_metadata, read_tensors, write_tensors
 from ltdi.frame import Frame
-from ltdi.generator import HeadGenerator
+from ltdi.generator import HeadGenerator, ImageGenerator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaTrainer, Params
 from ltdi.parts import Parts, build_network, check_sampling
@@ -158,7 +158,7 @@ def start_zoo(
         "backbone": backbone.fingerprint,
         **(about or {}),
     }
-    zoo = Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), _plain(settings))
+    zoo = Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), plain(settings))
     zoo.keep_bank(bank)
     return zoo
 
@@ -386,28 +386,7 @@ def train_generator(
     if isinstance(network, EquivariantDenoiser):
         network.unit.copy_(normaliser.std)
     objective = HeadObjective(data, network, normaliser, recipe)
-    trainer = MetaTrainer(
-        network,
-        objective,
-        objective.draw,
-        recipe.meta,
-        run=_plain(
-            {
-                **asdict(d),
-                **asdict(recipe.network),
-                "space": data.space.fingerprint,
-                "backbone": backbone.fingerprint,
-            }
-        ),
-    )
-    with _ctrl_c_between_iterations() as interrupt:
-
-        def finished(i: int, n: int, loss: float) -> None:
-            if progress:
-                progress("meta-training", i, n, f"loss {loss:.4f}")
-            interrupt()
-
-        trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
+    meta_train(network, objective, recipe, backbone.fingerprint, data.space, out, progress, log)
     parts = Parts(
         data.space,
         network,
@@ -417,19 +396,22 @@ def train_generator(
         recipe.network,
         recipe.sampling,
         backbone,
-        _plain({"recipe": asdict(recipe), **(about or {})}),
+        plain({"recipe": asdict(recipe), **(about or {})}),
     )
     generator = HeadGenerator(parts)
     return generator if valid is None else tuned(generator, valid, recipe, judged, log)
 
 
+G = TypeVar("G", bound=ImageGenerator)
+
+
 def tuned(
-    generator: HeadGenerator,
+    generator: G,
     valid: FeatureBank,
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),
     log: Log | None = None,
-) -> HeadGenerator:
+) -> G:
     """The generator with the sampling that suits validation classes; see `choose_sampling`.
 
     A recipe that samples at a temperature above 0 keeps its own sampling.
@@ -440,9 +422,58 @@ def tuned(
     if log:
         log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
     parts = generator.parts
-    return HeadGenerator(
-        replace(parts, sampling=sampling, about={**parts.about, "validation NLL": scores})
+    about = {**parts.about, "validation NLL": scores}
+    return type(generator)(replace(parts, sampling=sampling, about=about))
+
+
+class Objective(Protocol):
+    """What meta-training needs to know of a kind of weights: how batches are drawn and scored."""
+
+    def draw(self, rng: torch.Generator, tasks: int) -> Batch:
+        """Noised targets; every tensor [tasks, ...]."""
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """Loss of one base learner."""
+
+
+def meta_train(
+    network: torch.nn.Module,
+    objective: Objective,
+    recipe: Recipe,
+    host: str,
+    space: WeightSpace,
+    out: Path | None,
+    progress: Progress | None,
+    log: Log | None,
+) -> None:
+    """Meta-train a network, with a checkpoint in `out` where there is one.
+
+    Args:
+        network: Initialised; afterwards it holds the average of its weights.
+        objective: The training loss.
+        recipe: Chain, network, meta-training.
+        host: Fingerprint of what the weights live in; a resumed run must share it.
+        space: Likewise.
+        out: Directory for the checkpoint.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+    """
+    run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
+    trainer = MetaTrainer(
+        network,
+        objective,
+        objective.draw,
+        recipe.meta,
+        run=plain({**run, "space": space.fingerprint, "backbone": host}),
     )
+    with _ctrl_c_between_iterations() as interrupt:
+
+        def finished(i: int, n: int, loss: float) -> None:
+            if progress:
+                progress("meta-training", i, n, f"loss {loss:.4f}")
+            interrupt()
+
+        trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
 
 
 @contextmanager
@@ -479,6 +510,6 @@ def _fit_normaliser(data: TrainingSet) -> Normaliser:
     return Normaliser.fit(held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """What JSON would give back, so that settings compare equal after a round trip."""
     return json.loads(json.dumps(value))

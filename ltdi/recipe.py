@@ -70,7 +70,7 @@ class Network:
     """The denoiser and its encoder.
 
     Attributes:
-        kind: "equivariant" (heads, x0-prediction), "transformer" or "unet".
+        kind: "equivariant" (heads, x0-prediction), "transformer" or "unet"; "rows" for whole nets.
         width: Width of the network and of the condition; the U-Net has width / 8 channels.
         depth: Blocks of the transformer; halvings of the U-Net.
         heads: Attention heads.
@@ -202,4 +202,16 @@ RECIPES = (
     "mv-di-matched",
     "single-level",
     "anchored-regression",
+)
+
+# What `lt-di` is for whole networks.
+NET_RECIPE = Recipe(
+    tasks=Tasks(ways=(5,), query=9, probe=6, per_setting=400, shard=100, folds=0),
+    prepare=Preparation(lr=0.005, steps=24, segments=4, batch=30),
+    diffusion=Diffusion(first=0.5),
+    network=Network("rows", width=64, depth=1),
+    meta=MetaConfig(
+        iterations=400, meta_batch=2, inner_steps=2, tasks=4, meta_lr=1e-3, warmup=20, ema=0.97
+    ),
+    anchor="shared",
 )

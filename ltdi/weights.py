@@ -168,6 +168,14 @@ class WeightSpace:
         return sum(layer.units * layer.row for layer in self.layers)
 
     @property
+    def class_size(self) -> int:
+        """Numbers in the class rows that end the flat vector; 0 where others come after them."""
+        kinds = [layer.per_class for layer in self.layers]
+        if kinds != sorted(kinds):
+            return 0
+        return sum(layer.units * layer.row for layer in self.layers if layer.per_class)
+
+    @property
     def way(self) -> int | None:
         """Classes of the per-class layers, or None where there are none."""
         return next((layer.units for layer in self.layers if layer.per_class), None)
@@ -264,6 +272,12 @@ class WeightSpace:
             parts.append(row.repeat(layer.units))
             first += len(layer.params)
         return torch.cat(parts)
+
+    @cached_property
+    def layer_of(self) -> Tensor:
+        """[n] number of the layer that each entry of the flat vector belongs to."""
+        sizes = [layer.units * layer.row for layer in self.layers]
+        return torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
 
     @property
     def fingerprint(self) -> str:

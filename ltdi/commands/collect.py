@@ -24,8 +24,11 @@ from ltdi.backbone import (
 )
 from ltdi.collect import Preparation
 from ltdi.commands.common import OUT, run_in
-from ltdi.errors import InputError
+from ltdi.commands.nets import collect_nets
+from ltdi.data import ImageSet
+from ltdi.errors import InputError, unknown
 from ltdi.meta import MetaConfig
+from ltdi.nets import InitialTraining, NetConfig, NetHost
 from ltdi.pipeline import (
     check_start,
     make_anchor,
@@ -33,9 +36,11 @@ from ltdi.pipeline import (
     save_shared,
     start_zoo,
 )
-from ltdi.recipe import Recipe, Tasks
+from ltdi.progress import Bars
+from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import sample_episodes
 from ltdi.tracks import fewshot
+from ltdi.zoo import Zoo
 
 
 def collect(
@@ -53,6 +58,9 @@ def collect(
     prepare: Preparation = Preparation(lr=0.05, steps=24, segments=4),
     training: ProtoTraining = ProtoTraining(),
     mapping: FeatureMapping = FeatureMapping(),
+    target: str = "head",
+    net: NetConfig = NetConfig(),
+    initial: InitialTraining = InitialTraining(),
     resolved: str = "",
 ) -> None:
     """Solve many tasks and keep their optimisation trajectories in a zoo.
@@ -74,8 +82,16 @@ def collect(
         prepare: How they are solved.
         training: How a conv backbone is trained.
         mapping: What is done to the features of a pretrained backbone.
+        target: "head", or "net" for all weights of a small net.
+        net: Architecture of the net.
+        initial: How the net's shared initialisation is meta-learned.
         resolved: The command's options, saved beside the run.
     """
+    if target not in ("head", "net"):
+        raise unknown("target", target, ("head", "net"), where="--target")
+    if target == "net":  # what suits heads does not suit nets
+        tasks = NET_RECIPE.tasks if tasks == Tasks() else replace(tasks, folds=0)
+        prepare = NET_RECIPE.prepare if prepare == Recipe().prepare else prepare
     recipe = Recipe(
         tasks=tasks, prepare=prepare, anchor=anchor, start=start, meta=MetaConfig(seed=seed)
     )
@@ -83,8 +99,12 @@ def collect(
         sources.fetch(data, data_dir)
     named = data in sources.SOURCES
     with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
-        net = _given_backbone(backbone, path)
-        transform = net.transform if net else InputTransform()
+        body = None if target == "net" else _given_backbone(backbone, path)
+        transform = body.transform if body else InputTransform()
+        if target == "net":
+            transform = InputTransform(
+                net.size, net.channels, "ink" if net.channels == 1 else "keep"
+            )
         parts = sources.load(
             data,
             data_dir,
@@ -93,29 +113,35 @@ def collect(
             split=split or (None if named else "random"),
             seed=0 if named else seed,
         )
-        train = parts["train"]
-        if backbone is None:
-            rest, train = fewshot.hold_out(train, held_out, seed)
-        _check_tasks(recipe, train.offsets)
-        if net is None:
-            net = train_backbone(
-                rest,
-                replace(training, seed=seed),
-                transform=transform,
-                progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
-            )
-            net.save(path / "backbone")
-        bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
-        if backbone is not None and net.config["kind"] not in ("conv", "mapped"):
-            learned = FeatureMap(bank.width, mapping).fit(bank.features)
-            net, bank = net.mapped(learned), learned.bank(bank)
-        valid = net.bank(parts["val"])
-        fitted = make_anchor(recipe, bank, valid)
         about = {"data": data, "split": split, "held_out": held_out}
-        # Refuses other settings before anything of theirs is written.
-        start_zoo(path, bank, recipe, net, about=about)
-        save_shared(path, fitted, net, valid)
-        zoo = prepare_zoo(path, bank, fitted, recipe, net, about=about, progress=progress)
+        held = parts["train"]
+        if backbone is None:
+            _, held = fewshot.hold_out(held, held_out, seed)
+        _check_tasks(recipe, held.offsets)
+        if target == "net":
+            zoo = collect_nets(
+                path,
+                parts,
+                recipe,
+                NetHost(net, transform),
+                initial,
+                held_out=held_out,
+                about=about,
+                progress=progress,
+            )
+        else:
+            zoo = _collect_heads(
+                path,
+                parts,
+                recipe,
+                body,
+                named=backbone is not None,
+                held_out=held_out,
+                training=training,
+                mapping=mapping,
+                about=about,
+                progress=progress,
+            )
         for shard in zoo.shards:
             log({"event": "shard", **shard})
     zoo.groups()  # says so if there is no task
@@ -131,6 +157,43 @@ def collect(
         )
     OUT.print(table)
     OUT.print(f"zoo  {path}\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True)
+
+
+def _collect_heads(
+    path: Path,
+    parts: dict[str, ImageSet],
+    recipe: Recipe,
+    net: Backbone | None,
+    *,
+    named: bool,
+    held_out: float,
+    training: ProtoTraining,
+    mapping: FeatureMapping,
+    about: dict[str, Any],
+    progress: Bars,
+) -> Zoo:
+    """Train a backbone where none was named, and solve head tasks on its features into a zoo."""
+    train = parts["train"]
+    if not named:
+        rest, train = fewshot.hold_out(train, held_out, recipe.meta.seed)
+    if net is None:
+        net = train_backbone(
+            rest,
+            replace(training, seed=recipe.meta.seed),
+            transform=InputTransform(),
+            progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
+        )
+        net.save(path / "backbone")
+    bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
+    if named and net.config["kind"] not in ("conv", "mapped"):
+        learned = FeatureMap(bank.width, mapping).fit(bank.features)
+        net, bank = net.mapped(learned), learned.bank(bank)
+    valid = net.bank(parts["val"])
+    fitted = make_anchor(recipe, bank, valid)
+    # Refuses other settings before anything of theirs is written.
+    start_zoo(path, bank, recipe, net, about=about)
+    save_shared(path, fitted, net, valid)
+    return prepare_zoo(path, bank, fitted, recipe, net, about=about, progress=progress)
 
 
 def _setting(entry: dict[str, Any]) -> tuple[int, int]:

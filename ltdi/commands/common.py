@@ -8,12 +8,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ltdi.errors import LtdiError
+from ltdi.errors import LtdiError, MismatchError
 from ltdi.files import (
     MARKER,
     own_directory,
     write_text,
 )
+from ltdi.generator import Generator
 from ltdi.progress import Bars, JsonLog, bars
 
 # Paths may hold what rich takes for markup.
@@ -54,3 +55,17 @@ def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path
                 folder_made.rmdir()
         raise
     write_text(options, resolved)
+
+
+def check_target(generator: Generator, target: str | None) -> None:
+    """Refuse a generator of another kind of weights than the one asked for.
+
+    Raises:
+        MismatchError: If there is one asked for, and it is another.
+    """
+    if target not in (None, generator.kind):
+        raise MismatchError(
+            f"the generator there generates weights of kind {generator.kind!r}, not {target!r}",
+            where="--target",
+            fix="leave --target out, or give a generator of that kind",
+        )

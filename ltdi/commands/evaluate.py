@@ -9,18 +9,19 @@ from typing import Any
 import torch
 
 from ltdi.backbone import Backbone
-from ltdi.commands.common import ERR, OUT
+from ltdi.commands.common import ERR, OUT, check_target
 from ltdi.data import folder
+from ltdi.errors import MismatchError
 from ltdi.evaluate import latency_ms, paired, query_logits, score, summarise
 from ltdi.files import (
     claim_file,
 )
-from ltdi.generator import HeadGenerator
+from ltdi.generator import HeadGenerator, ImageGenerator
 from ltdi.memory import peak_mb
 from ltdi.progress import bars
 from ltdi.report.table import Result, Row, show
 from ltdi.tracks import fewshot
-from ltdi.weights import prototype_head
+from ltdi.weights import head_space, prototype_head
 
 
 def evaluate(
@@ -36,6 +37,7 @@ def evaluate(
     seed: int = 0,
     json: str | None = None,
     backbone: str | None = None,
+    target: str | None = None,
     resolved: str = "",
 ) -> None:
     """Measure a generator on few-shot episodes from any folder or zip of images.
@@ -53,31 +55,36 @@ def evaluate(
         seed: Of the episodes and the noise.
         json: File for the result.
         backbone: A saved backbone that must be the generator's own; a check for scripts.
+        target: "head" or "net": what the generator must generate; a check for scripts.
         resolved: The command's options.
     """
     fewshot.check_counts(shot=shot, query=query, episodes=episodes)
-    target = claim_file(json, "result") if json else None
-    gen = HeadGenerator.from_pretrained(generator)
+    file = claim_file(json, "result") if json else None
+    gen = ImageGenerator.from_pretrained(generator)
+    check_target(gen, target)
     if backbone is not None:
+        if not isinstance(gen, HeadGenerator):
+            raise MismatchError("a generator of whole nets has no backbone", where="--backbone")
         gen.check_backbone(Backbone.load(Path(backbone)))
-    t = gen.backbone.transform
+    t = gen.transform
     images = folder.load(data_dir, size=t.size, channels=t.channels, min_per_class=shot + 1)
     room = int(images.counts.min()) - shot
     if room < query:
         ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
         query = room
     with bars(ERR) as progress:
-        bank = gen.backbone.bank(images, progress=lambda i, n: progress("features", i, n, ""))
+        bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
     tasks = bank.episodes(way=way, shot=shot, query=query, episodes=episodes, seed=seed)
     given = {"steps": steps, "temperature": temperature, "samples": samples}
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
 
     def ours(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        return query_logits(gen.weights(s, seed=seed, **options), q)
+        return gen.query_logits(gen.weights(s, seed=seed, **options), q)
 
     def prototypes(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        head = prototype_head(s.mean(2), 1.0)
-        return query_logits(gen.space(s.shape[1]).flatten(head), q)
+        x, y = gen.features(s), gen.features(q)
+        head = prototype_head(x.mean(2), 1.0)
+        return query_logits(head_space(x.shape[-1], x.shape[1]).flatten(head), y)
 
     rows, scores = [], {}
     for name, kind, predict in (("lt-di", "ours", ours), ("protonet", "peer", prototypes)):
@@ -111,5 +118,5 @@ def evaluate(
     }
     result = Result("evaluate", images.name, "none", seed, settings, rows)
     show(result, OUT)
-    if target:
-        result.write_json(target)
+    if file:
+        result.write_json(file)

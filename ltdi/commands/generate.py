@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from ltdi.commands.common import OUT
+from ltdi.commands.common import OUT, check_target
 from ltdi.data import folder
 from ltdi.errors import MismatchError, unknown
 from ltdi.files import (
@@ -35,9 +35,10 @@ def generate(
     sharpness: float | None = None,
     end: float | None = None,
     seed: int = 0,
+    target: str | None = None,
     resolved: str = "",
 ) -> None:
-    """Generate the classifier head of one task from a folder of labelled images.
+    """Generate the weights of one task from a folder of labelled images.
 
     Args:
         generator: Directory of a generator, or a name on the hub.
@@ -52,10 +53,12 @@ def generate(
         sharpness: Factor of the whole head, an inverse temperature of its predictions.
         end: Where the chain ends, as a share of the trajectory: i/k for the local target i.
         seed: Of the noise.
+        target: "head" or "net": what the generator must generate; a check for scripts.
         resolved: The command's options.
     """
-    target = claim_file(out, "weights")
+    file = claim_file(out, "weights")
     gen = ImageGenerator.from_pretrained(generator)
+    check_target(gen, target)
     t = gen.transform
     images = folder.load(support, size=t.size, channels=t.channels)
     labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
@@ -70,9 +73,10 @@ def generate(
     }
     options = {k: v for k, v in given.items() if v is not None}
     head = gen.generate(Support(images.images, labels), seed=seed, **options)
-    gen.save_weights(target, head, classes=images.classes, seed=seed)
+    gen.save_weights(file, head, classes=images.classes, seed=seed)
     OUT.print(
-        f"{len(images.classes)}-way head from {len(labels)} images  ->  {target}", soft_wrap=True
+        f"{len(images.classes)}-way {gen.kind} from {len(labels)} images  ->  {file}",
+        soft_wrap=True,
     )
 
 

@@ -2,14 +2,17 @@
 
 from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
 from ltdi.denoiser.equivariant import EquivariantDenoiser
+from ltdi.denoiser.rows import Descent, RowDenoiser
 from ltdi.denoiser.transformer import TokenTransformer
 from ltdi.denoiser.unet import UNet1d
 
 __all__ = [
     "ConditionalDenoiser",
+    "Descent",
     "EquivariantDenoiser",
     "Guide",
     "Network",
+    "RowDenoiser",
     "TokenTransformer",
     "UNet1d",
 ]

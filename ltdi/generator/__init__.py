@@ -3,8 +3,19 @@
 from ltdi.generator.base import CARD, KINDS, Generator, View, Weights
 from ltdi.generator.heads import HeadGenerator
 from ltdi.generator.images import ImageGenerator
+from ltdi.generator.nets import NetGenerator
 
 # A new kind of weights is one line here.
-KINDS[HeadGenerator.kind] = HeadGenerator
+for _kind in (HeadGenerator, NetGenerator):
+    KINDS[_kind.kind] = _kind
 
-__all__ = ["CARD", "KINDS", "Generator", "HeadGenerator", "ImageGenerator", "View", "Weights"]
+__all__ = [
+    "CARD",
+    "KINDS",
+    "Generator",
+    "HeadGenerator",
+    "ImageGenerator",
+    "NetGenerator",
+    "View",
+    "Weights",
+]

@@ -74,6 +74,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         parts.network.eval().requires_grad_(False)
         # The token layout of a way is worked out once.
         self._spaces: dict[int, WeightSpace] = {}
+        check_sampling(parts.sampling, parts.diffusion)
         self.schedule = make_schedule(parts.diffusion.schedule, parts.diffusion.steps)
 
     # ---- what a kind supplies -------------------------------------------------------------------
@@ -198,6 +199,8 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         Raises:
             InputError: If an option is unknown or out of range.
         """
+        if not options:
+            return self.parts.sampling
         known = asdict(self.parts.sampling)
         for name in options:
             if name not in known:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 from torch import Tensor, nn
 
 from ltdi.anchor import Anchor, make_empty_anchor
 from ltdi.backbone import Backbone, InputTransform
+from ltdi.data import ImageSet
 from ltdi.denoiser import Guide
 from ltdi.denoiser import Network as Denoiser
 from ltdi.errors import InputError, MismatchError
@@ -15,7 +17,8 @@ from ltdi.generator.base import View, Weights, repeat
 from ltdi.generator.images import ImageGenerator
 from ltdi.parts import Groups, Host, build_network
 from ltdi.recipe import Diffusion, Network
-from ltdi.weights import WeightSpace
+from ltdi.tasks import FeatureBank
+from ltdi.weights import WeightSpace, head_logits
 
 
 class HeadGenerator(ImageGenerator):
@@ -55,6 +58,21 @@ class HeadGenerator(ImageGenerator):
     def embed(self, images: Tensor) -> Tensor:
         """See `ImageGenerator.embed`: the backbone's features [n, D]."""
         return self.backbone.features(images)
+
+    def bank(
+        self, images: ImageSet, *, progress: Callable[[int, int], None] | None = None
+    ) -> FeatureBank:
+        """See `ImageGenerator.bank`."""
+        return self.backbone.bank(images, progress=progress)
+
+    def query_logits(self, theta: Tensor, query: Tensor) -> Tensor:
+        """See `ImageGenerator.query_logits`."""
+        logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, query.shape[1:3])
+        return logits
+
+    def features(self, grid: Tensor) -> Tensor:
+        """See `ImageGenerator.features`."""
+        return grid
 
     def view(self, grid: Tensor, mask: Tensor, copies: int) -> View:
         """See `ImageGenerator.view`."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltdi.backbone import InputTransform
+from ltdi.data import ImageSet
 from ltdi.errors import InputError
 from ltdi.generator.base import Callback, Generator, View, Weights
-from ltdi.tasks import Support
+from ltdi.tasks import FeatureBank, Support
 
 
 class ImageGenerator(Generator):
@@ -29,6 +31,20 @@ class ImageGenerator(Generator):
         Raises:
             InputError: If they cannot be used.
         """
+
+    @abstractmethod
+    def bank(
+        self, images: ImageSet, *, progress: Callable[[int, int], None] | None = None
+    ) -> FeatureBank:
+        """All images of a set as `embed` gives them."""
+
+    @abstractmethod
+    def query_logits(self, theta: Tensor, query: Tensor) -> Tensor:
+        """Logits [E, way, Q, way] of weights [E, n] on embedded queries [E, way, Q, ...]."""
+
+    @abstractmethod
+    def features(self, grid: Tensor) -> Tensor:
+        """Features [E, way, Q, D] of embedded images [E, way, Q, ...], to compare by distance."""
 
     @abstractmethod
     def check_grid(self, grid: Tensor) -> None:

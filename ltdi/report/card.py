@@ -34,9 +34,29 @@ ANCHORS = {
     "prototype": "Generation starts from an anchor, the nearest-prototype head of the support, and "
     "adds a learned residual. Where the backbone's features do not separate the classes, the "
     "anchor fails and the residual does not save it.",
+    "shared": "Generation starts from one meta-learned initialisation and adds a learned residual. "
+    "Tasks whose classes look unlike those it was learned on get weights that are no better than a "
+    "few gradient steps would be.",
     "gaussian": "Generation starts from an anchor, the Bayes head of Gaussian classes whose "
     "covariances were fitted on the training classes, and adds a learned residual. Where images "
     "are unlike the training classes, those covariances are wrong and so is the anchor.",
+}
+
+FROZEN = {
+    "head": (
+        "The backbone is frozen. On kinds of images that it has not seen, its features may not "
+        "separate the classes, and no head on them can.",
+    )
+}
+TITLES = {"head": "classifier heads", "net": "whole networks"}
+WHAT = {
+    "head": "the weights of a linear classifier on its own frozen backbone",
+    "net": "all the weights of a small convolutional classifier",
+}
+INSIDE_IT = {
+    "head": "The backbone and its input transform are inside",
+    "net": "The architecture (without any buffer), the shared initialisation and the input "
+    "transform are inside",
 }
 
 ROOT = re.compile(r"^(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\]")
@@ -52,7 +72,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         config: What `Generator` saves as its config.json.
     """
     parts = [
-        f"# A generator of classifier heads\n\n{_purpose(config)}",
+        f"# A generator of {TITLES.get(_kind(config), 'weights')}\n\n{_purpose(config)}",
         f"## How to use it\n\n{_usage(config)}",
         f"## Data\n\n{_data(config)}",
         f"## Settings\n\n{_settings(config)}",
@@ -66,18 +86,21 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 
 def _purpose(config: Mapping[str, Any]) -> str:
-    steps = _group(config, "diffusion").get("steps", "T")
+    steps, kind = _group(config, "diffusion").get("steps", "T"), _kind(config)
     return (
-        "From a few labelled images of a task that it has never seen, this model generates the "
-        "weights of a linear classifier on its own frozen backbone: no gradient, no training run. "
+        "From a few labelled images of a task that it has never seen, this model generates "
+        f"{WHAT[kind]}: no training run. "
         f"It is a diffusion model over weights with {_text(steps)} noise levels, trained on "
-        "optimisation trajectories of many solved tasks. The backbone and its input transform "
-        "are inside, so images can be given as they are."
+        f"optimisation trajectories of many solved tasks. {INSIDE_IT[kind]}, "
+        "so images can be given as they are."
     )
 
 
 def _usage(config: Mapping[str, Any]) -> str:
-    transform = config.get("backbone", {}).get("transform", {})
+    host: Mapping[str, Any] = config.get("net", config.get("backbone", {}))
+    transform = host.get("transform", {})
+    first, last = ("layers.0.weight", "head.bias") if "net" in config else ("weight", "bias")
+    shown = f'{{"{first}": ..., "{last}": ...}}'
     channels, size = transform.get("channels", 1), transform.get("size", 28)
     shape = f"{channels}, {size}, {size}"
     return f"""\
@@ -88,7 +111,7 @@ import torch
 generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
 images = torch.rand(10, {shape})  # yours: any size, uint8 or values in 0..1
 labels = torch.arange(5).repeat(2)  # 5 classes, numbered from 0
-weights = generator.generate((images, labels))  # {{"weight": ..., "bias": ...}}
+weights = generator.generate((images, labels))  # {shown}
 probabilities = generator.classify(weights, torch.rand(3, {shape}))
 ```
 
@@ -141,8 +164,7 @@ def _limits(config: Mapping[str, Any]) -> str:
     limits = [
         f"Tasks may have 2 to 50 classes. Trained ways: {ways}; trained shots: {shots}. Accuracy "
         "at other ways and shots is an extrapolation: measure it.",
-        "The backbone is frozen. On kinds of images that it has not seen, its features may not "
-        "separate the classes, and no head on them can.",
+        *FROZEN.get(_kind(config), ()),
         ANCHORS.get(anchor, f"Generation starts from the anchor {_text(anchor)}."),
         "Probabilities were not calibrated: check them before relying on them."
         if anchor == "none"
@@ -152,6 +174,10 @@ def _limits(config: Mapping[str, Any]) -> str:
         "spoils a class.",
     ]
     return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _kind(config: Mapping[str, Any]) -> str:
+    return str(config.get("kind", "head"))
 
 
 def _about(config: Mapping[str, Any]) -> Mapping[str, Any]:

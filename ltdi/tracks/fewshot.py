@@ -281,6 +281,7 @@ def bench(
     query: int = 15,
     episodes: int | None = None,
     split: str | None = None,
+    target: str = "head",
     backbone: str | None = None,
     cache: str | None = None,
     download: bool = False,
@@ -303,6 +304,7 @@ def bench(
         query: Query images per class.
         episodes: Test episodes; the preset's number by default.
         split: The data set's split, such as "official" for Omniglot.
+        target: "head", or "net" for all weights of a small net, with the methods of that track.
         backbone: A pretrained backbone instead of the preset's: "efficientnet-lite0", "timm:NAME",
             "transformers:NAME", or a directory of a saved one.
         cache: Directory where trained backbones and features are kept between runs.
@@ -314,6 +316,23 @@ def bench(
     Raises:
         InputError: If a name is unknown or the data do not suffice.
     """
+    if target != "head":
+        other: Outcome = _other_target(
+            target,
+            dataset,
+            data_dir,
+            methods=() if tuple(methods) == ALL_METHODS else methods,
+            preset=preset,
+            way=way,
+            shot=shot,
+            query=query,
+            episodes=episodes,
+            split=split,
+            seed=seed,
+            progress=progress,
+            log=log,
+        )
+        return other
     if isinstance(preset, str) and preset not in NAMES:
         raise unknown("preset", preset, NAMES, where="--preset")
     label = preset if isinstance(preset, str) else "custom"
@@ -383,6 +402,15 @@ def bench(
         )
     result = Result("fewshot", dataset, label, seed, about, [r for run in runs for r in run.rows])
     return Outcome(result, world, runs[0].methods)
+
+
+def _other_target(target: str, *args: Any, **options: Any) -> Any:
+    """The same tasks with another kind of weights, which is a track of its own."""
+    if target != "net":
+        raise unknown("target", target, ("head", "net"), where="--target")
+    from ltdi.tracks import nets  # it builds on this one
+
+    return nets.bench(*args, **options)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,294 @@
+"""Peers of generated whole networks: gradient descent from a meta-learned initialisation.
+
+All of them start their meta-training from the initialisation that the generator has, so that none
+is less trained; what they add to it is their own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ltdi.anchor import SharedAnchor
+from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.tuning import accuracy, calibrate, choose, draw, validation_episodes
+from ltdi.nets import Initial, NetHost
+from ltdi.tasks import FeatureBank
+from ltdi.weights import WeightSpace
+
+STEPS = (1, 5, 20)
+# Judged and meta-trained by this many steps.
+_STEPS = 5
+_CHECKS = 5
+_AT_ONCE = 32
+# Step sizes to choose from: of the head, as a share of the initialisation's own; of the layers
+# below, as a share of the head's.
+_HEAD = (0.1, 0.3, 1.0)
+_BELOW = (0.003, 0.03, 0.3)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Gradient descent on a support.
+
+    Attributes:
+        theta_0: [n - class rows] where it starts; class rows start at zero.
+        rates: [layers] step sizes, the loss in units of one sample per class.
+        steps: How many.
+    """
+
+    theta_0: Tensor
+    rates: Tensor
+    steps: int = 1
+
+
+def walk(plan: Plan, host: NetHost, support: Tensor) -> list[Tensor]:
+    """Weights [E, n] after each step of E tasks with support [E, way, shot, ...]."""
+    space, mask = host.space(support.shape[1]), torch.ones(support.shape[:3])
+    theta = SharedAnchor(plan.theta_0).local(support, mask, space)
+    out, rates = [], plan.rates[space.layer_of]
+    for _ in range(plan.steps):
+        theta = theta - rates * host.gradient(theta, support, mask, space, alone=True)
+        out.append(theta)
+    return out
+
+
+class NetMethod(Method):
+    """A method that gives every task the weights of a whole net.
+
+    Args:
+        host: Architecture.
+    """
+
+    def __init__(self, host: NetHost) -> None:
+        self.host, self.scale = host, 1.0
+
+    @abstractmethod
+    def adapt(self, support: Tensor) -> Tensor:
+        """Weights [E, n] of tasks with support images [E, way, shot, channels, size, size]."""
+
+    @torch.no_grad()
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`; images take the place of features."""
+        parts = zip(support.split(_AT_ONCE), query.split(_AT_ONCE), strict=True)
+        logits = [self.host.query_logits(self.adapt(s), q) for s, q in parts]
+        return self.scale * torch.cat(logits)
+
+
+class Tuned(NetMethod):
+    """Some steps of descent, whose start and step sizes are chosen on validation episodes.
+
+    Args:
+        host: Architecture.
+        learner: Meta-trained start, shared by all numbers of steps.
+        steps: How many at test time.
+    """
+
+    kind: ClassVar[str] = "peer"
+
+    note: ClassVar[str] = "gradient descent on all weights, from a meta-learned start"
+
+    def __init__(self, host: NetHost, learner: Learner, steps: int) -> None:
+        super().__init__(host)
+        self.learner, self.steps = learner, steps
+        self.plan: Plan | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `Method.fit`; what all numbers of steps share is done once."""
+        starts = self.learner.starts(self.host, train, valid, budget, progress)
+        support, query = validation_episodes(valid, budget)
+        scored: list[tuple[float, Plan, Tensor]] = []
+        for plan in tunings(starts, self.steps):
+            theta = last(plan, self.host, support)
+            logits = self.host.query_logits(theta, query)
+            scored.append((float(accuracy(logits).mean()), plan, logits))
+        _, self.plan, logits = choose(scored, lambda entry: entry[0])
+        self.scale = calibrate(logits)
+
+    def adapt(self, support: Tensor) -> Tensor:
+        """See `NetMethod.adapt`."""
+        return walk(fitted(self.plan, self), self.host, support)[-1]
+
+
+def last(plan: Plan, host: NetHost, support: Tensor) -> Tensor:
+    """Weights [E, n] after all steps, a few tasks at a time."""
+    return torch.cat([walk(plan, host, part)[-1] for part in support.split(_AT_ONCE)])
+
+
+def tunings(starts: list[Plan], steps: int) -> list[Plan]:
+    """Every start with the step sizes that it brings, and with each pair of the grid."""
+    out = []
+    for start in starts:
+        out.append(replace(start, steps=steps))
+        head = start.rates[-1]
+        for share, below in itertools.product(_HEAD, _BELOW):
+            rates = torch.full_like(start.rates, float(share * below * head))
+            rates[-1] = share * head
+            out.append(Plan(start.theta_0, rates, steps))
+    return out
+
+
+class Learner:
+    """A meta-training whose result is shared by all numbers of steps.
+
+    Args:
+        initial: What it starts from.
+    """
+
+    note: ClassVar[str]
+
+    def __init__(self, initial: Initial) -> None:
+        self.initial = initial
+        self._known: dict[Budget, list[Plan]] = {}
+
+    def starts(
+        self,
+        host: NetHost,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Progress | None,
+    ) -> list[Plan]:
+        """The common initialisation, and the best validated state of the meta-training."""
+        if budget not in self._known:
+            plain = Plan(self.initial.theta_0, self.rates(host), _STEPS)
+            support, query = validation_episodes(valid, budget)
+
+            def score(plan: Plan) -> float:
+                logits = host.query_logits(last(plan, host, support), query)
+                return float(accuracy(logits).mean())
+
+            trained = self.train(plain, host, train, budget, score, progress)
+            self._known[budget] = [plain, trained]
+        return self._known[budget]
+
+    def rates(self, host: NetHost) -> Tensor:
+        """Step sizes to start from: the initialisation's own, and less below the head."""
+        rates = torch.full((len(host.space(2).layers),), 0.03 * self.initial.rate)
+        rates[-1] = 0.3 * self.initial.rate
+        return rates
+
+    @abstractmethod
+    def train(
+        self,
+        plan: Plan,
+        host: NetHost,
+        train: FeatureBank,
+        budget: Budget,
+        score: Callable[[Plan], float],
+        progress: Progress | None,
+    ) -> Plan:
+        """Meta-train from a plan; the best of some states by `score`."""
+
+
+class ReptileLearner(Learner):
+    """First-order meta-learning of theta_0 (Nichol et al., 2018)."""
+
+    note: ClassVar[str] = (
+        "Reptile on all layers below the head, from the generator's initialisation or that itself"
+    )
+
+    def train(
+        self,
+        plan: Plan,
+        host: NetHost,
+        train: FeatureBank,
+        budget: Budget,
+        score: Callable[[Plan], float],
+        progress: Progress | None,
+    ) -> Plan:
+        """See `Learner.train`; inner steps see all samples of a task, a different part each."""
+        theta, best = plan.theta_0.clone(), (score(plan), plan)
+        every = max(1, budget.iterations // _CHECKS)
+        for done in range(1, budget.iterations + 1):
+            batch = draw(train, budget, episodes=8, seed=budget.seed * 1_000_003 + done)
+            data = torch.cat(batch, 2)
+            space = host.space(data.shape[1])
+            parts = torch.chunk(data, _STEPS, 2)
+            start = SharedAnchor(theta).local(data, torch.ones(data.shape[:3]), space)
+            moved, rates = start, plan.rates[space.layer_of]
+            for step in range(_STEPS):
+                part = parts[step % len(parts)]
+                mask = torch.ones(part.shape[:3])
+                moved = moved - rates * host.gradient(moved, part, mask, space)
+            outer = 0.5 * (1 - (done - 1) / budget.iterations)
+            theta = theta + outer * (moved - start).mean(0)[: len(theta)]
+            if done % every == 0:
+                now = replace(plan, theta_0=theta.clone())
+                best = max(best, (score(now), now), key=lambda pair: pair[0])
+                if progress:
+                    progress(done, budget.iterations, f"validation accuracy {best[0]:.4f}")
+        return best[1]
+
+
+class MamlLearner(Learner):
+    """Second-order meta-learning of theta_0 and of a step size for each layer."""
+
+    note: ClassVar[str] = (
+        "second-order MAML through 3 steps with learnt step sizes of layers, from the generator's "
+        "initialisation or that itself"
+    )
+
+    def train(
+        self,
+        plan: Plan,
+        host: NetHost,
+        train: FeatureBank,
+        budget: Budget,
+        score: Callable[[Plan], float],
+        progress: Progress | None,
+    ) -> Plan:
+        """See `Learner.train`."""
+        theta = plan.theta_0.clone().requires_grad_()
+        log_rates = plan.rates.log().requires_grad_()
+        optimiser = torch.optim.Adam(
+            [{"params": [theta], "lr": 3e-4}, {"params": [log_rates], "lr": 3e-3}]
+        )
+        best = (score(plan), plan)
+        every = max(1, budget.iterations // _CHECKS)
+        for done in range(1, budget.iterations + 1):
+            batch = draw(train, budget, episodes=8, seed=budget.seed * 1_000_003 + done)
+            space = host.space(batch.support.shape[1])
+            loss = _after_steps(host, space, theta, log_rates.exp(), batch.support, batch.query)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            if done % every == 0:
+                now = Plan(theta.detach().clone(), log_rates.detach().exp(), _STEPS)
+                best = max(best, (score(now), now), key=lambda pair: pair[0])
+                if progress:
+                    progress(done, budget.iterations, f"validation accuracy {best[0]:.4f}")
+        return best[1]
+
+
+def _after_steps(
+    host: NetHost, space: WeightSpace, theta: Tensor, rates: Tensor, support: Tensor, query: Tensor
+) -> Tensor:
+    """Query loss after three inner steps, differentiable in theta_0 and rates."""
+    way = support.shape[1]
+
+    def error(t: Tensor, images: Tensor) -> Tensor:
+        label = torch.arange(way).repeat_interleave(len(images) // way)
+        return F.cross_entropy(host.predict(t, images, space), label)
+
+    def one(x: Tensor, q: Tensor) -> Tensor:
+        moved = F.pad(theta, (0, space.size - len(theta)))
+        for _ in range(3):
+            moved = moved - way * rates[space.layer_of] * grad(error)(moved, x)
+        return error(moved, q)
+
+    return vmap(one)(support.flatten(1, 2), query.flatten(1, 2)).mean()

@@ -1,0 +1,69 @@
+"""`ltdi collect` and `ltdi train` for whole networks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ltdi.data import ImageSet
+from ltdi.generator import NetGenerator
+from ltdi.nets import InitialTraining, NetHost, learn_initial
+from ltdi.progress import Bars, JsonLog
+from ltdi.recipe import Recipe
+from ltdi.tasks import FeatureBank
+from ltdi.tracks.fewshot import hold_out
+from ltdi.whole import (
+    NetSet,
+    image_bank,
+    initial_of,
+    prepare_net_zoo,
+    start_net_zoo,
+    train_net_generator,
+)
+from ltdi.zoo import Zoo
+
+VALID = "valid"
+
+
+def collect_nets(
+    path: Path,
+    parts: dict[str, ImageSet],
+    recipe: Recipe,
+    host: NetHost,
+    training: InitialTraining,
+    *,
+    held_out: float,
+    about: dict[str, Any],
+    progress: Bars,
+) -> Zoo:
+    """Learn the shared initialisation, once, and solve tasks from it into a zoo."""
+    seen, held = hold_out(parts["train"], held_out, recipe.meta.seed)
+    zoo = start_net_zoo(path, host, recipe, about=about)
+    initial = initial_of(zoo) or learn_initial(
+        seen,
+        host,
+        replace(training, seed=recipe.meta.seed),
+        lambda i, n, loss: progress("initialisation", i, n, f"loss {loss:.3f}"),
+    )
+    valid = image_bank(parts["val"], host)
+    tensors = {"features": valid.features, "offsets": valid.offsets}
+    zoo.keep(VALID, tensors, list(valid.classes))
+    bank = image_bank(held, host)
+    return prepare_net_zoo(path, bank, host, initial, recipe, about=about, progress=progress)
+
+
+def train_nets(
+    zoo: Zoo, recipe: Recipe, out: Path, *, progress: Bars, log: JsonLog
+) -> NetGenerator:
+    """Meta-train a generator of whole networks on a zoo of them."""
+    held = zoo.shared(VALID)
+    return train_net_generator(
+        NetSet.of(zoo),
+        recipe,
+        out=out,
+        valid=FeatureBank(held["features"], held["offsets"], tuple(zoo.note(VALID))),
+        about={"data": zoo.about["data"], "zoo": zoo.about},
+        progress=progress,
+        log=log,
+    )

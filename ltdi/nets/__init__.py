@@ -1,0 +1,15 @@
+"""Whole small networks as what is generated: architecture, host, and shared initialisation."""
+
+from ltdi.nets.host import NetHost
+from ltdi.nets.initial import Initial, InitialTraining, learn_initial
+from ltdi.nets.net import NetConfig, SmallNet, net_space
+
+__all__ = [
+    "Initial",
+    "InitialTraining",
+    "NetConfig",
+    "NetHost",
+    "SmallNet",
+    "learn_initial",
+    "net_space",
+]

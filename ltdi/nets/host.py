@@ -1,0 +1,130 @@
+"""What a generated net lives in: an architecture and an input transform, no weights of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vmap
+
+from ltdi.backbone import InputTransform
+from ltdi.nets.net import NetConfig, net_space
+from ltdi.weights import WeightSpace
+
+# Nets at once: more only fill the memory.
+_AT_ONCE = 32
+
+
+class NetHost:
+    """An architecture that generated weights are put into (`ltdi.parts.Host`).
+
+    Args:
+        config: Architecture.
+        transform: From a user's images to the net's input.
+    """
+
+    group = "net"
+
+    def __init__(self, config: NetConfig, transform: InputTransform) -> None:
+        self.config, self.transform = config, transform
+        self._spaces: dict[int, WeightSpace] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of architecture and transform."""
+        text = json.dumps([asdict(self.config), self.transform.fields], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def describe(self) -> dict[str, Any]:
+        """See `ltdi.parts.Host`; what `from_config` reads."""
+        return {"config": asdict(self.config), "transform": asdict(self.transform)}
+
+    @classmethod
+    def from_config(cls, about: dict[str, Any]) -> NetHost:
+        """The inverse of `describe`."""
+        given: list[dict[str, Any]] = [
+            {k: tuple(v) if isinstance(v, list) else v for k, v in about[name].items()}
+            for name in ("config", "transform")
+        ]
+        return cls(NetConfig(**given[0]), InputTransform(**given[1]))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See `ltdi.parts.Host`: none, since all weights are generated and there is no buffer."""
+        return {}
+
+    def space(self, way: int) -> WeightSpace:
+        """The weight space of a net for tasks of `way` classes."""
+        if way not in self._spaces:
+            self._spaces[way] = net_space(self.config, way)
+        return self._spaces[way]
+
+    def predict(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
+        """Logits [P, way] of one net theta [n] on transformed images [P, ...]."""
+        weights = space.unflatten(theta)
+        z = self._features(weights, images)
+        return F.linear(z, weights["head.weight"], weights["head.bias"])
+
+    def logits(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
+        """Logits [B, P, way] of nets theta [B, n], each on images [B, P, ...] of its own."""
+        out: Tensor = vmap(lambda t, x: self.predict(t, x, space))(theta, images)
+        return out
+
+    def query_logits(self, theta: Tensor, query: Tensor) -> Tensor:
+        """Logits [E, way, Q, way] of nets theta [E, n] on images [E, way, Q, ...]; in chunks."""
+        way, count = query.shape[1:3]
+        space = self.space(way)
+        parts = zip(theta.split(_AT_ONCE), query.flatten(1, 2).split(_AT_ONCE), strict=True)
+        out = torch.cat([self.logits(t, x, space) for t, x in parts])
+        whole: Tensor = out.unflatten(1, (way, count))
+        return whole
+
+    def features(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
+        """What the head of one net theta [n] sees of images [P, ...]: [P, D]."""
+        return self._features(space.unflatten(theta), images)
+
+    def _features(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        c = self.config
+        for i, stride in enumerate(c.strides):
+            x = F.conv2d(x, weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"], stride, 1)
+            x = F.relu(F.group_norm(x, c.groups))
+        return x.flatten(1)
+
+    def gradient(
+        self,
+        theta: Tensor,
+        grid: Tensor,
+        mask: Tensor,
+        space: WeightSpace,
+        *,
+        alone: bool = False,
+    ) -> Tensor:
+        """Gradient [B, n] of the support's cross entropy, in units of one sample per class.
+
+        Args:
+            theta: [B, n] nets.
+            grid: [B, way, shot, channels, size, size] transformed support.
+            mask: [B, way, shot] 1 for real samples.
+            space: Weight space of the tasks.
+            alone: Whether one task may go without `torch.func`, which takes half the time but
+                cannot be part of another of its transforms.
+        """
+        way, shot = grid.shape[1:3]
+        label = torch.arange(way, device=grid.device).repeat_interleave(shot)
+
+        def loss(t: Tensor, x: Tensor, real: Tensor) -> Tensor:
+            each = F.cross_entropy(self.predict(t, x, space), label, reduction="none")
+            return way * (each * real).sum() / real.sum()
+
+        if alone and len(theta) == 1:
+            with torch.enable_grad():
+                leaf = theta[0].detach().requires_grad_()
+                value = loss(leaf, grid[0].flatten(0, 1), mask[0].flatten())
+                (own,) = torch.autograd.grad(value, leaf)
+            return own.unsqueeze(0)
+        out: Tensor = vmap(grad(loss))(theta, grid.flatten(1, 2), mask.flatten(1))
+        return out

@@ -1,0 +1,502 @@
+"""Whole networks for unseen tasks: ours against gradient descent from meta-learned starts."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ltdi.backbone import InputTransform
+from ltdi.baselines import Budget, Method, fitted, validation_episodes
+from ltdi.baselines.tuning import accuracy as episode_accuracy
+from ltdi.baselines.tuning import calibrate, choose
+from ltdi.baselines.whole import (
+    STEPS,
+    MamlLearner,
+    NetMethod,
+    Plan,
+    ReptileLearner,
+    Tuned,
+    walk,
+)
+from ltdi.data import ImageSet
+from ltdi.errors import unknown
+from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
+from ltdi.generator import NetGenerator
+from ltdi.memory import peak_mb, reset_peak
+from ltdi.nets import Initial, InitialTraining, NetConfig, NetHost, learn_initial
+from ltdi.recipe import NET_RECIPE, RECIPES, Recipe, named_recipe
+from ltdi.report.table import Result, Row
+from ltdi.tasks import Episodes, FeatureBank, sample_episodes
+from ltdi.tracks.fewshot import check_counts, hold_out, load_parts, one_thread
+from ltdi.tracks.presets import preset_of
+from ltdi.whole import NetSet, image_bank, prepare_net_zoo, train_net_generator
+
+Progress = Callable[[str, int, int, str], None]
+Log = Callable[[dict[str, Any]], None]
+
+STARTS = (1, 5)
+_RECIPES = tuple(name for name in RECIPES if name != "mc-di-paper")
+_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+
+
+@dataclass(frozen=True)
+class NetPreset:
+    """What is spent.
+
+    Attributes:
+        net: Architecture.
+        initial: Meta-learning of the shared initialisation.
+        recipe: Of `lt-di`; controls change one idea of it.
+        peer_iterations: Further meta-training of each peer.
+        episodes: Test episodes.
+        valid_episodes: Episodes that a method makes its choices on.
+        held_out: Share of the training classes that the initialisation does not see and that tasks
+            are solved on.
+        rotations: Whether rotated characters are classes of their own.
+    """
+
+    net: NetConfig
+    initial: InitialTraining
+    recipe: Recipe
+    peer_iterations: int
+    episodes: int
+    valid_episodes: int = 200
+    held_out: float = 0.3
+    rotations: bool = True
+
+
+_SMOKE = replace(
+    NET_RECIPE,
+    tasks=replace(NET_RECIPE.tasks, shots=(1,), per_setting=64, shard=32),
+    prepare=replace(NET_RECIPE.prepare, steps=12),
+    meta=replace(NET_RECIPE.meta, iterations=30, warmup=5, ema=0.9),
+)
+_PAPER = replace(
+    NET_RECIPE,
+    tasks=replace(NET_RECIPE.tasks, per_setting=10_000),
+    meta=replace(NET_RECIPE.meta, iterations=6000, tasks=16, ema=0.99),
+)
+PRESETS: Mapping[str, NetPreset] = {
+    "smoke": NetPreset(
+        NetConfig(), InitialTraining(iterations=600), _SMOKE, 4, 600, 40, rotations=False
+    ),
+    "standard": NetPreset(NetConfig(), InitialTraining(), NET_RECIPE, 200, 1000),
+    "paper": NetPreset(NetConfig(), InitialTraining(iterations=60_000), _PAPER, 6000, 10_000),
+}
+
+
+@dataclass
+class NetWorld:
+    """Everything that the methods of one run share.
+
+    Attributes:
+        host: Architecture.
+        initial: The shared initialisation.
+        train: Images of classes that the initialisation did not see.
+        valid: Images of validation classes: every choice is made on them.
+        test: Images of test classes: only measured on.
+        directory: Where zoos are kept during the run.
+    """
+
+    host: NetHost
+    initial: Initial
+    train: FeatureBank
+    valid: FeatureBank
+    test: FeatureBank
+    directory: Path
+    prepared: dict[Any, tuple[NetSet, float]] = field(default_factory=dict)
+
+    def prepare(self, recipe: Recipe, progress: Progress | None) -> tuple[NetSet, float]:
+        """Solved tasks and the seconds they took; recipes that agree share them."""
+        key = (recipe.tasks, recipe.prepare, recipe.meta.seed)
+        if key not in self.prepared:
+            start = time.perf_counter()
+            zoo = prepare_net_zoo(
+                self.directory / f"zoo-{len(self.prepared)}",
+                self.train,
+                self.host,
+                self.initial,
+                recipe,
+                progress=progress,
+            )
+            self.prepared[key] = NetSet.of(zoo), time.perf_counter() - start
+        return self.prepared[key]
+
+
+class GeneratedNet(NetMethod):
+    """A generator of whole networks.
+
+    Args:
+        name: One of the recipes.
+        base: The recipe that the name varies.
+        world: What the run shares.
+    """
+
+    kind: ClassVar[str] = "ours"
+    note: ClassVar[str] = "all weights generated from the support, without a gradient step"
+
+    def __init__(self, name: str, base: Recipe, world: NetWorld) -> None:
+        super().__init__(world.host)
+        self.recipe, self.world = named_recipe(name, base), world
+        self.prepare_s = self.train_s = 0.0
+        self.generator: NetGenerator | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
+
+        def staged(stage: str, done: int, total: int, text: str) -> None:
+            if progress:
+                progress(done, total, f"{stage}: {text}")
+
+        data, self.prepare_s = self.world.prepare(self.recipe, staged)
+        start = time.perf_counter()
+        self.generator = train_net_generator(
+            data,
+            self.recipe,
+            valid=valid,
+            judged=[(budget.way, budget.shot)],
+            progress=staged,
+        )
+        self.train_s = time.perf_counter() - start
+
+    def adapt(self, support: Tensor) -> Tensor:
+        """See `NetMethod.adapt`."""
+        return fitted(self.generator, self).weights(support)
+
+
+class Refined(NetMethod):
+    """Generated weights, and some gradient steps from them.
+
+    Args:
+        single: The generator as a method.
+        steps: How many.
+    """
+
+    kind: ClassVar[str] = "ours"
+    note: ClassVar[str] = "lt-di, then gradient descent on all weights"
+
+    def __init__(self, single: GeneratedNet, steps: int) -> None:
+        super().__init__(single.host)
+        self.single, self.steps, self.rates = single, steps, torch.zeros(1)
+        self.prepare_s = self.train_s = 0.0
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
+        """See `Method.fit`; the step sizes are chosen on validation episodes."""
+        if self.single.generator is None:
+            self.single.fit(train, valid, budget, progress)
+        self.prepare_s, self.train_s = self.single.prepare_s, self.single.train_s
+        support, query = validation_episodes(valid, budget)
+        count = len(self.host.space(budget.way).layers)
+        scored: list[tuple[float, Tensor, Tensor]] = []
+        for head in _RATES:
+            for below in (0.0, 0.1, 1.0):
+                self.rates = torch.full((count,), below * head * self.single.world.initial.rate)
+                self.rates[-1] = head * self.single.world.initial.rate
+                theta = torch.cat([self.adapt(part) for part in support.split(32)])
+                logits = self.host.query_logits(theta, query)
+                scored.append((float(episode_accuracy(logits).mean()), self.rates, logits))
+        _, self.rates, logits = choose(scored, lambda entry: entry[0])
+        self.scale = calibrate(logits)
+
+    def adapt(self, support: Tensor) -> Tensor:
+        """See `NetMethod.adapt`."""
+        theta = self.single.adapt(support)
+        space, mask = self.host.space(support.shape[1]), torch.ones(support.shape[:3])
+        rates = self.rates[space.layer_of]
+        for _ in range(self.steps):
+            theta = theta - rates * self.host.gradient(theta, support, mask, space, alone=True)
+        return theta
+
+
+class Initialisation(NetMethod):
+    """The shared initialisation with no step at all, or with the one that it was learned for.
+
+    Args:
+        world: What the run shares.
+        steps: 0 or 1.
+    """
+
+    kind: ClassVar[str] = "control"
+    note: ClassVar[str] = "theta_0 itself; a shared initialisation cannot know the task's labels"
+
+    def __init__(self, world: NetWorld, steps: int) -> None:
+        super().__init__(world.host)
+        count = len(world.host.space(2).layers)
+        rates = torch.zeros(count)
+        rates[-1] = steps * world.initial.rate
+        self.plan = Plan(world.initial.theta_0, rates, 1)
+
+    def adapt(self, support: Tensor) -> Tensor:
+        """See `NetMethod.adapt`."""
+        return walk(self.plan, self.host, support)[-1]
+
+
+def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[str, NetMethod]:
+    """The methods called `names`, unfitted.
+
+    Raises:
+        InputError: If a name is unknown.
+    """
+    reptile, maml = ReptileLearner(world.initial), MamlLearner(world.initial)
+    single = GeneratedNet("lt-di", recipe, world)
+    made: dict[str, Callable[[], NetMethod]] = {
+        "lt-di": lambda: single,
+        **{f"lt-di+{n}": partial(Refined, single, n) for n in STARTS},
+        **{n: partial(GeneratedNet, n, recipe, world) for n in _RECIPES if n != "lt-di"},
+        "anchor": partial(Initialisation, world, 0),
+        "anchor-step": partial(Initialisation, world, 1),
+        **{f"reptile-{n}": partial(Tuned, world.host, reptile, n) for n in STEPS},
+        **{f"maml-{n}": partial(Tuned, world.host, maml, n) for n in STEPS},
+    }
+    for name in names:
+        if name not in made:
+            raise unknown("method", name, made, where="--methods")
+    return {name: made[name]() for name in names}
+
+
+ALL_METHODS = (
+    "lt-di",
+    *(f"lt-di+{n}" for n in STARTS),
+    *(name for name in _RECIPES if name != "lt-di"),
+    "anchor",
+    "anchor-step",
+    *(f"reptile-{n}" for n in STEPS),
+    *(f"maml-{n}" for n in STEPS),
+)
+
+
+def kind_of(name: str) -> str:
+    """Whether a method is ours, a control or a peer."""
+    if name.partition("+")[0] == "lt-di":
+        return "ours"
+    return "peer" if name.rpartition("-")[0] in ("reptile", "maml") else "control"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished benchmark.
+
+    Attributes:
+        result: Table and JSON.
+        methods: The fitted methods by name.
+    """
+
+    result: Result
+    methods: dict[str, NetMethod]
+
+    def publish(self, path: Path) -> None:
+        """Write our generator, with the run's metrics in its card."""
+        ours = self.methods.get("lt-di")
+        if not isinstance(ours, GeneratedNet) or ours.generator is None:
+            return
+        s = self.result.settings
+        metrics = {
+            f"{self.result.dataset} {s['way']}-way {s['shot']}-shot, {row.method}": {
+                "mean": row.mean,
+                "ci95": row.ci95,
+                "episodes": row.episodes,
+            }
+            for row in self.result.rows
+            if row.kind != "control"
+        }
+        parts = ours.generator.parts
+        about = {**parts.about, "data": self.result.dataset, "metrics": metrics}
+        NetGenerator(replace(parts, about=about)).save(path / "generator")
+
+
+def build_world(
+    parts: dict[str, ImageSet], preset: NetPreset, *, seed: int, directory: Path, progress: Progress
+) -> NetWorld:
+    """Learn the shared initialisation on some training classes, and transform the other images."""
+    seen, held = hold_out(parts["train"], preset.held_out, seed)
+    host = NetHost(preset.net, InputTransform(preset.net.size, preset.net.channels))
+
+    def step(i: int, n: int, loss: float) -> None:
+        progress("initialisation", i, n, f"loss {loss:.3f}")
+
+    initial = learn_initial(seen, host, replace(preset.initial, seed=seed), step)
+    banks = [image_bank(images, host) for images in (held, parts["val"], parts["test"])]
+    return NetWorld(host, initial, banks[0], banks[1], banks[2], directory)
+
+
+def bench(
+    dataset: str,
+    data_dir: str | None = None,
+    *,
+    methods: Sequence[str] = ALL_METHODS,
+    preset: str | NetPreset = "standard",
+    way: int = 5,
+    shot: int = 1,
+    query: int = 15,
+    episodes: int | None = None,
+    split: str | None = None,
+    seed: int = 0,
+    progress: Progress = lambda stage, done, total, text: None,
+    log: Log = lambda record: None,
+) -> Outcome:
+    """Whole networks for tasks of unseen classes: methods on the same test episodes.
+
+    Args:
+        dataset: "glyphs", "omniglot", or a folder or zip of drawings as <class>/<image>.
+        data_dir: Where a named data set lies.
+        methods: Names; all of `ALL_METHODS` where there are none.
+        preset: Name of a preset, or a preset.
+        way: Classes per test episode.
+        shot: Support images per class.
+        query: Query images per class.
+        episodes: Test episodes; the preset's number by default.
+        split: The named set's split, such as "official" for Omniglot.
+        seed: Fixes everything.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+
+    Raises:
+        InputError: If a name is unknown or the data do not suffice.
+    """
+    if isinstance(preset, str) and preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS, where="--preset")
+    label = preset if isinstance(preset, str) else "custom"
+    p = PRESETS[preset] if isinstance(preset, str) else preset
+    methods = tuple(methods) or ALL_METHODS
+    for name in methods:
+        if name not in ALL_METHODS:
+            raise unknown("method", name, ALL_METHODS, where="--methods")
+    count = p.episodes if episodes is None else episodes
+    check_counts(query=query, episodes=count)
+    drawn = replace(
+        preset_of("omniglot", "smoke"),
+        size=p.net.size,
+        channels=p.net.channels,
+        rotations=p.rotations,
+    )
+    parts = load_parts(dataset, data_dir, drawn, split=split, seed=seed)
+    sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
+    recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
+    rows: list[Row] = []
+    scores: dict[str, Scores] = {}
+    adapt: dict[str, float] = {}
+    with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread():
+        start = time.perf_counter()
+        world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
+        initial_s = time.perf_counter() - start
+        log({"event": "initialisation", "seconds": initial_s})
+        tests = world.test.episodes(
+            way=way, shot=shot, query=query, episodes=count, seed=seed + 77_000
+        )
+        budget = Budget(p.peer_iterations, way, shot, query, p.valid_episodes, seed)
+        made = methods_of(methods, recipe, world)
+        for name, method in made.items():
+            reset_peak()
+            start = time.perf_counter()
+            method.fit(world.train, world.valid, budget, partial(progress, name))
+            prepare_s, train_s = 0.0, time.perf_counter() - start
+            if isinstance(method, GeneratedNet | Refined):
+                prepare_s, train_s = method.prepare_s, method.train_s
+            scores[name] = score(method.predict, world.test, tests)
+            rows.append(_row(name, method, scores[name], world, tests, prepare_s, train_s))
+            log({"event": "method", **asdict(rows[-1])})
+        # One after another, so that all are timed in the same minute.
+        adapt = {name: adapt_ms(method, world.test, tests) for name, method in made.items()}
+        settings = {
+            "target": "net",
+            "way": way,
+            "shot": shot,
+            "query": query,
+            "net": asdict(p.net),
+            "weights": world.host.space(way).size,
+            "classes": {
+                "initialisation": len(parts["train"].classes) - len(world.train.classes),
+                "train": len(world.train.classes),
+                "val": len(world.valid.classes),
+                "test": len(world.test.classes),
+            },
+            "initial": asdict(p.initial),
+            "initial_s": round(initial_s, 2),
+            "recipe": asdict(recipe),
+            "peer_iterations": p.peer_iterations,
+            "sampling": {
+                n: asdict(m.generator.parts.sampling)
+                for n, m in made.items()
+                if isinstance(m, GeneratedNet) and m.generator
+            },
+            "adapt_ms": {name: round(ms, 3) for name, ms in adapt.items()},
+            "paired": _paired(scores),
+            "nll": {name: round(float(s.nll.mean()), 5) for name, s in scores.items()},
+            "ece": {name: round(s.ece, 5) for name, s in scores.items()},
+            "tasks_per_s": {n: round(len(tests) / s.seconds, 1) for n, s in scores.items()},
+            "notes": {name: _note(m) for name, m in made.items()},
+        }
+    result = Result("nets", dataset, label, seed, settings, rows)
+    return Outcome(result, made)
+
+
+def _note(method: NetMethod) -> str:
+    return method.learner.note if isinstance(method, Tuned) else method.note
+
+
+def adapt_ms(method: NetMethod, bank: FeatureBank, episodes: Episodes, repeats: int = 30) -> float:
+    """Median wall time in milliseconds from one task's support to its weights."""
+    times = []
+    for i in range(min(repeats, len(episodes))):
+        support = bank.features[episodes[i : i + 1].support]
+        start = time.perf_counter()
+        method.adapt(support)
+        times.append(time.perf_counter() - start)
+    return 1000 * float(torch.tensor(times).median())
+
+
+def _row(
+    name: str,
+    method: Method,
+    scores: Scores,
+    world: NetWorld,
+    tests: Episodes,
+    prepare_s: float,
+    train_s: float,
+) -> Row:
+    s = summarise(scores.accuracy)
+    latency = latency_ms(method.predict, world.test, tests)
+    return Row(
+        name,
+        kind_of(name),
+        "accuracy",
+        s.mean,
+        s.ci95,
+        s.episodes,
+        latency,
+        prepare_s,
+        train_s,
+        peak_mb(),
+    )
+
+
+def _paired(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
+    """lt-di minus every other method, on the same episodes."""
+    if "lt-di" not in scores:
+        return {}
+    ours, out = scores["lt-di"].accuracy, {}
+    for name, theirs in scores.items():
+        if name != "lt-di":
+            d = paired(ours, theirs.accuracy)
+            out[name] = {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)}
+    return out
