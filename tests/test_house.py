@@ -41,6 +41,7 @@ ROOMS = (
     "checkpoint",
     "meta",
     "recipe",
+    "adapters",
     "report",
     "parts",
     "generator",

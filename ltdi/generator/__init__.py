@@ -1,21 +1,24 @@
 """What a user loads: one interface, one file for each kind of weights."""
 
+from ltdi.generator.adapters import AdapterGenerator, TextSupport
 from ltdi.generator.base import CARD, KINDS, Generator, View, Weights
 from ltdi.generator.heads import HeadGenerator
 from ltdi.generator.images import ImageGenerator
 from ltdi.generator.nets import NetGenerator
 
 # A new kind of weights is one line here.
-for _kind in (HeadGenerator, NetGenerator):
+for _kind in (HeadGenerator, NetGenerator, AdapterGenerator):
     KINDS[_kind.kind] = _kind
 
 __all__ = [
     "CARD",
     "KINDS",
+    "AdapterGenerator",
     "Generator",
     "HeadGenerator",
     "ImageGenerator",
     "NetGenerator",
+    "TextSupport",
     "View",
     "Weights",
 ]

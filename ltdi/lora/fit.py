@@ -58,6 +58,7 @@ def fit_adapter(
     rng: torch.Generator,
     *,
     start: Tensor | None = None,
+    taken: int = 0,
     precision: str = "auto",
     progress: Callable[[int, int, float], None] | None = None,
 ) -> Fitted:
@@ -74,15 +75,25 @@ def fit_adapter(
             towards the start.
         rng: Source of batches.
         start: [n] weights to start from; theta_0 by default.
+        taken: Steps that `start` has taken of this schedule, a multiple of a segment: the rate goes
+            on from there, and only the local targets that are left are kept. So one long run
+            branches cheaply into many, whose ends differ in rows and batches.
         precision: "auto" takes bfloat16 where the processor has it; "float32" never does.
         progress: Called as progress(step, steps, loss).
 
     Raises:
-        InputError: For labels that do not fit the head.
+        InputError: For labels that do not fit the head, or a branch that no segment begins at.
         MismatchError: For a start of another weight space.
     """
     p, begin = preparation, time.perf_counter()
     _check_targets(adapter, inputs, targets)
+    segment = p.steps // p.segments
+    if not 0 <= taken < p.steps or taken % segment:
+        raise InputError(
+            f"a run of {p.steps} steps in segments of {segment} has no local target at {taken}",
+            where="taken",
+            fix=f"choose a multiple of {segment} below {p.steps}",
+        )
     first = adapter.theta_0 if start is None else start
     if first.shape != adapter.theta_0.shape:
         raise MismatchError(
@@ -96,7 +107,7 @@ def fit_adapter(
     optimiser = _OPTIMISERS[p.optimiser](delta, p)
     batches = shuffled(inputs, p.batch or len(inputs), rng)
     kept, losses = [], []
-    for step in range(p.steps):
+    for step in range(taken, p.steps):
         rows = next(batches)
         x, y = trim(inputs[rows]), targets[rows]
         loss = loss_of(first + delta, x, y)
@@ -108,12 +119,12 @@ def fit_adapter(
         optimiser.param_groups[0]["lr"] = p.lr * _rate(step, p.steps)
         optimiser.step()
         losses.append(float(loss.detach()))
-        if (step + 1) % (p.steps // p.segments) == 0:
+        if (step + 1) % segment == 0:
             kept.append(first + delta.detach())
         if progress:
             progress(step + 1, p.steps, losses[-1])
     theta = torch.stack(kept)
-    mean = torch.tensor(losses).unflatten(0, (p.segments, -1)).mean(1)
+    mean = torch.tensor(losses).unflatten(0, (-1, segment)).mean(1)
     finite = bool(theta.isfinite().all() and mean.isfinite().all())
     return Fitted(theta, mean, finite, time.perf_counter() - begin)
 

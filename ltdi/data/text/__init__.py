@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ltdi.data.text import glue, hub, table
+from ltdi.data.text import glue, hub, rules, table
 from ltdi.data.text.subtasks import KINDS, SubTask, kmeans, subtasks
 from ltdi.data.text.table import Columns
 from ltdi.data.text.textset import Text, TextSet
@@ -17,13 +17,21 @@ __all__ = [
     "SubTask",
     "Text",
     "TextSet",
+    "description",
     "kmeans",
     "load",
     "subtasks",
 ]
 
-HUB = "hub:"
+HUB, RULE = "hub:", "rule:"
 _COLUMNS = Columns()
+
+
+def description(name: str) -> str:
+    """What a task of GLUE or by rule asks, in a sentence; nothing for others."""
+    if name.startswith(RULE):
+        return rules.DESCRIPTIONS.get(name.removeprefix(RULE), "")
+    return glue.DESCRIPTIONS[glue.task_name(name)] if glue.is_task(name) else ""
 
 
 def load(
@@ -35,8 +43,9 @@ def load(
     """Load texts by the name of a GLUE task, by path, or from the hub.
 
     Args:
-        name_or_path: A GLUE task such as "sst-2"; a `.jsonl`, `.csv` or `.tsv` file; a directory
-            or zip with such files called train, dev and test; or "hub:NAME" or "hub:NAME:CONFIG".
+        name_or_path: A GLUE task such as "sst-2"; a task by rule such as "rule:tone"; a `.jsonl`,
+            `.csv` or `.tsv` file; a directory or zip with such files called train, dev and test;
+            or "hub:NAME" or "hub:NAME:CONFIG".
         data_dir: Where GLUE lies, in its official layout; not for the others.
         columns: Which columns hold what; not for GLUE.
 
@@ -52,6 +61,8 @@ def load(
     if given.startswith(HUB):
         name, _, config = given.removeprefix(HUB).partition(":")
         return hub.load(name, columns, config=config or None)
+    if given.startswith(RULE):
+        return rules.load(given.removeprefix(RULE))
     if glue.is_task(given):
         return glue.load(data_dir, given)
     if data_dir is not None and path.exists():

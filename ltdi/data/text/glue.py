@@ -74,6 +74,16 @@ TASKS = {
         "WNLI", ("sentence1", "sentence2"), labelling=_classes("not_entailment", "entailment")
     ),
 }
+# What each task asks; the words are ours.
+DESCRIPTIONS = {
+    "cola": "Is the sentence acceptable English grammar?",
+    "sst-2": "Is the sentiment of the film review positive or negative?",
+    "mrpc": "Are the two sentences from the news paraphrases of each other?",
+    "qnli": "Does the sentence contain the answer to the question?",
+    "rte": "Does the first text entail the second?",
+    "sts-b": "How similar in meaning are the two sentences?",
+    "wnli": "Does the second sentence follow from the first, with the pronoun replaced?",
+}
 
 
 def load(

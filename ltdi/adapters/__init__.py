@@ -1,0 +1,1 @@
+"""Generated LoRA adapters: text tasks, their runs, and the generator that learns from them."""

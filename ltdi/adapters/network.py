@@ -1,0 +1,100 @@
+"""The trained network of an adapter generator: encoder, basis and a denoiser of coordinates."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ltdi.adapters.basis import Basis
+from ltdi.adapters.condition import Facts, TextEncoder, as_way
+from ltdi.condition import Condition
+from ltdi.denoiser import TokenTransformer
+from ltdi.recipe import Network
+from ltdi.weights import WeightSpace
+
+
+class AdapterDenoiser(nn.Module):
+    """f_phi(z_t, t, i/k, c) over the coordinates z of an adapter, one token per block.
+
+    Args:
+        space: Weight space of the adapters, at any way.
+        base_width: D of the base model.
+        shape: Width, depth and heads of the transformer.
+        steps: T.
+        rank: Directions per block of the basis.
+        rows: Whether support rows are a condition.
+        text: Whether descriptions are.
+        tasks: Known tasks, whose conditions are kept.
+    """
+
+    def __init__(
+        self,
+        space: WeightSpace,
+        base_width: int,
+        shape: Network,
+        steps: int,
+        *,
+        rank: int,
+        rows: bool = True,
+        text: bool = True,
+        tasks: int = 0,
+    ) -> None:
+        super().__init__()
+        self.basis = Basis(space, rank)
+        self.encoder = TextEncoder(base_width, shape.width, rows=rows, text=text)
+        self.of_stage = nn.Sequential(
+            nn.Linear(1, shape.width), nn.SiLU(), nn.Linear(shape.width, shape.width)
+        )
+        self.denoiser = TokenTransformer(
+            self.basis.latent(2),
+            condition_width=shape.width,
+            steps=steps,
+            width=shape.width,
+            depth=shape.depth,
+            heads=shape.heads,
+        )
+        self.register_buffer("known_task", torch.zeros(tasks, self.encoder.seen + 1))
+        self.register_buffer("known_outputs", torch.zeros(tasks, 2, self.encoder.seen))
+        self.register_buffer("known_text", torch.zeros(tasks, base_width + 1))
+        self._latent: dict[int, WeightSpace] = {}
+
+    def latent(self, way: int) -> WeightSpace:
+        """Space of the coordinates of adapters with `way` outputs."""
+        if way not in self._latent:
+            self._latent[way] = self.basis.latent(way)
+        return self._latent[way]
+
+    @torch.no_grad()
+    def remember(self, number: int, known: Facts) -> None:
+        """Keep the condition of a known task: the mean of `Facts` of its runs."""
+        self.get_buffer("known_task")[number] = known.task.mean(0)
+        self.get_buffer("known_outputs")[number] = as_way(known.outputs, 2).mean(0)
+        self.get_buffer("known_text")[number] = known.text.mean(0)
+
+    def recall(self, way: int) -> Facts:
+        """Conditions of all known tasks, as they would be with `way` outputs."""
+        return Facts(
+            self.get_buffer("known_task"),
+            as_way(self.get_buffer("known_outputs"), way),
+            self.get_buffer("known_text"),
+        )
+
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor,
+        stage: Tensor,
+        task: Tensor,
+        outputs: Tensor,
+        text: Tensor,
+    ) -> Tensor:
+        """Denoise z [B, m] at t [B], asked for local target stage = i/k [B], given `Facts`."""
+        return self.denoise(z, t, stage, self.encoder(task, outputs, text))
+
+    def denoise(self, z: Tensor, t: Tensor, stage: Tensor, code: Condition) -> Tensor:
+        """`forward`, with the condition worked out once."""
+        whole = code.task + self.of_stage(torch.log2(stage).unsqueeze(-1))
+        out: Tensor = self.denoiser(
+            z, t, Condition(whole, code.classes), self.latent(code.classes.shape[1])
+        )
+        return out

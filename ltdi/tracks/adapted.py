@@ -1,0 +1,298 @@
+"""Methods of the llm track: how each makes an adapter for a task from what it may see of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ltdi.adapters.collect import validation
+from ltdi.adapters.host import LanguageHost
+from ltdi.adapters.kept import Kept
+from ltdi.adapters.peers import average, complete, full_model, nearest
+from ltdi.adapters.source import Source
+from ltdi.adapters.support import support_rows
+from ltdi.adapters.training import AdapterRecipe, Solved, Trained, named_recipe, train_network
+from ltdi.anchor import Anchor
+from ltdi.collect import Preparation
+from ltdi.generator import AdapterGenerator, TextSupport
+from ltdi.lora import fit_adapter
+from ltdi.parts import Parts
+from ltdi.recipe import Sampling
+
+GENERATED = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "anchored-regression", "hypernetwork")
+MADE = ("base", "soup", "nearest")
+FITTED = ("lora", "lora-support", "full-finetune")
+METHODS = (*GENERATED, *MADE, *FITTED)
+KINDS = {
+    "lt-di": "ours",
+    "hypernetwork": "peer",
+    **dict.fromkeys(("mv-di", "tw-di", "mv-di-matched", "anchored-regression", "base"), "control"),
+}
+NOTES = {
+    "lt-di": "trajectory diffusion over adapters, from support rows and a description",
+    "hypernetwork": "direct regression of weights on a task's description, as text-to-LoRA does "
+    "(re-implemented; same basis and network as ours)",
+    "base": "the frozen base with a head fitted to the support",
+    "soup": "average of the zoo's adapters, with a head fitted to the support",
+    "nearest": "adapter of the known task whose rows are most alike",
+    "lora": "LoRA fitted to all training rows, the snapshot that is best on validation rows",
+    "lora-support": "LoRA fitted to the support rows alone",
+    "full-finetune": "all weights but word embeddings, fitted to all training rows",
+}
+Progress = Callable[[str, int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One task in one setting: what is known of it, and what is measured.
+
+    Attributes:
+        name: Such as "sst-2" or "sst-2, unseen".
+        task: Number of the task.
+        source: The task.
+        known: Tasks whose runs may be learnt from.
+        pool: Rows of the source that a support is drawn from.
+        inputs: [rows, channels, T] of the rows that are measured on.
+        labels: [rows].
+    """
+
+    name: str
+    task: int
+    source: Source
+    known: tuple[int, ...]
+    pool: Tensor
+    inputs: Tensor
+    labels: Tensor
+
+
+@dataclass
+class Made:
+    """Weights of one method for one setting and seed.
+
+    Attributes:
+        theta: [n].
+        seconds: From support rows, or training rows, to weights.
+        full: Whether they are weights of the whole model.
+    """
+
+    theta: Tensor
+    seconds: float
+    full: bool = False
+
+
+@dataclass
+class Bench:
+    """What the methods of one run share."""
+
+    host: LanguageHost
+    sources: Sequence[Source]
+    descriptions: Sequence[str]
+    groups: list[Solved]
+    recipe: AdapterRecipe
+    kept: Kept
+    seed: int
+    support: int
+    full: Preparation
+    few_steps: int
+    trunks: Callable[[int, int], tuple[Tensor, float]]
+    sampling: dict[str, Sampling] = field(default_factory=dict)
+    train_s: dict[str, list[float]] = field(default_factory=dict)
+    generators: dict[Any, AdapterGenerator] = field(default_factory=dict)
+    progress: Progress | None = None
+
+    def known(self, tasks: Sequence[int]) -> list[Solved]:
+        """Runs of some tasks."""
+        wanted = torch.tensor(tasks)
+        kept = [g.keep(torch.isin(g.task, wanted)) for g in self.groups]
+        return [g for g in kept if len(g)]
+
+    def spaces(self, groups: Sequence[Solved]) -> list[Any]:
+        """Weight space of each group."""
+        return [self.host.adapter(g.outputs).space for g in groups]
+
+    def support_of(self, setting: Setting, seed: int) -> TextSupport:
+        """Support rows of a setting; all methods see the same."""
+        rng = torch.Generator().manual_seed(self.seed + 7919 * seed + setting.task)
+        rows = support_rows(setting.source, setting.pool, self.support, rng)
+        texts = setting.source.train.select(rows)
+        return TextSupport(texts, self.descriptions[setting.task])
+
+    def generator(self, name: str, known: tuple[int, ...], seed: int) -> AdapterGenerator:
+        """A generator of a recipe that has learnt from some tasks."""
+        key = (name, known, seed)
+        if key in self.generators:
+            return self.generators[key]
+        recipe = named_recipe(name, self.recipe)
+        recipe = replace(recipe, meta=replace(recipe.meta, seed=self.seed + seed))
+        groups = self.known(known)
+        adapters = {g.outputs: self.host.adapter(g.outputs) for g in groups}
+        label = f"{name} on {len(known)} tasks, seed {seed}"
+
+        def moved(i: int, n: int, loss: float) -> None:
+            if self.progress:
+                self.progress(label, i, n, f"loss {loss:.4f}")
+
+        start = time.perf_counter()
+        found = train_network(groups, adapters, recipe, progress=moved)
+        self.train_s.setdefault(name, []).append(time.perf_counter() - start)
+        gen = assemble(found, self.host, self.about(known))
+        if name in self.sampling:
+            gen = AdapterGenerator(replace(gen.parts, sampling=self.sampling[name]))
+        self.generators[key] = gen
+        return gen
+
+    def about(self, known: Sequence[int]) -> dict[str, Any]:
+        """For a generator's card."""
+        return {"data": ", ".join(self.sources[t].name for t in known)}
+
+    def make(self, method: str, setting: Setting, seed: int) -> Made:
+        """Weights of one method."""
+        if method == "lora":
+            return self._lora(setting, seed)
+        if method == "full-finetune":
+            return self._full(setting, seed)
+        support = self.support_of(setting, seed)
+        if method == "lora-support":
+            return self._few(setting, support, seed)
+        host, outputs = self.host, setting.source.outputs
+        gen = self.generator(method, setting.known, seed) if method in GENERATED else None
+        known = self.known(setting.known)
+        start = time.perf_counter()
+        if gen is not None:
+            return Made(gen.theta(support, seed=seed), time.perf_counter() - start)
+        adapter, head = host.adapter(outputs), "fitted"
+        weights: dict[str, Tensor] = {}
+        if method == "soup":
+            weights = average(known, self.spaces(known))
+        elif method == "nearest":
+            features = host.features(support.texts.texts)
+            weights, _ = nearest(
+                known, self.spaces(known), features, support.texts.targets, outputs
+            )
+            head = "auto"
+        theta, _ = host.refine(
+            complete(adapter, weights),
+            adapter.space,
+            host.inputs(support.texts.texts),
+            support.texts.targets,
+            head=head,
+        )
+        return Made(theta, time.perf_counter() - start)
+
+    def _lora(self, setting: Setting, seed: int) -> Made:
+        """The zoo's own trunk on all rows; of a slice, a run on the rows of its pool."""
+        if setting.pool is setting.source.fit:
+            return Made(*self.trunks(setting.task, seed))
+        name = f"lora-{setting.name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        return self._fit(name, setting.source, setting.pool, seed, self.recipe.prepare)
+
+    def _few(self, setting: Setting, support: TextSupport, seed: int) -> Made:
+        name = f"few-{setting.name.replace(', ', '-').replace(' ', '-')}-{seed}"
+        steps = self.few_steps
+        preparation = replace(self.recipe.prepare, steps=steps, segments=1)
+
+        def make() -> dict[str, Tensor]:
+            rng = torch.Generator().manual_seed(self.seed + seed)
+            inputs = self.host.inputs(support.texts.texts)
+            adapter = self.host.adapter(setting.source.outputs)
+            found = fit_adapter(adapter, inputs, support.texts.targets, preparation, rng)
+            return {"theta": found.theta[-1]}
+
+        theta = self.kept(name, make)["theta"]
+        return Made(theta, self.kept.seconds[name])
+
+    def _fit(
+        self, name: str, source: Source, rows: Tensor, seed: int, preparation: Preparation
+    ) -> Made:
+        def make() -> dict[str, Tensor]:
+            rng = torch.Generator().manual_seed(self.seed + seed)
+            adapter = self.host.adapter(source.outputs)
+            targets = source.train.targets[rows]
+            found = fit_adapter(adapter, source.inputs[rows], targets, preparation, rng)
+            return {"theta": found.theta[-1]}
+
+        theta = self.kept(name, make)["theta"]
+        return Made(theta, self.kept.seconds[name])
+
+    def _full(self, setting: Setting, seed: int) -> Made:
+        source = setting.source
+        name = f"full-{source.name}-{seed}"
+
+        def make() -> dict[str, Tensor]:
+            rng = torch.Generator().manual_seed(self.seed + seed)
+            model = full_model(self.host.base, source.outputs)
+            rows, p = setting.pool, self.full
+            found = fit_adapter(model, source.inputs[rows], source.train.targets[rows], p, rng)
+            return {"theta": found.theta[-1].half()}
+
+        theta = self.kept(name, make)["theta"].float()
+        return Made(theta, self.kept.seconds[name], full=True)
+
+    def warm(self, setting: Setting, seed: int, preparation: Preparation) -> dict[str, Tensor]:
+        """Snapshots of LoRA that starts at our generated adapter: "theta" [k, n]."""
+        source = setting.source
+
+        def make() -> dict[str, Tensor]:
+            start = self.make("lt-di", setting, seed).theta
+            rng = torch.Generator().manual_seed(self.seed + 31 * seed + 1)
+            adapter = self.host.adapter(source.outputs)
+            rows = setting.pool
+            found = fit_adapter(
+                adapter,
+                source.inputs[rows],
+                source.train.targets[rows],
+                preparation,
+                rng,
+                start=start,
+            )
+            return {"theta": found.theta, "start": start}
+
+        return self.kept(f"warm-{source.name}-{seed}", make)
+
+
+def assemble(found: Trained, host: LanguageHost, about: Mapping[str, Any]) -> AdapterGenerator:
+    """A generator of a trained network."""
+    recipe = found.recipe
+    return AdapterGenerator(
+        Parts(
+            host.adapter(2).space,
+            found.network,
+            Anchor(),
+            found.normaliser,
+            recipe.diffusion,
+            recipe.network,
+            recipe.sampling,
+            host,
+            {
+                **about,
+                "condition": {"rank": recipe.rank, "rows": recipe.rows, "text": recipe.text},
+            },
+        )
+    )
+
+
+def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:
+    """Steps of a recipe's chain, by the mean metric on validation rows of tasks of the zoo."""
+    recipe = named_recipe(name, bench.recipe)
+    scores: dict[int, float] = {}
+    for steps in sorted({s for s in (1, 4, 20) if s <= recipe.diffusion.steps}):
+        chosen = replace(recipe.sampling, steps=steps)
+        total = 0.0
+        for setting in settings:
+            gen = bench.generator(name, setting.known, 0)
+            support = replace(bench.support_of(setting, 0), head="generated")
+            theta = gen.theta(support, **{"steps": chosen.steps})
+            total += validation(bench.host, setting.source, theta)
+        scores[steps] = total / len(settings)
+    best = max(scores, key=lambda s: (round(scores[s], 4), -s))
+    bench.sampling[name] = replace(recipe.sampling, steps=best)
+    for key, gen in list(bench.generators.items()):
+        if key[0] == name:
+            parts = replace(gen.parts, sampling=bench.sampling[name])
+            bench.generators[key] = AdapterGenerator(parts)
+    return {str(k): round(v, 5) for k, v in scores.items()}

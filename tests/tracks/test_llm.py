@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import ltdi
+from ltdi.cli import main
+from ltdi.errors import InputError
+from ltdi.generator import AdapterGenerator
+from ltdi.report.table import Result
+from ltdi.tracks import TRACKS, llm
+from tests.lora.conftest import libraries, offline
+
+__all__ = ["libraries", "offline"]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> pytest.MonkeyPatch:
+    """The smoke preset, with even less of everything."""
+    patch = pytest.MonkeyPatch()
+    p = llm.PRESETS["smoke"]
+    recipe = replace(
+        p.recipe,
+        runs=replace(p.recipe.runs, branches=1),
+        prepare=replace(p.recipe.prepare, steps=5),
+        meta=replace(p.recipe.meta, iterations=3),
+    )
+    full = replace(p.full, steps=2)
+    small = replace(p, recipe=recipe, full=full, dev=40, warm_steps=5, few_steps=2)
+    patch.setattr(llm, "RESAMPLES", 10)
+    patch.setitem(llm.PRESETS, "smoke", small)  # type: ignore[arg-type]
+    yield patch
+    patch.undo()
+
+
+def run(work: Path, **options: object) -> llm.LlmOutcome:
+    given: dict[str, object] = {"methods": llm.ALL_METHODS, "preset": "smoke", "seeds": 1}
+    given |= {"tasks": "rule:tone,rule:same,rule:amount", "work": str(work), **options}
+    return llm.bench(**given)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def outcome(tiny: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> llm.LlmOutcome:
+    return run(tmp_path_factory.mktemp("llm") / "work")
+
+
+def test_every_method_has_a_row_in_every_setting(outcome: llm.LlmOutcome) -> None:
+    rows = outcome.result.rows
+    for task in ("tone", "same", "amount"):
+        found = {r.method for r in rows if r.dataset == task}
+        assert found == set(llm.ALL_METHODS)
+        unseen = {r.method for r in rows if r.dataset == f"{task}, unseen"}
+        assert unseen == found - {"lora", "full-finetune"}
+    means = {r.dataset for r in rows if r.metric == "score"}
+    assert {"mean of 3", "mean of 3, unseen"} <= means
+    assert {r.kind for r in rows if r.method == "lt-di"} == {"ours"}
+    metrics = {r.dataset: r.metric for r in rows if r.method == "lora"}
+    assert metrics["amount"] == "spearman" and metrics["tone"] == "accuracy"
+
+
+def test_the_result_is_json_and_says_what_was_compared(outcome: llm.LlmOutcome) -> None:
+    data = outcome.result.to_dict()
+    assert Result.from_dict(data) == outcome.result
+    s = data["settings"]
+    assert set(s["speed"]) == {"tone", "same", "amount"}
+    assert all(v["ratio"] > 0 and v["of"] == 1 for v in s["speed"].values())
+    warm = s["warm start"]["tone"]
+    assert list(warm["warm"]) == ["0", "1", "2", "3", "4", "5"]
+    assert s["paired"]["tone"]["lora"]["ci95"] >= 0
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same(
+    outcome: llm.LlmOutcome, tiny: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    work = tmp_path_factory.mktemp("again") / "work"
+    first = run(work, methods=("lt-di", "lora"), settings="known", seeds=1)
+    pieces = sorted(work.rglob("*.safetensors"))
+    times = [p.stat().st_mtime_ns for p in pieces]
+    second = run(work, methods=("lt-di", "lora"), settings="known", seeds=1)
+    assert [p.stat().st_mtime_ns for p in pieces] == times
+    for a, b in zip(first.result.rows, second.result.rows, strict=True):
+        assert (a.method, a.dataset, a.mean, a.ci95) == (b.method, b.dataset, b.mean, b.ci95)
+
+
+def test_it_publishes_a_generator(outcome: llm.LlmOutcome, tmp_path: Path) -> None:
+    outcome.publish(tmp_path)
+    found = ltdi.Generator.from_pretrained(tmp_path / "generator")
+    assert isinstance(found, AdapterGenerator)
+    assert "tone, accuracy" in (tmp_path / "generator" / "README.md").read_text()
+
+
+def test_unknown_names(tmp_path: Path) -> None:
+    for options, match in (
+        ({"methods": ("ltdi",)}, "lt-di"),
+        ({"settings": "know"}, "known"),
+        ({"tasks": "rule:tome,rule:same"}, "tone"),
+        ({"tasks": "sst3,cola"}, "sst-2"),
+        ({"base": "not-a-model"}, "cannot load the base model"),
+        ({"tasks": "rule:tone"}, "an unseen task needs others"),
+        ({"target_modules": "querry"}, "query"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+    ):
+        with pytest.raises(InputError, match=match):
+            run(tmp_path / "work", **options)
+
+
+def test_the_command_line_has_it(capsys: pytest.CaptureFixture[str]) -> None:
+    assert TRACKS["llm"].label({"base": None}) == "default"
+    with pytest.raises(SystemExit) as stop:
+        main(["bench", "llm", "--help"])
+    assert stop.value.code == 0
+    assert "--target-modules" in capsys.readouterr().out
