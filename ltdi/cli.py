@@ -9,6 +9,7 @@ import re
 import sys
 from argparse import HelpFormatter
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import fields
 from importlib import metadata
 from typing import Any, NoReturn
 
@@ -24,10 +25,12 @@ EXAMPLES = {
     "demo": ["ltdi demo --out runs/demo"],
     "collect": [
         "ltdi collect --data glyphs --out runs/my/zoo",
+        "ltdi collect --data glyphs --workers 2 --out runs/my/zoo",
         "ltdi collect --data omniglot --data-dir ~/omniglot --tasks.per-setting 4000 --out runs/o",
     ],
     "train": [
         "ltdi train --zoo runs/my/zoo --out runs/my/generator",
+        "ltdi train --collect.data glyphs --workers 2 --zoo runs/c/zoo --out runs/c/generator",
         "ltdi train --config runs/my/generator/train.yaml --out runs/b --meta.iterations 2000",
     ],
     "generate": [
@@ -177,6 +180,9 @@ def make_parser() -> Parser:
                 skip |= {"action", "zoos"}
                 sub.add_argument("action", help="info, verify or merge")
                 sub.add_argument("zoos", nargs="+", help="directories, or URLs that fsspec reads")
+            if name == "collect":
+                skip.add("options")
+                sub.add_class_arguments(commands.Collecting, as_group=False)
             sub.add_function_arguments(function, skip=skip)
     return parser
 
@@ -211,6 +217,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name == "bench":
             values = _of_track(values["subcommand"], vars(values[values["subcommand"]]))
         values.pop("config", None)
+        if name == "collect":
+            own = {f.name for f in fields(commands.Collecting)}
+            options = commands.Collecting(**{k: values.pop(k) for k in own})
+            values["options"] = options
         COMMANDS[name](**values, resolved=resolved)
     except LtdiError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)

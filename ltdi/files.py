@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,12 +92,34 @@ def write_tensors(
 
     Returns:
         The digest.
+
+    Raises:
+        OSError: If it cannot be written; what was there before stays.
     """
     data = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     mark = digest(data, metadata)
     with replacing(path) as temporary:
-        safetensors.torch.save_file(data, temporary, {**(metadata or {}), DIGEST: mark})
+        try:
+            safetensors.torch.save_file(data, temporary, {**(metadata or {}), DIGEST: mark})
+        except safetensors.SafetensorError as error:
+            # A full disk comes as text.
+            number = re.search(r"os error (\d+)", str(error))
+            code = int(number[1]) if number else errno.EIO
+            raise OSError(code, os.strerror(code), str(path)) from error
+        _sort_metadata(temporary)
     return mark
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order: the library writes them as they come, differently every time."""
+    with path.open("r+b") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # the rest is padding
+            stream.seek(8)
+            stream.write(text.ljust(length))
 
 
 def read_tensors(path: Path, *, expected: str | None = None) -> dict[str, Tensor]:

@@ -128,6 +128,7 @@ class MetaTrainer:
             that leading dimension.
         config: See `MetaConfig`.
         run: Further settings that a resumed run must share.
+        before: Called with the number of every iteration before it begins.
     """
 
     def __init__(
@@ -137,7 +138,9 @@ class MetaTrainer:
         draw: Callable[[torch.Generator, int], Batch],
         config: MetaConfig,
         run: Mapping[str, Any] | None = None,
+        before: Callable[[int], None] | None = None,
     ) -> None:
+        self.before = before
         self.module, self.loss, self.draw, self.config = module, loss, draw, config
         self.names = [name for name, _ in module.named_parameters()]
         self.phi = dict(module.named_parameters())
@@ -162,6 +165,8 @@ class MetaTrainer:
         """
         c = self.config
         learners, inner, tasks = c.learners
+        if self.before:
+            self.before(self.step)
         batches = [self._batch(learners, tasks) for _ in range(inner)]
         moved, loss = reptile_displacement(self.phi, batches, self.loss, c.inner_lr)
         # A step too far shows in the loss only one step later.

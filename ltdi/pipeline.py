@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import threading
@@ -19,18 +20,19 @@ from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.choice import choose_sampling
-from ltdi.collect import head_predictor, optimise
+from ltdi.collect import Preparation, head_predictor, optimise
 from ltdi.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.denoiser import EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
+from ltdi.engine import Arrivals, Collection, Engine, plan_of
 from ltdi.errors import MismatchError, unknown
 from ltdi.files import read_metadata, read_tensors, write_tensors
 from ltdi.frame import Frame
 from ltdi.generator import HeadGenerator, ImageGenerator
 from ltdi.losses import LOSSES, Probe
-from ltdi.meta import Batch, MetaTrainer, Params
+from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.parts import Parts, build_network, check_sampling
-from ltdi.recipe import Recipe
+from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
 from ltdi.zoo import Group, SolvedTasks, Zoo
@@ -138,21 +140,97 @@ def check_start(recipe: Recipe) -> None:
         raise unknown("start", recipe.start, ("anchor", "gaussian"), where="start")
 
 
-def start_zoo(
+class HeadCollection(Collection):
+    """A zoo of heads that has been started.
+
+    Args:
+        zoo: Started by `begin_zoo`.
+    """
+
+    def __init__(self, zoo: Zoo) -> None:
+        self.recipe, self.frames = recipe_of(zoo), zoo.frames()
+        self.bank, self.anchor = zoo.bank(), load_anchor(zoo)
+        self._folds: dict[int, Fold] = {}
+        super().__init__(zoo, plan_of(self.recipe.tasks, len(self.frames)))
+
+    def fold(self, number: int) -> Fold:
+        """A fold, its anchor fitted again on the classes that were chosen once."""
+        if number not in self._folds:
+            classes = torch.tensor(self.zoo.held[number])
+            fold = hold_out(self.anchor, self.bank, classes)
+            self._folds[number] = replace(fold, frame=self.frames[number])
+        return self._folds[number]
+
+    def make(self, number: int) -> None:
+        """Solve one shard."""
+        piece = self.plan[number]
+        solved, finite = solve(
+            self.bank,
+            self.fold(piece.fold),
+            self.recipe,
+            way=piece.way,
+            shot=piece.shot,
+            tasks=piece.tasks,
+            seed=self.seed(number),
+            number=piece.fold,
+        )
+        self.zoo.append(piece.name, vars(solved), finite, setting=solved.setting)
+
+
+@functools.lru_cache(maxsize=1)
+def _heads(path: str) -> HeadCollection:
+    return HeadCollection(Zoo.open(path))
+
+
+def make_shard(path: str, number: int) -> None:
+    """Solve one shard of a zoo that `begin_zoo` started: the job of worker processes."""
+    _heads(path).make(number)
+
+
+HeadCollection.job = make_shard
+
+
+def recipe_of(zoo: Zoo) -> Recipe:
+    """How a zoo of heads was collected; the rest of the recipe is the default."""
+    about = zoo.about
+    lists: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in about["tasks"].items()
+    }
+    return Recipe(
+        tasks=Tasks(**lists),
+        prepare=Preparation(**about["prepare"]),
+        meta=MetaConfig(seed=about["seed"]),
+        anchor=about["anchor"],
+        start=about["start"],
+        start_std=about["start_std"],
+        refine=tuple(about["refine"]),
+    )
+
+
+def begin_zoo(
     path: Path | str,
     bank: FeatureBank,
+    anchor: Anchor,
     recipe: Recipe,
     backbone: Backbone,
     *,
     about: dict[str, Any] | None = None,
-) -> Zoo:
-    """An empty zoo, or the one there if it was made with these settings; see `prepare_zoo`."""
+) -> HeadCollection:
+    """Start a zoo of heads, or take up the one there: all but the shards.
+
+    What was stored first stays: another rounding must not choose anew.
+
+    Raises:
+        InputError: If the directory is not ours, or the bank is too small for the tasks.
+        MismatchError: If the zoo there was made with other settings.
+    """
     check_start(recipe)
     settings = {
         "tasks": asdict(recipe.tasks),
         "prepare": asdict(recipe.prepare),
         "anchor": recipe.anchor,
         "start": recipe.start,
+        "start_std": recipe.start_std,
         "refine": recipe.refine,
         "seed": recipe.meta.seed,
         "backbone": backbone.fingerprint,
@@ -160,7 +238,12 @@ def start_zoo(
     }
     zoo = Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), plain(settings))
     zoo.keep_bank(bank)
-    return zoo
+    zoo.keep("anchor", anchor.state_dict(), {"name": anchor.name})
+    if not (zoo.held and zoo.file("frames.safetensors").is_file()):
+        classes = [torch.tensor(c) for c in zoo.held]
+        folds = [hold_out(anchor, bank, c) for c in classes] or make_folds(recipe, anchor, bank)
+        zoo.keep_frames([f.frame for f in folds], [f.classes.tolist() for f in folds])
+    return HeadCollection(zoo)
 
 
 def prepare_zoo(
@@ -171,57 +254,17 @@ def prepare_zoo(
     backbone: Backbone,
     *,
     about: dict[str, Any] | None = None,
+    engine: Engine = Engine(),
     progress: Progress | None = None,
 ) -> Zoo:
     """Solve all tasks of a recipe into a zoo on disk; finished shards are kept.
 
-    Shard j is drawn with its own seed, so that a zoo collected in two runs equals one of one run.
-
-    Raises:
-        InputError: If the directory is not ours, or the bank is too small for the tasks.
-        MismatchError: If the zoo there was made with other settings.
+    A zoo collected in two runs, or by several workers, equals one of one run. See `begin_zoo` for
+    the errors.
     """
-    t = recipe.tasks
-    zoo = start_zoo(path, bank, recipe, backbone, about=about)
-    if zoo.held:  # chosen before an interruption: another rounding must not choose anew
-        folds = [hold_out(anchor, bank, torch.tensor(classes)) for classes in zoo.held]
-    else:
-        folds = make_folds(recipe, anchor, bank)
-    frames = zoo.keep_frames(
-        [fold.frame for fold in folds], [fold.classes.tolist() for fold in folds]
-    )
-    folds = [replace(fold, frame=frame) for fold, frame in zip(folds, frames, strict=True)]
-    each = -(-t.per_setting // len(folds))
-    plan = [
-        (fold, way, shot, min(t.shard, each - start))
-        for start in range(0, each, t.shard)
-        for fold in range(len(folds))
-        for way in t.ways
-        for shot in t.shots
-    ]
-    done, total = 0, sum(size for *_, size in plan)
-    for number, (fold, way, shot, size) in enumerate(plan):
-        name = f"shard-{number:06d}"
-        if not zoo.has(name):
-            seed = (recipe.meta.seed + 1) * 1_000_003 + number
-            solved, finite = solve(
-                bank,
-                folds[fold],
-                recipe,
-                way=way,
-                shot=shot,
-                tasks=size,
-                seed=seed,
-                number=fold,
-            )
-            zoo.append(name, vars(solved), finite, setting=solved.setting)
-        done += size
-        if progress:
-            entry = zoo.entry(name)
-            loss = entry["mean"]["loss"]
-            text = "all tasks diverged" if loss is None else f"loss {loss:.4f}"
-            progress("solving tasks", done, total, text)
-    return zoo
+    collection = begin_zoo(path, bank, anchor, recipe, backbone, about=about)
+    collection.fill(engine, progress)
+    return collection.zoo
 
 
 @dataclass(frozen=True)
@@ -233,11 +276,10 @@ class Shared:
     valid: FeatureBank
 
 
-def save_shared(path: Path, anchor: Anchor, backbone: Backbone, valid: FeatureBank) -> None:
-    """Write backbone, anchor and validation features beside a zoo."""
+def save_shared(path: Path, backbone: Backbone, valid: FeatureBank) -> None:
+    """Write backbone and validation features beside a zoo; the anchor is in it."""
     if not (path / "backbone" / "backbone.json").is_file():
         backbone.save(path / "backbone")
-    write_tensors(path / "anchor.safetensors", anchor.state_dict(), {"name": anchor.name})
     write_tensors(
         path / "valid.safetensors",
         {"features": valid.features, "offsets": valid.offsets},
@@ -245,8 +287,21 @@ def save_shared(path: Path, anchor: Anchor, backbone: Backbone, valid: FeatureBa
     )
 
 
+def load_anchor(zoo: Zoo) -> Anchor:
+    """The anchor that a zoo of heads was made with.
+
+    Raises:
+        InputError: If its file is missing.
+        DamagedFileError: If it is truncated or altered.
+    """
+    tensors = zoo.shared("anchor")
+    anchor = make_empty_anchor(zoo.note("anchor")["name"], zoo.space.layers[0].row - 1)
+    anchor.load_state_dict(tensors)
+    return anchor
+
+
 def load_shared(zoo: Zoo) -> Shared:
-    """The inverse of `save_shared`.
+    """What lies in a zoo and beside it, for training.
 
     Raises:
         InputError: If a file is missing.
@@ -260,32 +315,32 @@ def load_shared(zoo: Zoo) -> Shared:
             where=str(zoo.file("backbone")),
             fix="restore it from a copy, or collect the zoo anew",
         )
-    file = zoo.file("anchor.safetensors")
-    tensors = read_tensors(file)  # verified before its metadata are believed
-    anchor = make_empty_anchor(read_metadata(file)["name"], zoo.space.layers[0].row - 1)
-    anchor.load_state_dict(tensors)
     file = zoo.file("valid.safetensors")
-    held = read_tensors(file)
+    held = read_tensors(file)  # verified before its metadata are believed
     names = json.loads(read_metadata(file)["classes"])
-    return Shared(anchor, backbone, FeatureBank(held["features"], held["offsets"], tuple(names)))
+    valid = FeatureBank(held["features"], held["offsets"], tuple(names))
+    return Shared(load_anchor(zoo), backbone, valid)
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """What meta-training reads: solved tasks by way, shot and frame, and their features.
 
-    The tasks stay on disk; a batch reads its own rows.
+    The tasks stay on disk; a batch reads its own rows. Where there are `arrivals`, `groups` are
+    those that are visible at first.
     """
 
     bank: FeatureBank
     groups: list[Group]
     space: WeightSpace
     frames: list[Frame]
+    arrivals: Arrivals | None = None
 
     @classmethod
-    def of(cls, zoo: Zoo) -> TrainingSet:
-        """Open a zoo's tasks; see `Zoo.groups` for the errors."""
-        return cls(zoo.bank(), zoo.groups(), zoo.space, zoo.frames())
+    def of(cls, zoo: Zoo, arrivals: Arrivals | None = None) -> TrainingSet:
+        """Open a zoo's tasks, or those that arrive; see `Zoo.groups` for the errors."""
+        groups = zoo.groups() if arrivals is None else arrivals.at(0)
+        return cls(zoo.bank(), groups or zoo.groups(), zoo.space, zoo.frames(), arrivals)
 
 
 class HeadObjective:
@@ -303,11 +358,16 @@ class HeadObjective:
     ) -> None:
         self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
-        self.spaces = {int(g.setting["way"]): g.space for g in data.groups}
+        self.see(data.groups)
+
+    def see(self, groups: list[Group]) -> None:
+        """Draw from these tasks from now on."""
+        self.groups = groups
+        self.spaces = {int(g.setting["way"]): g.space for g in groups}
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
-        g = self.data.groups[int(torch.randint(len(self.data.groups), (), generator=rng))]
+        g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
         pick = torch.randint(len(g), (tasks,), generator=rng)
         held = g.read(pick, ("theta", "anchor", "support", "query"))
         space, anchor = self.spaces[int(g.setting["way"])], held["anchor"]
@@ -386,7 +446,17 @@ def train_generator(
     if isinstance(network, EquivariantDenoiser):
         network.unit.copy_(normaliser.std)
     objective = HeadObjective(data, network, normaliser, recipe)
-    meta_train(network, objective, recipe, backbone.fingerprint, data.space, out, progress, log)
+    meta_train(
+        network,
+        objective,
+        recipe,
+        backbone.fingerprint,
+        data.space,
+        out,
+        progress,
+        log,
+        data.arrivals,
+    )
     parts = Parts(
         data.space,
         network,
@@ -429,6 +499,9 @@ def tuned(
 class Objective(Protocol):
     """What meta-training needs to know of a kind of weights: how batches are drawn and scored."""
 
+    def see(self, groups: list[Group]) -> None:
+        """Draw from these tasks from now on."""
+
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets; every tensor [tasks, ...]."""
 
@@ -445,6 +518,7 @@ def meta_train(
     out: Path | None,
     progress: Progress | None,
     log: Log | None,
+    arrivals: Arrivals | None = None,
 ) -> None:
     """Meta-train a network, with a checkpoint in `out` where there is one.
 
@@ -457,14 +531,17 @@ def meta_train(
         out: Directory for the checkpoint.
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
+        arrivals: Where the zoo is being filled: what is seen of it at which iteration.
     """
     run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
+    run |= arrivals.settings if arrivals else {}
     trainer = MetaTrainer(
         network,
         objective,
         objective.draw,
         recipe.meta,
         run=plain({**run, "space": space.fingerprint, "backbone": host}),
+        before=functools.partial(_see_arrivals, arrivals, objective, progress, log),
     )
     with _ctrl_c_between_iterations() as interrupt:
 
@@ -474,6 +551,25 @@ def meta_train(
             interrupt()
 
         trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
+    if arrivals:
+        arrivals.end()
+
+
+def _see_arrivals(
+    arrivals: Arrivals | None,
+    objective: Objective,
+    progress: Progress | None,
+    log: Log | None,
+    step: int,
+) -> None:
+    """Before an iteration: draw from the tasks that are visible at it."""
+    groups = arrivals.at(step) if arrivals else None
+    if arrivals and groups is not None:
+        objective.see(groups)
+        if progress:
+            progress("shards", arrivals.visible, len(arrivals.plan), "visible to training")
+        if log:
+            log({"event": "arrivals", "step": step, "shards": arrivals.visible})
 
 
 @contextmanager

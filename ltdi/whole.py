@@ -6,8 +6,9 @@ meta-learned initialisation in the place of an anchor that depends on the suppor
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch.func import functional_call
 
 from ltdi.anchor import SharedAnchor
 from ltdi.backbone.augment import distort
-from ltdi.collect import optimise
+from ltdi.collect import Preparation, optimise
 from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
+from ltdi.engine import Arrivals, Collection, Engine, plan_of
 from ltdi.errors import InputError, MismatchError
 from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
@@ -29,7 +31,7 @@ from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost
 from ltdi.parts import Parts, check_sampling
 from ltdi.pipeline import Log, Progress, meta_train, plain, tuned
-from ltdi.recipe import Recipe
+from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group, Zoo
@@ -111,6 +113,83 @@ def initial_of(zoo: Zoo) -> Initial | None:
     return Initial(zoo.shared(_INITIAL)["theta_0"], float(zoo.note(_INITIAL)["rate"]))
 
 
+class NetCollection(Collection):
+    """A zoo of whole networks that has been started.
+
+    Args:
+        zoo: Started by `begin_net_zoo`.
+    """
+
+    def __init__(self, zoo: Zoo) -> None:
+        self.recipe, self.host = net_recipe_of(zoo), NetHost.from_config(zoo.about["net"])
+        initial = initial_of(zoo)
+        assert initial is not None
+        self.bank, self.initial = zoo.bank(), initial
+        super().__init__(zoo, plan_of(self.recipe.tasks))
+
+    def make(self, number: int) -> None:
+        """Solve one shard."""
+        piece = self.plan[number]
+        columns, finite = solve_nets(
+            self.bank,
+            self.host,
+            self.initial,
+            self.recipe,
+            way=piece.way,
+            shot=piece.shot,
+            tasks=piece.tasks,
+            seed=self.seed(number),
+        )
+        setting = {"way": piece.way, "shot": piece.shot}
+        self.zoo.append(piece.name, columns, finite, setting=setting)
+
+
+@functools.lru_cache(maxsize=1)
+def _nets(path: str) -> NetCollection:
+    return NetCollection(Zoo.open(path))
+
+
+def make_net_shard(path: str, number: int) -> None:
+    """Solve one shard of a zoo that `begin_net_zoo` started: the job of worker processes."""
+    _nets(path).make(number)
+
+
+NetCollection.job = make_net_shard
+
+
+def net_recipe_of(zoo: Zoo) -> Recipe:
+    """How a zoo of whole networks was collected; the rest of the recipe is the default."""
+    about = zoo.about
+    lists: dict[str, Any] = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in about["tasks"].items()
+    }
+    return replace(
+        NET_RECIPE,
+        tasks=Tasks(**lists),
+        prepare=Preparation(**about["prepare"]),
+        meta=replace(NET_RECIPE.meta, seed=about["seed"]),
+    )
+
+
+def begin_net_zoo(
+    path: Path | str,
+    bank: FeatureBank,
+    host: NetHost,
+    initial: Initial,
+    recipe: Recipe,
+    *,
+    about: dict[str, Any] | None = None,
+) -> NetCollection:
+    """Start a zoo of whole networks, or take up the one there: all but the shards.
+
+    A zoo that has an initialisation keeps it.
+    """
+    zoo = start_net_zoo(path, host, recipe, about=about)
+    zoo.keep_bank(bank)
+    zoo.keep(_INITIAL, {"theta_0": initial.theta_0}, {"rate": initial.rate})
+    return NetCollection(zoo)
+
+
 def prepare_net_zoo(
     path: Path | str,
     bank: FeatureBank,
@@ -119,38 +198,13 @@ def prepare_net_zoo(
     recipe: Recipe,
     *,
     about: dict[str, Any] | None = None,
+    engine: Engine = Engine(),
     progress: Progress | None = None,
 ) -> Zoo:
-    """Solve all tasks of a recipe into a zoo on disk; see `ltdi.pipeline.prepare_zoo`.
-
-    A zoo that has an initialisation keeps it.
-    """
-    t = recipe.tasks
-    zoo = start_net_zoo(path, host, recipe, about=about)
-    zoo.keep_bank(bank)
-    zoo.keep(_INITIAL, {"theta_0": initial.theta_0}, {"rate": initial.rate})
-    initial = initial_of(zoo) or initial
-    plan = [
-        (way, shot, min(t.shard, t.per_setting - start))
-        for start in range(0, t.per_setting, t.shard)
-        for way in t.ways
-        for shot in t.shots
-    ]
-    done, total = 0, sum(size for *_, size in plan)
-    for number, (way, shot, size) in enumerate(plan):
-        name = f"shard-{number:06d}"
-        if not zoo.has(name):
-            seed = (recipe.meta.seed + 1) * 1_000_003 + number
-            columns, finite = solve_nets(
-                bank, host, initial, recipe, way=way, shot=shot, tasks=size, seed=seed
-            )
-            zoo.append(name, columns, finite, setting={"way": way, "shot": shot})
-        done += size
-        if progress:
-            loss = zoo.entry(name)["mean"]["loss"]
-            text = "all tasks diverged" if loss is None else f"loss {loss:.4f}"
-            progress("solving tasks", done, total, text)
-    return zoo
+    """Solve all tasks of a recipe into a zoo on disk; see `ltdi.pipeline.prepare_zoo`."""
+    collection = begin_net_zoo(path, bank, host, initial, recipe, about=about)
+    collection.fill(engine, progress)
+    return collection.zoo
 
 
 @dataclass(frozen=True)
@@ -162,10 +216,11 @@ class NetSet:
     space: WeightSpace
     initial: Initial
     host: NetHost
+    arrivals: Arrivals | None = None
 
     @classmethod
-    def of(cls, zoo: Zoo) -> NetSet:
-        """Open a zoo's tasks.
+    def of(cls, zoo: Zoo, arrivals: Arrivals | None = None) -> NetSet:
+        """Open a zoo's tasks, or those that arrive.
 
         Raises:
             InputError: If it holds none.
@@ -180,7 +235,8 @@ class NetSet:
         initial = initial_of(zoo)
         assert initial is not None
         host = NetHost.from_config(zoo.about["net"])
-        return cls(zoo.bank(), zoo.groups(), zoo.space, initial, host)
+        groups = zoo.groups() if arrivals is None else arrivals.at(0)
+        return cls(zoo.bank(), groups or zoo.groups(), zoo.space, initial, host, arrivals)
 
     @property
     def anchor(self) -> SharedAnchor:
@@ -212,11 +268,16 @@ class NetObjective:
         self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
         self.host, self.anchor = data.host, data.anchor
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
-        self.spaces = {int(g.setting["way"]): g.space for g in data.groups}
+        self.see(data.groups)
+
+    def see(self, groups: list[Group]) -> None:
+        """Draw from these tasks from now on."""
+        self.groups = groups
+        self.spaces = {int(g.setting["way"]): g.space for g in groups}
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
-        g = self.data.groups[int(torch.randint(len(self.data.groups), (), generator=rng))]
+        g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
         pick = torch.randint(len(g), (tasks,), generator=rng)
         held = g.read(pick, ("theta", "support", "query"))
         space, d = self.spaces[int(g.setting["way"])], self.recipe.diffusion
@@ -310,7 +371,17 @@ def train_net_generator(
     standardise(network, data, normaliser)
     objective = NetObjective(data, network, normaliser, recipe)
     host = data.host
-    meta_train(network, objective, recipe, host.fingerprint, data.space, out, progress, log)
+    meta_train(
+        network,
+        objective,
+        recipe,
+        host.fingerprint,
+        data.space,
+        out,
+        progress,
+        log,
+        data.arrivals,
+    )
     parts = Parts(
         data.space,
         network,

@@ -133,6 +133,32 @@ def test_train_makes_a_generator_with_a_log(place: Path):
     assert [r["step"] for r in records if r["event"] == "train"] == [10, 12]
 
 
+def test_training_beside_collection_ends_as_it_does_without_workers(place: Path, tmp_path: Path):
+    """Other shards, other workers, an interruption: with planned arrivals nothing matters."""
+    words = f"{TASKS} --tasks.shard 3".replace("--", "--collect.")
+    given = ["--collect.data", place / "drawings", "--collect.backbone", place / "zoo" / "backbone"]
+    for name, more in (("one", "--workers 0"), ("two", "--workers 1")):
+        command = f"train {SIZES} --meta.iterations 12 {words} {more}"
+        path = tmp_path / name
+        assert ltdi_(command, *given, "--zoo", path / "zoo", "--out", path / "gen") == 0
+    files = [(tmp_path / n / "gen" / "model.safetensors").read_bytes() for n in ("one", "two")]
+    assert files[0] == files[1]
+    log = [json.loads(line) for line in (tmp_path / "one" / "gen" / "log.jsonl").open()]
+    seen = [r["shards"] for r in log if r["event"] == "arrivals"]
+    assert len(seen) > 3 and seen == sorted(seen) and seen[-1] == 20
+    # The zoo is a zoo like any other.
+    assert ltdi_("zoo verify", tmp_path / "one" / "zoo") == 0
+
+
+def test_landed_arrivals_are_noted(place: Path, tmp_path: Path):
+    words = TASKS.replace("--", "--collect.")
+    given = ["--collect.data", place / "drawings", "--collect.backbone", place / "zoo" / "backbone"]
+    command = f"train {SIZES} --meta.iterations 6 {words} --workers 0 --arrivals landed"
+    assert ltdi_(command, *given, "--zoo", tmp_path / "zoo", "--out", tmp_path / "gen") == 0
+    noted = [json.loads(x) for x in (tmp_path / "gen" / "arrivals.jsonl").open()]
+    assert noted[0]["step"] == 0 and noted[-1]["step"] == 6
+
+
 @pytest.fixture(scope="module")
 def head(place: Path) -> Path:
     out = place / "head.safetensors"

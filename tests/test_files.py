@@ -135,6 +135,17 @@ def test_a_missing_file_is_the_users_error(tmp_path: Path) -> None:
             read(tmp_path / "none")
 
 
+def test_the_same_content_is_the_same_file(tmp_path: Path) -> None:
+    """Its bytes too, whatever the order of tensors and metadata, in any process."""
+    metadata = {f"k{i}": '\u00e4\n"x\\' * i for i in range(12)}
+    tensors = {name: torch.arange(6.0) for name in "abc"}
+    write_tensors(tmp_path / "a", tensors, metadata)
+    write_tensors(tmp_path / "b", dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert read_metadata(tmp_path / "a").items() >= metadata.items()
+    assert list(read_tensors(tmp_path / "b")) == ["a", "b", "c"]
+
+
 def test_the_digest_sees_names_shapes_types_values_and_metadata() -> None:
     base = {"a": torch.zeros(2, 3)}
     others = [

@@ -41,6 +41,7 @@ ROOMS = (
     "checkpoint",
     "meta",
     "recipe",
+    "engine",
     "adapters",
     "report",
     "parts",

@@ -466,7 +466,7 @@ def test_a_noisy_recipe_keeps_its_sampling(run: Train, recipe: Recipe):
 def test_shared_parts_round_trip(zoo: Zoo, tmp_path, train, valid, backbone, recipe):
     path = Path(shutil.copytree(zoo.path, tmp_path / "z"))
     anchor = make_anchor(recipe, train, valid)
-    save_shared(path, anchor, backbone, valid)
+    save_shared(path, backbone, valid)
     shared = load_shared(Zoo.open(path))
     assert same(dict(shared.anchor.state_dict()), dict(anchor.state_dict()))
     assert shared.backbone.fingerprint == backbone.fingerprint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -24,49 +24,24 @@ from ltdi.backbone import (
 )
 from ltdi.collect import Preparation
 from ltdi.commands.common import OUT, run_in
-from ltdi.commands.nets import collect_nets
+from ltdi.commands.nets import begin_nets
 from ltdi.data import ImageSet
+from ltdi.engine import Collection, Engine
 from ltdi.errors import InputError, unknown
 from ltdi.meta import MetaConfig
 from ltdi.nets import InitialTraining, NetConfig, NetHost
-from ltdi.pipeline import (
-    check_start,
-    make_anchor,
-    prepare_zoo,
-    save_shared,
-    start_zoo,
-)
+from ltdi.pipeline import begin_zoo, check_start, make_anchor, save_shared
 from ltdi.progress import Bars
 from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import sample_episodes
 from ltdi.tracks import fewshot
-from ltdi.zoo import Zoo
 
 
-def collect(
-    out: str,
-    data: str = "glyphs",
-    data_dir: str | None = None,
-    split: str | None = None,
-    download: bool = False,
-    backbone: str | None = None,
-    held_out: float = 0.3,
-    anchor: str = "gaussian",
-    start: str = "anchor",
-    seed: int = 0,
-    tasks: Tasks = Tasks(),
-    prepare: Preparation = Preparation(lr=0.05, steps=24, segments=4),
-    training: ProtoTraining = ProtoTraining(),
-    mapping: FeatureMapping = FeatureMapping(),
-    target: str = "head",
-    net: NetConfig = NetConfig(),
-    initial: InitialTraining = InitialTraining(),
-    resolved: str = "",
-) -> None:
-    """Solve many tasks and keep their optimisation trajectories in a zoo.
+@dataclass(frozen=True)
+class Collecting:
+    """What is collected, and how.
 
-    Args:
-        out: Directory of the zoo; collecting again goes on where it was stopped.
+    Attributes:
         data: "glyphs", "omniglot", or a folder or zip of <class>/<image>.
         data_dir: Where a named data set lies.
         split: The data set's split, such as "official" for Omniglot.
@@ -85,63 +60,142 @@ def collect(
         target: "head", or "net" for all weights of a small net.
         net: Architecture of the net.
         initial: How the net's shared initialisation is meta-learned.
+    """
+
+    data: str = "glyphs"
+    data_dir: str | None = None
+    split: str | None = None
+    download: bool = False
+    backbone: str | None = None
+    held_out: float = 0.3
+    anchor: str = "gaussian"
+    start: str = "anchor"
+    seed: int = 0
+    tasks: Tasks = Tasks()
+    prepare: Preparation = Preparation(lr=0.05, steps=24, segments=4)
+    training: ProtoTraining = ProtoTraining()
+    mapping: FeatureMapping = FeatureMapping()
+    target: str = "head"
+    net: NetConfig = NetConfig()
+    initial: InitialTraining = InitialTraining()
+
+    def __post_init__(self) -> None:
+        if self.target not in ("head", "net"):
+            raise unknown("target", self.target, ("head", "net"), where="--target")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What suits heads does not suit nets."""
+        tasks, prepare = self.tasks, self.prepare
+        if self.target == "net":
+            tasks = NET_RECIPE.tasks if tasks == Tasks() else replace(tasks, folds=0)
+            prepare = NET_RECIPE.prepare if prepare == Recipe().prepare else prepare
+        return Recipe(
+            tasks=tasks,
+            prepare=prepare,
+            anchor=self.anchor,
+            start=self.start,
+            meta=MetaConfig(seed=self.seed),
+        )
+
+
+def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
+    """Everything before the shards: backbone, features, anchor and folds, or an initialisation.
+
+    Args:
+        path: Directory of the zoo.
+        options: What is collected.
+        progress: Bars.
+    """
+    o, recipe = options, options.recipe
+    if o.download:
+        sources.fetch(o.data, o.data_dir)
+    named = o.data in sources.SOURCES
+    body = None if o.target == "net" else _given_backbone(o.backbone, path)
+    transform = body.transform if body else InputTransform()
+    if o.target == "net":
+        kept = "ink" if o.net.channels == 1 else "keep"
+        transform = InputTransform(o.net.size, o.net.channels, kept)
+    parts = sources.load(
+        o.data,
+        o.data_dir,
+        size=transform.size,
+        channels=transform.channels,
+        split=o.split or (None if named else "random"),
+        seed=0 if named else o.seed,
+    )
+    about = {"data": o.data, "split": o.split, "held_out": o.held_out}
+    held = parts["train"]
+    if o.backbone is None:
+        _, held = fewshot.hold_out(held, o.held_out, o.seed)
+    _check_tasks(recipe, held.offsets)
+    if o.target == "head":
+        return _begin_heads(path, parts, o, body, about, progress)
+    return begin_nets(
+        path,
+        parts,
+        recipe,
+        NetHost(o.net, transform),
+        o.initial,
+        held_out=o.held_out,
+        about=about,
+        progress=progress,
+    )
+
+
+def _begin_heads(
+    path: Path,
+    parts: dict[str, ImageSet],
+    options: Collecting,
+    net: Backbone | None,
+    about: dict[str, Any],
+    progress: Bars,
+) -> Collection:
+    """Train a backbone where none was named; then features, anchor and folds."""
+    o, recipe, train = options, options.recipe, parts["train"]
+    if o.backbone is None:
+        rest, train = fewshot.hold_out(train, o.held_out, o.seed)
+    if net is None:
+        net = train_backbone(
+            rest,
+            replace(o.training, seed=o.seed),
+            transform=InputTransform(),
+            progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
+        )
+        net.save(path / "backbone")
+    bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
+    if o.backbone is not None and net.config["kind"] not in ("conv", "mapped"):
+        learned = FeatureMap(bank.width, o.mapping).fit(bank.features)
+        net, bank = net.mapped(learned), learned.bank(bank)
+    valid = net.bank(parts["val"])
+    fitted = make_anchor(recipe, bank, valid)
+    # Refuses other settings before anything of theirs is written.
+    collection = begin_zoo(path, bank, fitted, recipe, net, about=about)
+    save_shared(path, net, valid)
+    return collection
+
+
+def collect(
+    out: str,
+    options: Collecting = Collecting(),
+    engine: str = "processes",
+    workers: int = 0,
+    resolved: str = "",
+) -> None:
+    """Solve many tasks and keep their optimisation trajectories in a zoo.
+
+    Args:
+        out: Directory of the zoo; collecting again goes on where it was stopped.
+        options: What is collected, and how.
+        engine: Who solves: "processes" of this machine, or "ray".
+        workers: Number of workers, of one thread each; 0 solves in this process.
         resolved: The command's options, saved beside the run.
     """
-    if target not in ("head", "net"):
-        raise unknown("target", target, ("head", "net"), where="--target")
-    if target == "net":  # what suits heads does not suit nets
-        tasks = NET_RECIPE.tasks if tasks == Tasks() else replace(tasks, folds=0)
-        prepare = NET_RECIPE.prepare if prepare == Recipe().prepare else prepare
-    recipe = Recipe(
-        tasks=tasks, prepare=prepare, anchor=anchor, start=start, meta=MetaConfig(seed=seed)
-    )
-    if download:
-        sources.fetch(data, data_dir)
-    named = data in sources.SOURCES
+    made_by = Engine(engine, workers)
     with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
-        body = None if target == "net" else _given_backbone(backbone, path)
-        transform = body.transform if body else InputTransform()
-        if target == "net":
-            transform = InputTransform(
-                net.size, net.channels, "ink" if net.channels == 1 else "keep"
-            )
-        parts = sources.load(
-            data,
-            data_dir,
-            size=transform.size,
-            channels=transform.channels,
-            split=split or (None if named else "random"),
-            seed=0 if named else seed,
-        )
-        about = {"data": data, "split": split, "held_out": held_out}
-        held = parts["train"]
-        if backbone is None:
-            _, held = fewshot.hold_out(held, held_out, seed)
-        _check_tasks(recipe, held.offsets)
-        if target == "net":
-            zoo = collect_nets(
-                path,
-                parts,
-                recipe,
-                NetHost(net, transform),
-                initial,
-                held_out=held_out,
-                about=about,
-                progress=progress,
-            )
-        else:
-            zoo = _collect_heads(
-                path,
-                parts,
-                recipe,
-                body,
-                named=backbone is not None,
-                held_out=held_out,
-                training=training,
-                mapping=mapping,
-                about=about,
-                progress=progress,
-            )
+        collection = begin(path, options, progress)
+        collection.fill(made_by, progress)
+        zoo = collection.zoo
         for shard in zoo.shards:
             log({"event": "shard", **shard})
     zoo.groups()  # says so if there is no task
@@ -157,43 +211,6 @@ def collect(
         )
     OUT.print(table)
     OUT.print(f"zoo  {path}\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True)
-
-
-def _collect_heads(
-    path: Path,
-    parts: dict[str, ImageSet],
-    recipe: Recipe,
-    net: Backbone | None,
-    *,
-    named: bool,
-    held_out: float,
-    training: ProtoTraining,
-    mapping: FeatureMapping,
-    about: dict[str, Any],
-    progress: Bars,
-) -> Zoo:
-    """Train a backbone where none was named, and solve head tasks on its features into a zoo."""
-    train = parts["train"]
-    if not named:
-        rest, train = fewshot.hold_out(train, held_out, recipe.meta.seed)
-    if net is None:
-        net = train_backbone(
-            rest,
-            replace(training, seed=recipe.meta.seed),
-            transform=InputTransform(),
-            progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
-        )
-        net.save(path / "backbone")
-    bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
-    if named and net.config["kind"] not in ("conv", "mapped"):
-        learned = FeatureMap(bank.width, mapping).fit(bank.features)
-        net, bank = net.mapped(learned), learned.bank(bank)
-    valid = net.bank(parts["val"])
-    fitted = make_anchor(recipe, bank, valid)
-    # Refuses other settings before anything of theirs is written.
-    start_zoo(path, bank, recipe, net, about=about)
-    save_shared(path, fitted, net, valid)
-    return prepare_zoo(path, bank, fitted, recipe, net, about=about, progress=progress)
 
 
 def _setting(entry: dict[str, Any]) -> tuple[int, int]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdi.data import ImageSet
+from ltdi.engine import Arrivals
 from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetHost, learn_initial
 from ltdi.progress import Bars, JsonLog
@@ -14,10 +15,11 @@ from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.fewshot import hold_out
 from ltdi.whole import (
+    NetCollection,
     NetSet,
+    begin_net_zoo,
     image_bank,
     initial_of,
-    prepare_net_zoo,
     start_net_zoo,
     train_net_generator,
 )
@@ -26,7 +28,7 @@ from ltdi.zoo import Zoo
 VALID = "valid"
 
 
-def collect_nets(
+def begin_nets(
     path: Path,
     parts: dict[str, ImageSet],
     recipe: Recipe,
@@ -36,8 +38,8 @@ def collect_nets(
     held_out: float,
     about: dict[str, Any],
     progress: Bars,
-) -> Zoo:
-    """Learn the shared initialisation, once, and solve tasks from it into a zoo."""
+) -> NetCollection:
+    """Learn the shared initialisation, once: everything before the shards."""
     seen, held = hold_out(parts["train"], held_out, recipe.meta.seed)
     zoo = start_net_zoo(path, host, recipe, about=about)
     initial = initial_of(zoo) or learn_initial(
@@ -50,16 +52,22 @@ def collect_nets(
     tensors = {"features": valid.features, "offsets": valid.offsets}
     zoo.keep(VALID, tensors, list(valid.classes))
     bank = image_bank(held, host)
-    return prepare_net_zoo(path, bank, host, initial, recipe, about=about, progress=progress)
+    return begin_net_zoo(path, bank, host, initial, recipe, about=about)
 
 
 def train_nets(
-    zoo: Zoo, recipe: Recipe, out: Path, *, progress: Bars, log: JsonLog
+    zoo: Zoo,
+    recipe: Recipe,
+    out: Path,
+    *,
+    arrivals: Arrivals | None = None,
+    progress: Bars,
+    log: JsonLog,
 ) -> NetGenerator:
     """Meta-train a generator of whole networks on a zoo of them."""
     held = zoo.shared(VALID)
     return train_net_generator(
-        NetSet.of(zoo),
+        NetSet.of(zoo, arrivals),
         recipe,
         out=out,
         valid=FeatureBank(held["features"], held["offsets"], tuple(zoo.note(VALID))),

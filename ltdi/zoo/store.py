@@ -515,7 +515,7 @@ class Zoo:
         """
         names = ("mean", "basis", "between")
         stacked = {n: torch.stack([getattr(f, n) for f in frames]) for n in names}
-        return _frames(self.keep("frames", stacked, {"held": held or []}))
+        return _frames(self.keep("frames", stacked, {"held": held or self.held}))
 
     def frames(self) -> list[Frame]:
         """The frames that `SolvedTasks.frame` counts; see `shared` for the errors."""

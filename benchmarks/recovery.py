@@ -1,0 +1,287 @@
+"""kill -9 at random moments: every run resumes, no finished shard is lost, the end is the same.
+
+    python benchmarks/recovery.py --kills 50 --json recovery.json
+    python benchmarks/recovery.py train overlap --kills 10
+
+A run is started in a process of its own and killed at a random moment of its life, again and again,
+until one gets through; then the next run is begun, until there were so many kills. After every kill
+the finished shards are compared with those before it, and at the end zoo and generator with those
+of a run that nobody killed, bit for bit. For `ray`, it is a random worker of the cluster that is
+killed, while the run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+# Before torch is loaded; see ltdi.__main__.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ltdi.anchor import PrototypeAnchor
+from ltdi.backbone import Backbone, InputTransform
+from ltdi.backbone.backbone import build
+from ltdi.collect import Preparation
+from ltdi.engine import Engine
+from ltdi.meta import MetaConfig
+from ltdi.pipeline import TrainingSet, begin_zoo, prepare_zoo, train_generator
+from ltdi.recipe import Network, Recipe, Tasks
+from ltdi.tasks import FeatureBank
+from ltdi.zoo import Zoo
+from ltdi.zoo.index import NAME as INDEX
+
+WIDTH = 16
+RECIPE = Recipe(
+    tasks=Tasks(ways=(3,), shots=(1, 2), query=5, per_setting=48, shard=4, folds=0),
+    prepare=Preparation(lr=0.1, steps=24, segments=2),
+    network=Network(width=16, depth=1, heads=2),
+    meta=MetaConfig(iterations=60, meta_batch=2, tasks=4, warmup=2, checkpoint_every=5),
+    anchor="prototype",
+)
+
+
+def world() -> tuple[FeatureBank, Backbone]:
+    """Features of 12 classes, and an untrained backbone of their width."""
+    rng = torch.Generator().manual_seed(0)
+    centre = 2 * torch.randn(12, 1, WIDTH, generator=rng)
+    x = centre + torch.randn(12, 10, WIDTH, generator=rng)
+    names = tuple(f"c{i}" for i in range(12))
+    config = {"kind": "conv", "channels": 1, "width": WIDTH // 2, "size": 28}
+    backbone = Backbone(build(config), InputTransform(), config)
+    return FeatureBank(x.flatten(0, 1), torch.arange(13) * 10, names), backbone
+
+
+def collect(path: Path, engine: Engine = Engine()) -> None:
+    """The zoo."""
+    bank, backbone = world()
+    prepare_zoo(path / "zoo", bank, PrototypeAnchor(0.5), RECIPE, backbone, engine=engine)
+
+
+def train(path: Path) -> None:
+    """The generator, of a zoo that is there."""
+    _, backbone = world()
+    out = path / "generator"
+    out.mkdir(exist_ok=True)
+    data = TrainingSet.of(Zoo.open(path / "zoo"))
+    generator = train_generator(data, PrototypeAnchor(0.5), backbone, RECIPE, out=out)
+    generator.save(path / "saved")
+
+
+def overlap(path: Path, engine: Engine = Engine(workers=1)) -> None:
+    """Both at once."""
+    bank, backbone = world()
+    collection = begin_zoo(path / "zoo", bank, PrototypeAnchor(0.5), RECIPE, backbone)
+    out = path / "generator"
+    out.mkdir(exist_ok=True)
+    with collection.start(engine) as running:
+        seen = collection.arrivals(RECIPE.meta.iterations, running)
+        data = TrainingSet.of(collection.zoo, seen)
+        generator = train_generator(data, PrototypeAnchor(0.5), backbone, RECIPE, out=out)
+    generator.save(path / "saved")
+
+
+@dataclass
+class Report:
+    """What came of a kind of run.
+
+    Attributes:
+        kind: Of run.
+        kills: How many processes were killed.
+        runs: How many runs got through.
+        resumed: Runs that began where a killed one had been.
+        lost: Finished shards that were gone or altered after a kill.
+        equal: Runs whose zoo and generator are those of the uninterrupted run, bit for bit.
+        seconds: Of all of it.
+    """
+
+    kind: str
+    kills: int = 0
+    runs: int = 0
+    resumed: int = 0
+    lost: int = 0
+    equal: int = 0
+    seconds: float = 0.0
+
+    @property
+    def good(self) -> bool:
+        """Whether everything was as it should be."""
+        return self.lost == 0 and self.equal == self.runs > 0
+
+
+def outcome(path: Path) -> dict[str, bytes]:
+    """All that a run leaves: shards and index of the zoo, and the generator."""
+    files = [*(path / "zoo").glob("*.safetensors"), *(path / "saved").glob("*")]
+    found = {str(p.relative_to(path)): p.read_bytes() for p in files if p.is_file()}
+    # Workers finish shards in any order.
+    lines = (path / "zoo" / INDEX).read_bytes().splitlines()
+    return {**found, "index": b"\n".join(sorted(lines))}
+
+
+def finished(path: Path) -> dict[str, tuple[str, int]]:
+    """Digest and time of every finished shard."""
+    if not (path / "zoo" / "zoo.json").is_file():
+        return {}
+    return {
+        e["name"]: (e["digest"], (path / "zoo" / f"{e['name']}.safetensors").stat().st_mtime_ns)
+        for e in Zoo.open(path / "zoo").shards
+    }
+
+
+def begin(run: Callable[[Path], None], path: Path) -> int:
+    """Run in a process of its own, which has the libraries loaded already."""
+    sys.stdout.flush()
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        status = 1
+        try:
+            run(path)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def ended(child: int, seconds: float) -> int | None:
+    """Exit status of a process, or None if it is still there after some seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.002)
+
+
+def killed_runs(kind: str, run: Callable[[Path], None], kills: int, seed: int) -> Report:
+    """Kill the process of a run."""
+    begun, chance, report = time.monotonic(), random.Random(seed), Report(kind)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        whole = root / "whole"
+        whole.mkdir()
+        if kind == "train":
+            collect(whole)
+        start = time.monotonic()
+        assert ended(begin(run, whole), 600) == 0, "the uninterrupted run failed"
+        life = time.monotonic() - start
+        wanted = outcome(whole)
+        while report.kills < kills:
+            path = root / f"run-{report.runs}"
+            path.mkdir()
+            if kind == "train":
+                collect(path)
+            cut = 0
+            while True:
+                before = finished(path)
+                child = begin(run, path)
+                status = ended(child, life * chance.random())
+                if status is None and report.kills < kills:
+                    os.kill(child, signal.SIGKILL)
+                    status = ended(child, 60)
+                    report.kills += 1
+                    cut += 1
+                    after = finished(path)
+                    report.lost += sum(after.get(n) != mark for n, mark in before.items())
+                    continue
+                status = ended(child, 600) if status is None else status
+                if status == 0:
+                    break
+                raise SystemExit(f"{kind}: a resumed run failed with status {status}")
+            report.runs += 1
+            report.resumed += cut
+            report.equal += outcome(path) == wanted
+    report.seconds = round(time.monotonic() - begun, 1)
+    return report
+
+
+def killed_workers(kills: int, seed: int) -> Report:
+    """Kill workers of a local Ray cluster while a run with two of them goes on."""
+    import psutil
+
+    begun, chance, report = time.monotonic(), random.Random(seed), Report("ray")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        whole = root / "whole"
+        whole.mkdir()
+        overlap(whole, Engine())
+        wanted = outcome(whole)
+        while report.kills < kills:
+            path = root / f"run-{report.runs}"
+            path.mkdir()
+            child = begin(lambda p: overlap(p, Engine("ray", 2)), path)
+            before: dict[str, tuple[str, int]] = {}
+            status = None
+            while status is None and report.kills < kills:
+                status = ended(child, 0.3 + chance.random() / 3)
+                if status is not None or not (path / "zoo" / INDEX).is_file():
+                    continue
+                workers = [
+                    p
+                    for p in psutil.Process(child).children(recursive=True)
+                    if p.name().startswith("ray::make")
+                ]
+                if not workers:
+                    continue
+                before |= finished(path)
+                chance.choice(workers).kill()
+                report.kills += 1
+                after = finished(path)
+                report.lost += sum(after.get(n) != mark for n, mark in before.items())
+            if status is None:
+                status = ended(child, 600)
+            if status != 0:
+                raise SystemExit(f"ray: a run failed with status {status}")
+            report.runs += 1
+            report.resumed = report.kills
+            report.equal += outcome(path) == wanted
+    report.seconds = round(time.monotonic() - begun, 1)
+    return report
+
+
+KINDS = {"collect": collect, "train": train, "overlap": overlap}
+
+
+def main() -> int:
+    """Kill, compare, report."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("kinds", nargs="*", help="collect, train, overlap or ray; all by default")
+    parser.add_argument("--kills", type=int, default=50, help="of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    reports = []
+    for kind in given.kinds or [*KINDS, "ray"]:
+        if kind == "ray":
+            reports.append(killed_workers(given.kills, given.seed))
+        else:
+            reports.append(killed_runs(kind, KINDS[kind], given.kills, given.seed))
+    table = Table("run", "kills", "runs", "resumed", "shards lost", "equal", "seconds")
+    for r in reports:
+        table.add_row(*map(str, (r.kind, r.kills, r.runs, r.resumed, r.lost, r.equal, r.seconds)))
+    Console().print(table)
+    if given.json:
+        given.json.write_text(json.dumps({"rows": [asdict(r) for r in reports]}, indent=2) + "\n")
+    return 0 if all(r.good for r in reports) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Shards made by worker processes or a Ray cluster, and training that does not wait for the last.
+
+A job is a function `(zoo, number)` of a module that makes one shard of a zoo and can be run again:
+`Collection.job`. Scheduling is the standard library's or Ray's.
+"""
+
+from ltdi.engine.arrivals import Arrivals, planned
+from ltdi.engine.collection import Collection, Piece, plan_of
+from ltdi.engine.workers import ENGINES, Engine, Job, Running
+
+__all__ = [
+    "ENGINES",
+    "Arrivals",
+    "Collection",
+    "Engine",
+    "Job",
+    "Piece",
+    "Running",
+    "plan_of",
+    "planned",
+]
