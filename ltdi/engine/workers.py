@@ -100,7 +100,7 @@ class Running:
         done, _ = wait(self.futures, seconds, FIRST_COMPLETED)
         finished = []
         try:
-            for future in done:
+            for future in sorted(done, key=lambda f: self.futures[f]):
                 number = self.futures.pop(future)
                 future.result()
                 self.left.remove(number)
