@@ -132,7 +132,7 @@ def validation(host: LanguageHost, source: Source, theta: Tensor) -> float:
     return measure(source.train.metric, logits, labels)
 
 
-def read_runs(zoo: Zoo, host: LanguageHost, *, worse: float = 0.05) -> list[Solved]:
+def read_runs(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02) -> list[Solved]:
     """The zoo's runs by number of outputs, in memory.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +27,20 @@ from ltdi.lora import (
 from ltdi.weights import WeightSpace
 
 HEADS = ("auto", "generated", "fitted")
+
+
+class Refined(NamedTuple):
+    """Weights whose head a support agrees with.
+
+    Attributes:
+        theta: [n].
+        loss: Mean loss on rows of the support that a head was not fitted to.
+        kept: Whether the head is the generated one, or was fitted around it.
+    """
+
+    theta: Tensor
+    loss: float
+    kept: bool
 
 
 class LanguageHost:
@@ -157,7 +171,7 @@ class LanguageHost:
         targets: Tensor,
         *,
         head: str = "auto",
-    ) -> tuple[Tensor, float]:
+    ) -> Refined:
         """Weights with a head that the support agrees with; see `ltdi.adapters.head`.
 
         Args:
@@ -167,10 +181,6 @@ class LanguageHost:
             targets: [rows] classes or values.
             head: "generated" leaves it; "fitted" fits one from zero; "auto" lets cross-validation
                 on the support choose between them, and how much to believe the generated one.
-
-        Returns:
-            [n] weights, and the mean loss on rows of the support that a head was not fitted to
-            (of the support itself, for a generated head).
         """
         if head not in HEADS:
             raise unknown("head", head, HEADS, where="head")
@@ -185,10 +195,11 @@ class LanguageHost:
         losses = held_out_losses(torch.stack(priors), x, targets, precisions=tried)
         i, j = divmod(int(losses.argmin()), len(tried))
         if tried[j] == float("inf") and priors[i] is given:
-            return theta, float(losses[i, j])
+            return Refined(theta, float(losses[i, j]), True)
         every = torch.ones(1, len(x))
         rows = fit_heads(priors[i][None], x, targets, torch.tensor([tried[j]]), every)[0]
-        return _with_rows(theta, space, _outside(rows, centre, scale)), float(losses[i, j])
+        whole = _with_rows(theta, space, _outside(rows, centre, scale))
+        return Refined(whole, float(losses[i, j]), priors[i] is given)
 
 
 def _spec(known: dict[str, Any]) -> LoraSpec:

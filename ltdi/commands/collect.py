@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from ltdi import data as sources
+from ltdi.adapters.runs import Runs
 from ltdi.anchor import make_empty_anchor
 from ltdi.backbone import (
     Backbone,
@@ -23,11 +24,15 @@ from ltdi.backbone import (
     train_backbone,
 )
 from ltdi.collect import Preparation
+from ltdi.commands.adapters import DEFAULT as ADAPTERS
+from ltdi.commands.adapters import TextTasks, collect_adapters
 from ltdi.commands.common import OUT, run_in
 from ltdi.commands.nets import begin_nets
 from ltdi.data import ImageSet
+from ltdi.data.text import Columns
 from ltdi.engine import Collection, Engine
 from ltdi.errors import InputError, unknown
+from ltdi.lora import LoraSpec
 from ltdi.meta import MetaConfig
 from ltdi.nets import InitialTraining, NetConfig, NetHost
 from ltdi.pipeline import begin_zoo, check_start, make_anchor, save_shared
@@ -42,7 +47,9 @@ class Collecting:
     """What is collected, and how.
 
     Attributes:
-        data: "glyphs", "omniglot", or a folder or zip of <class>/<image>.
+        data: "glyphs", "omniglot", or a folder or zip of <class>/<image>. For adapters:
+            comma-separated text tasks, each a GLUE task such as sst-2, a JSONL, CSV or TSV file, a
+            folder with such files called train and dev, or "hub:NAME".
         data_dir: Where a named data set lies.
         split: The data set's split, such as "official" for Omniglot.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
@@ -57,9 +64,14 @@ class Collecting:
         prepare: How they are solved.
         training: How a conv backbone is trained.
         mapping: What is done to the features of a pretrained backbone.
-        target: "head", or "net" for all weights of a small net.
+        target: "head", "net" for all weights of a small net, or "adapter" for LoRA adapters of a
+            language model.
         net: Architecture of the net.
         initial: How the net's shared initialisation is meta-learned.
+        texts: Base model of adapters, and how much of a text task is used.
+        columns: Which columns of text files hold what.
+        lora: Which weights an adapter has.
+        runs: Which runs a text task is given.
     """
 
     data: str = "glyphs"
@@ -78,10 +90,14 @@ class Collecting:
     target: str = "head"
     net: NetConfig = NetConfig()
     initial: InitialTraining = InitialTraining()
+    texts: TextTasks = TextTasks()
+    columns: Columns = Columns()
+    lora: LoraSpec = LoraSpec()
+    runs: Runs = Runs()
 
     def __post_init__(self) -> None:
-        if self.target not in ("head", "net"):
-            raise unknown("target", self.target, ("head", "net"), where="--target")
+        if self.target not in ("head", "net", "adapter"):
+            raise unknown("target", self.target, ("head", "net", "adapter"), where="--target")
 
     @property
     def recipe(self) -> Recipe:
@@ -108,6 +124,12 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
         progress: Bars.
     """
     o, recipe = options, options.recipe
+    if o.target == "adapter":
+        raise InputError(
+            "adapters cannot be trained on while they are collected",
+            where="--collect.target",
+            fix="run `ltdi collect --target adapter` first, and `ltdi train --zoo` on its zoo",
+        )
     if o.download:
         sources.fetch(o.data, o.data_dir)
     named = o.data in sources.SOURCES
@@ -192,6 +214,9 @@ def collect(
         resolved: The command's options, saved beside the run.
     """
     made_by = Engine(engine, workers)
+    if options.target == "adapter":
+        _collect_adapters(out, options, resolved)
+        return
     with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
         collection = begin(path, options, progress)
         collection.fill(made_by, progress)
@@ -211,6 +236,31 @@ def collect(
         )
     OUT.print(table)
     OUT.print(f"zoo  {path}\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True)
+
+
+def _collect_adapters(out: str, options: Collecting, resolved: str) -> None:
+    """One run after the other: the base model's matrix products fill the processor."""
+    o = options
+    prepare = ADAPTERS.prepare if o.prepare == Recipe().prepare else o.prepare
+    with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
+        zoo = collect_adapters(
+            path,
+            o.data,
+            o.data_dir,
+            o.texts,
+            o.lora,
+            o.columns,
+            o.runs,
+            prepare,
+            seed=o.seed,
+            progress=progress,
+        )
+        for shard in zoo.shards:
+            log({"event": "shard", **shard})
+    runs = sum(e["tasks"] for e in zoo.shards)
+    OUT.print(
+        f"zoo  {path}  {runs} adapters\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True
+    )
 
 
 def _setting(entry: dict[str, Any]) -> tuple[int, int]:

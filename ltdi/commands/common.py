@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ltdi.errors import LtdiError, MismatchError
+from ltdi.errors import InputError, LtdiError, MismatchError
 from ltdi.files import (
     MARKER,
     own_directory,
@@ -69,3 +69,14 @@ def check_target(generator: Generator, target: str | None) -> None:
             where="--target",
             fix="leave --target out, or give a generator of that kind",
         )
+
+
+def needed(value: str | None, option: str, what: str) -> str:
+    """An option that this kind of generator cannot do without.
+
+    Raises:
+        InputError: If it is not given.
+    """
+    if value is None:
+        raise InputError(f"{option} is needed and not given", where=option, fix=f"give {what}")
+    return value

@@ -9,14 +9,16 @@ from typing import Any
 import torch
 
 from ltdi.backbone import Backbone
-from ltdi.commands.common import ERR, OUT, check_target
+from ltdi.commands.adapters import evaluate_adapter
+from ltdi.commands.common import ERR, OUT, check_target, needed
 from ltdi.data import folder
+from ltdi.data.text import Columns
 from ltdi.errors import MismatchError
 from ltdi.evaluate import latency_ms, paired, query_logits, score, summarise
 from ltdi.files import (
     claim_file,
 )
-from ltdi.generator import HeadGenerator, ImageGenerator
+from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, ImageGenerator
 from ltdi.memory import peak_mb
 from ltdi.progress import bars
 from ltdi.report.table import Result, Row, show
@@ -26,7 +28,7 @@ from ltdi.weights import head_space, prototype_head
 
 def evaluate(
     generator: str,
-    data_dir: str,
+    data_dir: str | None = None,
     way: int = 5,
     shot: int = 1,
     query: int = 15,
@@ -38,13 +40,18 @@ def evaluate(
     json: str | None = None,
     backbone: str | None = None,
     target: str | None = None,
+    task: str | None = None,
+    support: int = 128,
+    columns: Columns = Columns(),
+    description: str = "",
     resolved: str = "",
 ) -> None:
-    """Measure a generator on few-shot episodes from any folder or zip of images.
+    """Measure a generator on few-shot episodes of a folder of images, or on a task of texts.
 
     Args:
         generator: Directory of a generator, or a name on the hub.
-        data_dir: Folder or zip of <class>/<image>; the classes need not be known to anyone.
+        data_dir: Folder or zip of <class>/<image>; the classes need not be known to anyone. For
+            adapters: where GLUE lies, if the task is one of it.
         way: Classes per episode.
         shot: Support images per class.
         query: Query images per class; lowered, with a note, where a class has too few images.
@@ -55,19 +62,38 @@ def evaluate(
         seed: Of the episodes and the noise.
         json: File for the result.
         backbone: A saved backbone that must be the generator's own; a check for scripts.
-        target: "head" or "net": what the generator must generate; a check for scripts.
+        target: "head", "net" or "adapter": what the generator must generate; a check for scripts.
+        task: For adapters: the text task, as `ltdi collect --data` names one; its part dev is
+            measured on.
+        support: For adapters: rows of the part train that are generated from.
+        columns: Which columns of a text file hold what.
+        description: What a text task is, in a sentence.
         resolved: The command's options.
     """
     fewshot.check_counts(shot=shot, query=query, episodes=episodes)
     file = claim_file(json, "result") if json else None
-    gen = ImageGenerator.from_pretrained(generator)
-    check_target(gen, target)
+    loaded = Generator.from_pretrained(generator)
+    check_target(loaded, target)
+    given = {"steps": steps, "temperature": temperature, "samples": samples}
+    options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
+    if isinstance(loaded, AdapterGenerator):
+        name = needed(task, "--task", "a GLUE task such as sst-2, or a file of labelled texts")
+        result = evaluate_adapter(
+            loaded, name, data_dir, columns, description, rows=support, seed=seed, options=options
+        )
+        show(result, OUT)
+        if file:
+            result.write_json(file)
+        return
+    assert isinstance(loaded, ImageGenerator)
+    gen = loaded
+    folder_dir = needed(data_dir, "--data-dir", "a folder or zip of <class>/<image>")
     if backbone is not None:
         if not isinstance(gen, HeadGenerator):
             raise MismatchError("a generator of whole nets has no backbone", where="--backbone")
         gen.check_backbone(Backbone.load(Path(backbone)))
     t = gen.transform
-    images = folder.load(data_dir, size=t.size, channels=t.channels, min_per_class=shot + 1)
+    images = folder.load(folder_dir, size=t.size, channels=t.channels, min_per_class=shot + 1)
     room = int(images.counts.min()) - shot
     if room < query:
         ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
@@ -75,8 +101,6 @@ def evaluate(
     with bars(ERR) as progress:
         bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
     tasks = bank.episodes(way=way, shot=shot, query=query, episodes=episodes, seed=seed)
-    given = {"steps": steps, "temperature": temperature, "samples": samples}
-    options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
 
     def ours(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
         return gen.query_logits(gen.weights(s, seed=seed, **options), q)

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 
+from ltdi.commands.adapters import export_adapter, generate_adapter
 from ltdi.commands.common import OUT, check_target
 from ltdi.data import folder
+from ltdi.data.text import Columns
 from ltdi.errors import MismatchError, unknown
 from ltdi.files import (
     claim_file,
@@ -19,7 +21,7 @@ from ltdi.files import (
     write_json,
     write_tensors,
 )
-from ltdi.generator import HeadGenerator, ImageGenerator
+from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, ImageGenerator
 from ltdi.tasks import Support
 
 
@@ -36,15 +38,18 @@ def generate(
     end: float | None = None,
     seed: int = 0,
     target: str | None = None,
+    columns: Columns = Columns(),
+    description: str = "",
     resolved: str = "",
 ) -> None:
-    """Generate the weights of one task from a folder of labelled images.
+    """Generate the weights of one task from labelled images or texts.
 
     Args:
         generator: Directory of a generator, or a name on the hub.
         support: Folder or zip of <class>/<image>; each class folder is one label, in the order of
-            their names.
-        out: The safetensors file to write.
+            their names. For adapters: a JSONL, CSV or TSV file of labelled texts, or a folder with
+            one called train.
+        out: The safetensors file to write; for adapters also a directory, which PEFT loads.
         steps: Denoising steps; the generator's own number by default.
         temperature: Scale of the noise; 0 is the most accurate.
         samples: Weights drawn and averaged.
@@ -53,15 +58,11 @@ def generate(
         sharpness: Factor of the whole head, an inverse temperature of its predictions.
         end: Where the chain ends, as a share of the trajectory: i/k for the local target i.
         seed: Of the noise.
-        target: "head" or "net": what the generator must generate; a check for scripts.
+        target: "head", "net" or "adapter": what the generator must generate; a check for scripts.
+        columns: Which columns of a text file hold what.
+        description: What a text task is, in a sentence.
         resolved: The command's options.
     """
-    file = claim_file(out, "weights")
-    gen = ImageGenerator.from_pretrained(generator)
-    check_target(gen, target)
-    t = gen.transform
-    images = folder.load(support, size=t.size, channels=t.channels)
-    labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
     given = {
         "steps": steps,
         "temperature": temperature,
@@ -72,6 +73,17 @@ def generate(
         "end": end,
     }
     options = {k: v for k, v in given.items() if v is not None}
+    gen = Generator.from_pretrained(generator)
+    check_target(gen, target)
+    if isinstance(gen, AdapterGenerator):
+        made = generate_adapter(gen, support, out, columns, description, seed=seed, options=options)
+        OUT.print(made, soft_wrap=True)
+        return
+    file = claim_file(out, "weights")
+    assert isinstance(gen, ImageGenerator)
+    t = gen.transform
+    images = folder.load(support, size=t.size, channels=t.channels)
+    labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
     head = gen.generate(Support(images.images, labels), seed=seed, **options)
     gen.save_weights(file, head, classes=images.classes, seed=seed)
     OUT.print(
@@ -87,17 +99,23 @@ def export(
     format: str = "safetensors",
     resolved: str = "",
 ) -> None:
-    """Join a generated head with its backbone into one classifier on disk.
+    """Join a generated head with its backbone into one classifier; or write an adapter for PEFT.
 
     Args:
         generator: Directory of the generator that made the head, or a name on the hub.
         weights: File written by `ltdi generate`.
-        out: Directory of the classifier.
-        format: "safetensors", or "npz" for numpy.
+        out: Directory of the classifier or of PEFT's adapter; a file for an adapter's safetensors.
+        format: "safetensors", "npz" for numpy, or "peft" for adapters.
         resolved: The command's options.
     """
-    if format not in ("safetensors", "npz"):
-        raise unknown("format", format, ("safetensors", "npz"), where="--format")
+    any_kind = Generator.from_pretrained(generator)
+    adapter = isinstance(any_kind, AdapterGenerator)
+    formats = ("safetensors", "peft" if adapter else "npz")
+    if format not in formats:
+        raise unknown("format", format, formats, where="--format")
+    if isinstance(any_kind, AdapterGenerator):
+        OUT.print(export_adapter(any_kind, weights, out, format), soft_wrap=True)
+        return
     gen = HeadGenerator.from_pretrained(generator)
     path = Path(weights)
     head, metadata = read_tensors(path), read_metadata(path)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ltdi.backbone import Backbone
+from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
 from ltdi.commands.common import OUT, run_in
 from ltdi.commands.nets import train_nets
@@ -13,7 +14,7 @@ from ltdi.engine import Arrivals, Engine
 from ltdi.engine.arrivals import JOURNAL
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import own_directory
-from ltdi.generator import Generator, HeadGenerator, NetGenerator
+from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, load_shared, recipe_of, train_generator
 from ltdi.progress import Bars, JsonLog
@@ -57,7 +58,7 @@ def train(
         arrivals: Which shards training sees: "planned", so many at each iteration, which gives the
             same generator whenever they land; or "landed", all that are there, noted in
             arrivals.jsonl.
-        target: "head" or "net": what the zoo must hold; a check for scripts.
+        target: "head", "net" or "adapter": what the zoo must hold; a check for scripts.
         resolved: The command's options, saved beside the run.
     """
     if collect is not None and (is_url(zoo) or backbone is not None or target is not None):
@@ -94,6 +95,17 @@ def _train(
 ) -> Generator:
     """A generator of the kind that the zoo holds, with what was chosen or suits the kind."""
     diffusion, network, meta, sampling = chosen
+    if kind_of(zoo) == AdapterGenerator.kind:
+        return train_adapters(
+            zoo,
+            path,
+            diffusion=diffusion,
+            network=network,
+            meta=meta,
+            sampling=sampling,
+            progress=progress,
+            log=log,
+        )
     if kind_of(zoo) == NetGenerator.kind:
         collected, suits = net_recipe_of(zoo), NET_RECIPE
         recipe = replace(

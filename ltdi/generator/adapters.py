@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -14,6 +14,7 @@ from ltdi.adapters.card import generator_card
 from ltdi.adapters.condition import Facts, describe, facts
 from ltdi.adapters.host import HEADS, LanguageHost
 from ltdi.adapters.network import AdapterDenoiser
+from ltdi.adapters.training import Trained
 from ltdi.anchor import Anchor
 from ltdi.condition import Condition
 from ltdi.data.text import TextSet
@@ -21,7 +22,7 @@ from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import write_text
 from ltdi.generator.base import CARD, Generator, View, Weights, repeat
 from ltdi.lora import Base, adapter_logits, save_adapter
-from ltdi.parts import Groups, Host, save_parts
+from ltdi.parts import Groups, Host, Parts, save_parts
 from ltdi.recipe import Diffusion, Network
 from ltdi.weights import WeightSpace
 
@@ -37,7 +38,8 @@ class TextSupport:
             cross-validation on the rows choose, and how much of the generated head is kept.
         search: Whether the conditions of known tasks are tried beside the support's own, and the
             adapter is taken under which a head predicts held-out rows of the support best. It
-            costs a forward pass over the support for each, and pays for tasks unlike the known.
+            costs a forward pass over the support for each, and is left out where the generated
+            head predicts them better than one that the support alone makes: the task is known.
     """
 
     texts: TextSet
@@ -139,20 +141,20 @@ class AdapterGenerator(Generator):
         """Flat weights [n] of one task: the mean over samples, with the head that is asked for."""
         texts, host = support.texts, self.language
         own, text = self._facts(support)
-        candidates = [self._draw(own, text, seed=seed, **options).mean(0)]
+        first = self._draw(own, text, seed=seed, **options).mean(0)
         if support.head == "generated":
-            return candidates[0]
+            return first
         space, inputs = self.space(texts.outputs), host.inputs(texts.texts)
-        if support.search:
-            for i in range(len(self.network.recall(1).task)):
-                known = self.network.recall(texts.outputs)
-                one = Facts(known.task[[i]], known.outputs[[i]], known.text[[i]])
-                candidates.append(self._draw(one, one.text, seed=seed, **options).mean(0))
-        tried = [
-            host.refine(theta, space, inputs, texts.targets, head=support.head)
-            for theta in candidates
-        ]
-        return min(tried, key=lambda found: found[1])[0]
+        best = host.refine(first, space, inputs, texts.targets, head=support.head)
+        if not support.search or best.kept:
+            return best.theta
+        known = self.network.recall(texts.outputs)
+        for i in range(len(known.task)):
+            one = Facts(known.task[[i]], known.outputs[[i]], known.text[[i]])
+            theta = self._draw(one, one.text, seed=seed, **options).mean(0)
+            found = host.refine(theta, space, inputs, texts.targets, head=support.head)
+            best = min(best, found, key=lambda x: x.loss)
+        return best.theta
 
     @torch.no_grad()
     def draws(self, support: TextSupport, *, seed: int = 0, **options: Any) -> Tensor:
@@ -250,3 +252,24 @@ class AdapterGenerator(Generator):
             if texts.label_range:
                 about["label_range"] = list(texts.label_range)
         return save_adapter(path, adapter, adapter.space.flatten(weights), about=about)
+
+
+def assemble(found: Trained, host: LanguageHost, about: Mapping[str, Any]) -> AdapterGenerator:
+    """A generator of a trained network."""
+    recipe = found.recipe
+    return AdapterGenerator(
+        Parts(
+            host.adapter(2).space,
+            found.network,
+            Anchor(),
+            found.normaliser,
+            recipe.diffusion,
+            recipe.network,
+            recipe.sampling,
+            host,
+            {
+                **about,
+                "condition": {"rank": recipe.rank, "rows": recipe.rows, "text": recipe.text},
+            },
+        )
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,12 +16,11 @@ from ltdi.adapters.kept import Kept
 from ltdi.adapters.peers import average, complete, full_model, nearest
 from ltdi.adapters.source import Source
 from ltdi.adapters.support import support_rows
-from ltdi.adapters.training import AdapterRecipe, Solved, Trained, named_recipe, train_network
-from ltdi.anchor import Anchor
+from ltdi.adapters.training import AdapterRecipe, Solved, named_recipe, train_network
 from ltdi.collect import Preparation
 from ltdi.generator import AdapterGenerator, TextSupport
+from ltdi.generator.adapters import assemble
 from ltdi.lora import fit_adapter
-from ltdi.parts import Parts
 from ltdi.recipe import Sampling
 
 GENERATED = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "anchored-regression", "hypernetwork")
@@ -40,7 +39,7 @@ NOTES = {
     "base": "the frozen base with a head fitted to the support",
     "soup": "average of the zoo's adapters, with a head fitted to the support",
     "nearest": "adapter of the known task whose rows are most alike",
-    "lora": "LoRA fitted to all training rows, the snapshot that is best on validation rows",
+    "lora": "LoRA fitted to all training rows",
     "lora-support": "LoRA fitted to the support rows alone",
     "full-finetune": "all weights but word embeddings, fitted to all training rows",
 }
@@ -100,6 +99,7 @@ class Bench:
     full: Preparation
     few_steps: int
     trunks: Callable[[int, int], tuple[Tensor, float]]
+    snapshots: Callable[[int, int], Tensor]
     sampling: dict[str, Sampling] = field(default_factory=dict)
     train_s: dict[str, list[float]] = field(default_factory=dict)
     generators: dict[Any, AdapterGenerator] = field(default_factory=dict)
@@ -123,7 +123,11 @@ class Bench:
         return TextSupport(texts, self.descriptions[setting.task])
 
     def generator(self, name: str, known: tuple[int, ...], seed: int) -> AdapterGenerator:
-        """A generator of a recipe that has learnt from some tasks."""
+        """A generator of a recipe that has learnt from some tasks.
+
+        Without all tasks there is one network, and a seed varies support rows and noise alone.
+        """
+        seed = seed if len(known) == len(self.sources) else 0
         key = (name, known, seed)
         if key in self.generators:
             return self.generators[key]
@@ -153,7 +157,7 @@ class Bench:
     def make(self, method: str, setting: Setting, seed: int) -> Made:
         """Weights of one method."""
         if method == "lora":
-            return self._lora(setting, seed)
+            return Made(*self.trunks(setting.task, seed))
         if method == "full-finetune":
             return self._full(setting, seed)
         support = self.support_of(setting, seed)
@@ -175,21 +179,14 @@ class Bench:
                 known, self.spaces(known), features, support.texts.targets, outputs
             )
             head = "auto"
-        theta, _ = host.refine(
+        found = host.refine(
             complete(adapter, weights),
             adapter.space,
             host.inputs(support.texts.texts),
             support.texts.targets,
             head=head,
         )
-        return Made(theta, time.perf_counter() - start)
-
-    def _lora(self, setting: Setting, seed: int) -> Made:
-        """The zoo's own trunk on all rows; of a slice, a run on the rows of its pool."""
-        if setting.pool is setting.source.fit:
-            return Made(*self.trunks(setting.task, seed))
-        name = f"lora-{setting.name.replace(', ', '-').replace(' ', '-')}-{seed}"
-        return self._fit(name, setting.source, setting.pool, seed, self.recipe.prepare)
+        return Made(found.theta, time.perf_counter() - start)
 
     def _few(self, setting: Setting, support: TextSupport, seed: int) -> Made:
         name = f"few-{setting.name.replace(', ', '-').replace(' ', '-')}-{seed}"
@@ -201,19 +198,6 @@ class Bench:
             inputs = self.host.inputs(support.texts.texts)
             adapter = self.host.adapter(setting.source.outputs)
             found = fit_adapter(adapter, inputs, support.texts.targets, preparation, rng)
-            return {"theta": found.theta[-1]}
-
-        theta = self.kept(name, make)["theta"]
-        return Made(theta, self.kept.seconds[name])
-
-    def _fit(
-        self, name: str, source: Source, rows: Tensor, seed: int, preparation: Preparation
-    ) -> Made:
-        def make() -> dict[str, Tensor]:
-            rng = torch.Generator().manual_seed(self.seed + seed)
-            adapter = self.host.adapter(source.outputs)
-            targets = source.train.targets[rows]
-            found = fit_adapter(adapter, source.inputs[rows], targets, preparation, rng)
             return {"theta": found.theta[-1]}
 
         theta = self.kept(name, make)["theta"]
@@ -255,40 +239,27 @@ class Bench:
         return self.kept(f"warm-{source.name}-{seed}", make)
 
 
-def assemble(found: Trained, host: LanguageHost, about: Mapping[str, Any]) -> AdapterGenerator:
-    """A generator of a trained network."""
-    recipe = found.recipe
-    return AdapterGenerator(
-        Parts(
-            host.adapter(2).space,
-            found.network,
-            Anchor(),
-            found.normaliser,
-            recipe.diffusion,
-            recipe.network,
-            recipe.sampling,
-            host,
-            {
-                **about,
-                "condition": {"rank": recipe.rank, "rows": recipe.rows, "text": recipe.text},
-            },
-        )
-    )
-
-
 def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:
     """Steps of a recipe's chain, by the mean metric on validation rows of tasks of the zoo."""
     recipe = named_recipe(name, bench.recipe)
-    scores: dict[int, float] = {}
-    for steps in sorted({s for s in (1, 4, 20) if s <= recipe.diffusion.steps}):
-        chosen = replace(recipe.sampling, steps=steps)
-        total = 0.0
-        for setting in settings:
-            gen = bench.generator(name, setting.known, 0)
-            support = replace(bench.support_of(setting, 0), head="generated")
-            theta = gen.theta(support, **{"steps": chosen.steps})
-            total += validation(bench.host, setting.source, theta)
-        scores[steps] = total / len(settings)
+    tried = sorted({s for s in (1, 4, 20) if s <= recipe.diffusion.steps})
+
+    def make() -> dict[str, Tensor]:
+        found = []
+        for steps in tried:
+            scores = []
+            for setting in settings:
+                gen = bench.generator(name, setting.known, 0)
+                support = replace(bench.support_of(setting, 0), head="generated")
+                theta = gen.theta(support, steps=steps)
+                scores.append(validation(bench.host, setting.source, theta))
+            found.append(sum(scores) / len(scores))
+        return {"scores": torch.tensor(found, dtype=torch.float64)}
+
+    if len(tried) == 1:
+        bench.sampling[name] = replace(recipe.sampling, steps=1)
+        return {}
+    scores = dict(zip(tried, bench.kept(f"sampling/{name}", make)["scores"].tolist(), strict=True))
     best = max(scores, key=lambda s: (round(scores[s], 4), -s))
     bench.sampling[name] = replace(recipe.sampling, steps=best)
     for key, gen in list(bench.generators.items()):

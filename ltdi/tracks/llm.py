@@ -72,6 +72,7 @@ class Preset:
         full: Full fine-tuning.
         full_seeds: Seeds of full fine-tuning.
         warm_steps: Steps of LoRA that starts at a generated adapter; 0 leaves that out.
+        warm_seeds: Seeds of that.
         few_steps: Steps of LoRA on the support rows.
     """
 
@@ -81,18 +82,19 @@ class Preset:
     rows: int = 8000
     dev: int = 1050
     valid: int = 400
-    support: int = 128
+    support: int = 64
     full: Preparation = field(
         default_factory=lambda: Preparation(
-            "adamw", lr=1e-4, steps=300, segments=1, weight_decay=0.01, batch=16
+            "adamw", lr=1e-4, steps=200, segments=1, weight_decay=0.01, batch=16
         )
     )
     full_seeds: int = 1
     warm_steps: int = 300
+    warm_seeds: int = 1
     few_steps: int = 40
 
 
-_STANDARD = AdapterRecipe()
+_STANDARD = AdapterRecipe(runs=Runs(trunks=3, branches=6))
 _TINY = Preparation("adamw", lr=2e-2, steps=30, segments=5, weight_decay=0.01, batch=16)
 PRESETS = {
     "smoke": Preset(
@@ -176,6 +178,8 @@ def bench(
     rank: int = 4,
     alpha: float = 8.0,
     target_modules: str = "query,value",
+    trunks: int | None = None,
+    branches: int | None = None,
     seed: int = 0,
     *,
     methods: Sequence[str],
@@ -199,6 +203,8 @@ def bench(
         rank: r of the adapters.
         alpha: Their scale.
         target_modules: Comma-separated linear layers with factors, by the ends of their names.
+        trunks: Long runs of each task; the preset's number by default.
+        branches: Runs of each task that branch from them; the preset's number by default.
         seed: Fixes everything.
         methods: Names of methods.
         preset: How much is spent.
@@ -220,6 +226,12 @@ def bench(
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}", where="--seeds")
     p = PRESETS[preset]
+    runs = replace(
+        p.recipe.runs,
+        trunks=p.recipe.runs.trunks if trunks is None else trunks,
+        branches=p.recipe.runs.branches if branches is None else branches,
+    )
+    p = replace(p, recipe=replace(p.recipe, runs=runs))
     names = p.tasks if tasks is None else _listed(tasks)
     if len(names) < 2 and "unseen" in wanted:
         raise InputError(
@@ -264,14 +276,15 @@ def _run(
     ]
     kept = Kept(work / "pieces", {"zoo": zoo.about, "preset": preset})
 
+    def snapshots(task: int, number: int) -> Tensor:
+        """[k, n] local targets of a trunk."""
+        held = zoo.columns(zoo.entry(f"{sources[task].name}-trunk-{number}"))
+        return held["theta"][0].clone()
+
     def trunks(task: int, number: int) -> tuple[Tensor, float]:
-        """The best snapshot of a trunk by validation rows, and the seconds to it."""
-        name = f"{sources[task].name}-trunk-{number % p.recipe.runs.trunks}"
-        held = zoo.columns(zoo.entry(name))
-        theta = held["theta"][0].clone()
-        scores = kept(f"trunk/{name}", lambda: _curve(host, sources[task], theta))["valid"]
-        best = int(scores.argmax())
-        return theta[best], float(held["seconds"][0]) * (best + 1) / len(theta)
+        """What a trunk ends at, and its seconds."""
+        held = zoo.columns(zoo.entry(f"{sources[task].name}-trunk-{number}"))
+        return held["theta"][0, -1].clone(), float(held["seconds"][0])
 
     shared = Bench(
         host,
@@ -285,6 +298,7 @@ def _run(
         p.full,
         p.few_steps,
         trunks,
+        snapshots,
         progress=progress,
     )
     places = _settings(sources, wanted, p)
@@ -355,7 +369,7 @@ def _settings(sources: Sequence[Source], wanted: Sequence[str], p: Preset) -> li
             out.append(Setting(s.name, task, s, everything, s.fit, s.dev_inputs, labels))
         if "unseen" in wanted:
             others = tuple(t for t in everything if t != task)
-            half = slice(None, max(100, p.dev // 2))
+            half = slice(None, max(100, p.dev // 5 * 2))
             out.append(
                 Setting(
                     f"{s.name}, unseen", task, s, others, s.fit, s.dev_inputs[half], labels[half]
@@ -400,12 +414,9 @@ class _Trial:
         for number, method in enumerate(methods):
             if self.progress:
                 self.progress(place.name, number, len(methods), method)
-            seeds = min(self.seeds, self.p.full_seeds) if method == "full-finetune" else self.seeds
-            logits, took = [], []
-            for s in range(seeds):
-                made = self.bench.make(method, place, s)
-                logits.append(self._logits(place, made))
-                took.append(made.seconds)
+            pieces = [self._piece(place, method, s) for s in range(self._seeds(method))]
+            logits = [piece["logits"] for piece in pieces]
+            took = [float(piece["seconds"]) for piece in pieces]
             scores = [measure(metric, x, place.labels) for x in logits]
             self.scores[place.name, method] = scores
             self.seconds[place.name, method] = sum(took) / len(took)
@@ -456,11 +467,10 @@ class _Trial:
         for place in places:
             ours = _mean(self.scores[place.name, "lt-di"])
             takes, reached = [], 0
-            for s in range(self.p.recipe.runs.trunks):
+            for s in range(self.bench.recipe.runs.trunks):
                 name = f"{place.source.name}-trunk-{s}"
                 held = zoo.columns(zoo.entry(name))
-                theta = held["theta"][0].clone()
-                curve = self._trunk_curve(name, place, theta)
+                curve = self._trunk_curve(name, place, self.bench.snapshots(place.task, s))
                 good = (curve >= ours - 1e-9).nonzero()
                 reached += len(good) > 0
                 at = int(good[0]) + 1 if len(good) else len(curve)
@@ -471,7 +481,7 @@ class _Trial:
                 "lora_s": round(_mean(takes), 2),
                 "ratio": round(_mean(takes) / made, 1),
                 "runs that reach it": reached,
-                "of": self.p.recipe.runs.trunks,
+                "of": self.bench.recipe.runs.trunks,
             }
         return out
 
@@ -482,10 +492,16 @@ class _Trial:
         short = replace(prepare, steps=self.p.warm_steps)
         for place in places:
             s = place.source
-            labels = s.dev.labels
-            assert labels is not None
-            metric, warm, scratch = s.train.metric, [], []
-            for seed in range(min(self.seeds, self.p.recipe.runs.trunks)):
+            warm, runs = [], self.bench.recipe.runs.trunks
+            scratch = [
+                float(
+                    self._trunk_curve(
+                        f"{s.name}-trunk-{i}", place, self.bench.snapshots(place.task, i)
+                    )[-1]
+                )
+                for i in range(runs)
+            ]
+            for seed in range(self.p.warm_seeds):
                 piece = self.bench.warm(place, seed, short)
                 stops = torch.cat([piece["start"][None], piece["theta"]])
 
@@ -494,9 +510,6 @@ class _Trial:
 
                 curve = self.bench.kept(f"warm-curve/{s.name}-{seed}", make)["dev"]
                 warm.append(curve)
-                theta, _ = self.bench.trunks(place.task, seed)
-                logits = adapter_logits(self.bench.host.adapter(s.outputs), theta, s.dev_inputs)
-                scratch.append(measure(metric, logits, labels))
             curve, goal = torch.stack(warm).mean(0), _mean(scratch)
             at = [0, *[short.steps * (i + 1) // short.segments for i in range(short.segments)]]
             good = (curve >= goal - 1e-9).nonzero()
@@ -509,18 +522,31 @@ class _Trial:
         return out
 
     def _trunk_curve(self, name: str, place: Setting, theta: Tensor) -> Tensor:
-        make = lambda: _curve(self.bench.host, place.source, theta)  # noqa: E731
-        self.bench.kept(f"trunk/{name}", make)
-        dev = lambda: {"dev": _scores(self.bench.host, place.source, theta)}  # noqa: E731
-        return self.bench.kept(f"trunk-dev/{name}", dev)["dev"]
+        def make() -> dict[str, Tensor]:
+            return {"dev": _scores(self.bench.host, place.source, theta)}
+
+        return self.bench.kept(f"trunk-dev/{name}", make)["dev"]
+
+    def _seeds(self, method: str) -> int:
+        """As many as are asked for; no fit is counted twice."""
+        most = {"full-finetune": self.p.full_seeds, "lora": self.bench.recipe.runs.trunks}
+        return min(self.seeds, most.get(method, self.seeds))
+
+    def _piece(self, place: Setting, method: str, seed: int) -> dict[str, Tensor]:
+        """Logits of a method on the rows that are measured on, and its seconds."""
+
+        def make() -> dict[str, Tensor]:
+            made = self.bench.make(method, place, seed)
+            return {"logits": self._logits(place, made), "seconds": torch.tensor(made.seconds)}
+
+        name = place.name.replace(", ", "-").replace(" ", "-")
+        return self.bench.kept(f"logits/{name}-{method}-{seed}", make)
 
     def _fits(self, method: str, place: Setting) -> bool:
         """Whether a method says anything new in a setting."""
         kind = place.name.partition(", ")[2]
-        if method == "full-finetune":
-            return kind == ""
         # Fitted to all rows, an unseen task is a known one.
-        return not (method == "lora" and kind == "unseen")
+        return kind == "" or method not in ("lora", "full-finetune")
 
     def _logits(self, place: Setting, made: Made) -> Tensor:
         host, outputs = self.bench.host, place.source.outputs
@@ -545,20 +571,6 @@ class _Trial:
             peak_mb(),
             place.name,
         )
-
-
-def _curve(host: LanguageHost, source: Source, theta: Tensor) -> dict[str, Tensor]:
-    """Validation metric of snapshots theta [k, n]."""
-    labels = source.train.select(source.valid).labels
-    assert labels is not None
-    adapter = host.adapter(source.outputs)
-    scores = [
-        measure(
-            source.train.metric, adapter_logits(adapter, t, source.inputs[source.valid]), labels
-        )
-        for t in theta
-    ]
-    return {"valid": torch.tensor(scores, dtype=torch.float64)}
 
 
 def _scores(host: LanguageHost, source: Source, theta: Tensor) -> Tensor:

@@ -15,10 +15,10 @@ from ltdi.adapters.training import AdapterRecipe, Solved, train_network
 from ltdi.collect import Preparation
 from ltdi.data.text import description, rules
 from ltdi.generator import AdapterGenerator
+from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, tiny_base
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Diffusion, Network
-from ltdi.tracks.adapted import assemble
 from ltdi.zoo import Zoo
 from tests.lora.conftest import libraries, offline
 

@@ -1,0 +1,249 @@
+"""`ltdi collect`, `train`, `generate`, `evaluate` and `export` for LoRA adapters."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltdi.adapters.collect import collect_runs, open_zoo, read_runs
+from ltdi.adapters.host import LanguageHost
+from ltdi.adapters.runs import Runs
+from ltdi.adapters.source import Source, prepare_source
+from ltdi.adapters.support import support_rows
+from ltdi.adapters.training import AdapterRecipe, train_network
+from ltdi.collect import Preparation
+from ltdi.data import text
+from ltdi.data.text import Columns, TextSet
+from ltdi.errors import InputError, MismatchError
+from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
+from ltdi.generator import AdapterGenerator, TextSupport
+from ltdi.generator.adapters import assemble
+from ltdi.lora import LoraSpec, load_base
+from ltdi.memory import peak_mb
+from ltdi.meta import MetaConfig
+from ltdi.metrics import measure
+from ltdi.progress import Bars, JsonLog
+from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.report.table import Result, Row
+from ltdi.zoo import Zoo
+
+DEFAULT = AdapterRecipe()
+SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class TextTasks:
+    """Text tasks, and the adapters that are fitted to them.
+
+    Attributes:
+        base: Base model: a name of the hub such as "roberta-base", a path, "minilm", or "tiny".
+        rows: Most training rows of a task.
+        max_length: Tokens per text.
+    """
+
+    base: str = "roberta-base"
+    rows: int = 8000
+    max_length: int = 64
+
+
+def collect_adapters(
+    path: Path,
+    data: str,
+    data_dir: str | None,
+    texts: TextTasks,
+    lora: LoraSpec,
+    columns: Columns,
+    runs: Runs,
+    prepare: Preparation,
+    *,
+    seed: int,
+    progress: Bars,
+) -> Zoo:
+    """Fit adapters to text tasks, into a zoo."""
+    names = [n.strip() for n in data.split(",") if n.strip()]
+    loaded = {name: load_task(name, data_dir, columns) for name in names}
+    base = load_base(texts.base)
+    host = LanguageHost.of(base, lora, texts.base, max_length=texts.max_length)
+    sources = [
+        prepare_source(
+            base,
+            Path(name).stem.removeprefix(text.RULE),
+            parts,
+            rows=texts.rows,
+            max_length=texts.max_length,
+            topics=0,
+            seed=seed,
+        )
+        for name, parts in loaded.items()
+    ]
+    recipe = replace(DEFAULT, runs=runs, prepare=prepare)
+    described = {s.name: text.description(n) for s, n in zip(sources, names, strict=True)}
+    zoo = open_zoo(path, host, sources, described, recipe, seed=seed)
+    collect_runs(zoo, host, sources, recipe, seed=seed, progress=progress)
+    return zoo
+
+
+def train_adapters(
+    zoo: Zoo,
+    out: Path,
+    *,
+    diffusion: Diffusion,
+    network: Network,
+    meta: MetaConfig,
+    sampling: Sampling,
+    progress: Bars,
+    log: JsonLog,
+) -> AdapterGenerator:
+    """Meta-train a generator of adapters; settings that were left alone are those of adapters."""
+    recipe = replace(
+        DEFAULT,
+        prepare=Preparation(**zoo.about["prepare"]),
+        diffusion=DEFAULT.diffusion if diffusion == Diffusion() else diffusion,
+        network=DEFAULT.network if network == Network() else network,
+        meta=DEFAULT.meta if meta == MetaConfig() else meta,
+        sampling=sampling,
+    )
+    host = LanguageHost.from_config(zoo.about["base"])
+    groups = read_runs(zoo, host)
+    adapters = {g.outputs: host.adapter(g.outputs) for g in groups}
+    trained = train_network(
+        groups,
+        adapters,
+        recipe,
+        out=out,
+        progress=lambda i, n, loss: progress("meta-training", i, n, f"loss {loss:.4f}"),
+        log=log,
+    )
+    about = {"data": ", ".join(zoo.about["names"]), "recipe": asdict(recipe)}
+    return assemble(trained, host, jsonlib.loads(jsonlib.dumps(about)))
+
+
+def generate_adapter(
+    gen: AdapterGenerator,
+    support: str,
+    out: str,
+    columns: Columns,
+    description: str,
+    *,
+    seed: int,
+    options: dict[str, Any],
+) -> str:
+    """Generate from a file of labelled texts: a safetensors file, or a directory for PEFT.
+
+    Returns:
+        What was made, for people.
+    """
+    texts = training_part(load_task(support, None, columns))
+    target = claim_file(out, "weights") if out.endswith(SUFFIX) else None
+    weights = gen.generate(TextSupport(texts, description), seed=seed, **options)
+    if target:
+        gen.save_weights(target, weights, classes=texts.label_names, seed=seed)
+    else:
+        gen.save_peft(out, weights, texts=texts, seed=seed)
+    return f"{gen.architecture(weights)}, from {len(texts)} rows  ->  {out}"
+
+
+def export_adapter(gen: AdapterGenerator, weights: str, out: str, format: str) -> str:
+    """Write generated weights as a directory for PEFT, or as a plain state dict.
+
+    Returns:
+        What was made, for people.
+
+    Raises:
+        MismatchError: If the weights are of another base model.
+    """
+    path = Path(weights)
+    tensors, metadata = read_tensors(path), read_metadata(path)
+    if metadata.get("base") != gen.language.fingerprint:
+        raise MismatchError(
+            f"these weights belong to base model {metadata.get('base', 'unknown')[:12]}, the "
+            f"generator's is {gen.language.known['name']}, {gen.language.fingerprint[:12]}",
+            where=str(path),
+            fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
+        )
+    gen.check(tensors)
+    classes = jsonlib.loads(metadata.get("task", "[]"))
+    if format == "peft":
+        gen.save_peft(out, tensors, classes=classes, seed=int(metadata.get("seed", 0)))
+    else:
+        file = claim_file(out, "weights")
+        # The names that the model has under PEFT, without the wrapper that makes logits of it.
+        plain = {name.removeprefix("model."): value for name, value in tensors.items()}
+        write_tensors(file, plain, {"format": "pt"})
+    return f"{gen.architecture(tensors)}  ->  {out}"
+
+
+def evaluate_adapter(
+    gen: AdapterGenerator,
+    data: str,
+    data_dir: str | None,
+    columns: Columns,
+    description: str,
+    *,
+    rows: int,
+    seed: int,
+    options: dict[str, Any],
+) -> Result:
+    """Generate from rows of a task's training part, and score on its dev part.
+
+    Beside it: the base model with a head fitted to the same rows.
+    """
+    host = gen.language
+    source = prepare_source(
+        host.base,
+        Path(data).stem.removeprefix(text.RULE),
+        load_task(data, data_dir, columns),
+        max_length=host.max_length,
+        topics=0,
+        seed=seed,
+    )
+    labels = source.dev.labels
+    if labels is None:
+        raise InputError("the part to measure on has no labels", where=data)
+    some = support_rows(source, source.fit, rows, torch.Generator().manual_seed(seed))
+    texts = source.train.select(some)
+    adapter = host.adapter(source.outputs)
+    out = []
+    for name, kind in (("lt-di", "ours"), ("base", "control")):
+        begin = time.perf_counter()
+        if name == "lt-di":
+            weights = gen.generate(TextSupport(texts, description), seed=seed, **options)
+        else:
+            inputs = host.inputs(texts.texts)
+            found = host.refine(
+                adapter.theta_0, adapter.space, inputs, texts.targets, head="fitted"
+            )
+            weights = adapter.space.unflatten(found.theta)
+        took = time.perf_counter() - begin
+        score = measure(source.dev.metric, gen.logits(weights, source.dev), labels)
+        out.append(_row(name, kind, source, score, 1000 * took))
+    settings = {
+        "rows": len(texts),
+        "generator": gen.revision,
+        "sampling": asdict(gen.sampling(**options)),
+        "base": host.known["name"],
+    }
+    return Result("evaluate", source.name, "none", seed, settings, out)
+
+
+def load_task(name: str, data_dir: str | None, columns: Columns) -> dict[str, TextSet]:
+    """A text task by name or path; GLUE is looked for in `data_dir`."""
+    place = data_dir if text.glue.is_task(name) else None
+    return text.load(name, place, columns=columns)
+
+
+def training_part(parts: dict[str, TextSet]) -> TextSet:
+    """The part that a support is, of a task's parts."""
+    return parts["train"] if "train" in parts else parts["all"]
+
+
+def _row(name: str, kind: str, source: Source, score: float, latency: float) -> Row:
+    n = len(source.dev)
+    metric = source.dev.metric
+    half = 1.96 * (score * (1 - score) / n) ** 0.5 if metric == "accuracy" else 0.0
+    return Row(name, kind, metric, score, half, n, latency, 0.0, 0.0, peak_mb())
