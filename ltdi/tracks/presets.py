@@ -45,8 +45,8 @@ _FOLDS = Tasks(ways=(5,), per_setting=1024, folds=16)
 _PREPARE = Preparation(lr=0.05, steps=24, segments=4)
 _META = MetaConfig(iterations=300, tasks=6, meta_lr=2e-3, warmup=20, ema=0.97)
 _STANDARD = Recipe(tasks=_FOLDS, prepare=_PREPARE, meta=_META)
-# The anchor is refined where validation classes say so, and training dwells on the step that a chain
-# of one step consists of.
+# The anchor is refined where validation classes say so, and training dwells on the step that a
+# chain of one step consists of.
 _REFINED = replace(
     _STANDARD,
     tasks=replace(_FOLDS, folds=8),
