@@ -27,6 +27,8 @@ EXAMPLES = {
         "ltdi collect --data glyphs --out runs/my/zoo",
         "ltdi collect --data glyphs --workers 2 --out runs/my/zoo",
         "ltdi collect --data omniglot --data-dir ~/omniglot --tasks.per-setting 4000 --out runs/o",
+        "ltdi collect --target adapter --data sst-2,rte --data-dir ~/glue --texts.base minilm "
+        "--out runs/t/zoo",
     ],
     "train": [
         "ltdi train --zoo runs/my/zoo --out runs/my/generator",
@@ -35,12 +37,15 @@ EXAMPLES = {
     ],
     "generate": [
         "ltdi generate --generator runs/demo/generator --support my_task/ --out head.safetensors",
+        "ltdi generate --generator runs/t/generator --support rows.jsonl --out my-adapter",
     ],
     "evaluate": [
         "ltdi evaluate --generator runs/demo/generator --data-dir drawings/ --way 20 --shot 1",
+        "ltdi evaluate --generator runs/t/generator --task mrpc --data-dir ~/glue",
     ],
     "export": [
         "ltdi export --generator runs/demo/generator --weights head.safetensors --out classifier",
+        "ltdi export --generator runs/t/generator --weights a.safetensors --format peft --out a",
     ],
     "zoo": [
         "ltdi zoo info runs/my/zoo",
@@ -50,6 +55,9 @@ EXAMPLES = {
     "bench": [
         "ltdi bench fewshot --dataset omniglot --data-dir ~/omniglot --preset smoke --json o.json",
         "ltdi bench fewshot --dataset glyphs --methods lt-di,protonet,finetune --preset smoke",
+        "ltdi bench nets --dataset glyphs --preset smoke",
+        "ltdi bench llm --preset smoke",
+        "ltdi bench llm --data-dir ~/glue --work runs/glue --json glue.json",
     ],
 }
 COMMANDS: dict[str, Callable[..., None]] = {
