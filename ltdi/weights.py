@@ -28,12 +28,12 @@ class Param:
     name: str
     shape: tuple[int, ...]
 
-    @property
+    @cached_property
     def units(self) -> int:
         """Output units, the length of the first dimension (1 for a scalar)."""
         return self.shape[0] if self.shape else 1
 
-    @property
+    @cached_property
     def row(self) -> int:
         """Numbers that belong to one output unit."""
         return prod(self.shape[1:])
@@ -51,12 +51,12 @@ class Layer:
     params: tuple[Param, ...]
     per_class: bool = False
 
-    @property
+    @cached_property
     def units(self) -> int:
         """Output units of the layer."""
         return self.params[0].units
 
-    @property
+    @cached_property
     def row(self) -> int:
         """Numbers per unit over all parameters of the layer."""
         return sum(p.row for p in self.params)
@@ -162,12 +162,12 @@ class WeightSpace:
         """Every parameter, in the order of the flat vector's layers."""
         return tuple(p for layer in self.layers for p in layer.params)
 
-    @property
+    @cached_property
     def size(self) -> int:
         """n, the length of the flat vector."""
         return sum(layer.units * layer.row for layer in self.layers)
 
-    @property
+    @cached_property
     def class_size(self) -> int:
         """Numbers in the class rows that end the flat vector; 0 where others come after them."""
         kinds = [layer.per_class for layer in self.layers]

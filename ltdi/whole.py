@@ -316,7 +316,7 @@ class NetObjective:
         space = self.spaces[support.shape[1]]
         task = NetTask(
             self.host,
-            self.normaliser,
+            self.normaliser.scale(space),
             space,
             anchor,
             support,
@@ -419,7 +419,9 @@ def standardise(network: RowDenoiser, data: NetSet, normaliser: Normaliser) -> N
     some = torch.arange(min(16, len(group)))
     grid = data.bank.features[group.read(some, ("support",))["support"]]
     anchor = data.anchor.local(some, some, space)
-    task = NetTask(data.host, normaliser, space, anchor, grid, torch.ones(grid.shape[:3]))
+    task = NetTask(
+        data.host, normaliser.scale(space), space, anchor, grid, torch.ones(grid.shape[:3])
+    )
     scale = normaliser.scale(space)
     first = task.gradient()
     task.estimate = -initial.rate * first / scale.square()

@@ -32,7 +32,7 @@ _AT_ONCE = 32
 # Step sizes to choose from: of the head, as a share of the initialisation's own; of the layers
 # below, as a share of the head's.
 _HEAD = (0.1, 0.3, 1.0)
-_BELOW = (0.003, 0.03, 0.3)
+_BELOW = (0.003, 0.1)
 
 
 @dataclass(frozen=True)
@@ -109,36 +109,36 @@ class Tuned(NetMethod):
         progress: Progress | None = None,
     ) -> None:
         """See `Method.fit`; what all numbers of steps share is done once."""
-        starts = self.learner.starts(self.host, train, valid, budget, progress)
-        support, query = validation_episodes(valid, budget)
-        scored: list[tuple[float, Plan, Tensor]] = []
-        for plan in tunings(starts, self.steps):
-            theta = last(plan, self.host, support)
-            logits = self.host.query_logits(theta, query)
-            scored.append((float(accuracy(logits).mean()), plan, logits))
-        _, self.plan, logits = choose(scored, lambda entry: entry[0])
-        self.scale = calibrate(logits)
+        tried = self.learner.tried(self.host, train, valid, budget, progress)
+        best = choose(tried, lambda entry: float(accuracy(entry[1][self.steps]).mean()))
+        self.plan, self.scale = replace(best[0], steps=self.steps), calibrate(best[1][self.steps])
 
     def adapt(self, support: Tensor) -> Tensor:
         """See `NetMethod.adapt`."""
         return walk(fitted(self.plan, self), self.host, support)[-1]
 
 
-def last(plan: Plan, host: NetHost, support: Tensor) -> Tensor:
-    """Weights [E, n] after all steps, a few tasks at a time."""
-    return torch.cat([walk(plan, host, part)[-1] for part in support.split(_AT_ONCE)])
+def after(plan: Plan, host: NetHost, support: Tensor, query: Tensor) -> dict[int, Tensor]:
+    """Logits [E, way, Q, way] after 1, 5 and 20 steps, as far as the plan goes; one walk."""
+    found: dict[int, list[Tensor]] = {}
+    for s, q in zip(support.split(_AT_ONCE), query.split(_AT_ONCE), strict=True):
+        path = walk(plan, host, s)
+        for steps in STEPS:
+            if steps <= plan.steps:
+                found.setdefault(steps, []).append(host.query_logits(path[steps - 1], q))
+    return {steps: torch.cat(parts) for steps, parts in found.items()}
 
 
-def tunings(starts: list[Plan], steps: int) -> list[Plan]:
+def tunings(starts: list[Plan]) -> list[Plan]:
     """Every start with the step sizes that it brings, and with each pair of the grid."""
     out = []
     for start in starts:
-        out.append(replace(start, steps=steps))
+        out.append(replace(start, steps=max(STEPS)))
         head = start.rates[-1]
         for share, below in itertools.product(_HEAD, _BELOW):
             rates = torch.full_like(start.rates, float(share * below * head))
             rates[-1] = share * head
-            out.append(Plan(start.theta_0, rates, steps))
+            out.append(Plan(start.theta_0, rates, max(STEPS)))
     return out
 
 
@@ -153,33 +153,37 @@ class Learner:
 
     def __init__(self, initial: Initial) -> None:
         self.initial = initial
-        self._known: dict[Budget, list[Plan]] = {}
+        self._known: dict[Budget, list[tuple[Plan, dict[int, Tensor]]]] = {}
 
-    def starts(
+    def tried(
         self,
         host: NetHost,
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
         progress: Progress | None,
-    ) -> list[Plan]:
-        """The common initialisation, and the best validated state of the meta-training."""
+    ) -> list[tuple[Plan, dict[int, Tensor]]]:
+        """Plans with their logits on validation episodes, by number of steps.
+
+        They start from the common initialisation and from the best validated state of the
+        meta-training.
+        """
         if budget not in self._known:
             plain = Plan(self.initial.theta_0, self.rates(host), _STEPS)
             support, query = validation_episodes(valid, budget)
 
             def score(plan: Plan) -> float:
-                logits = host.query_logits(last(plan, host, support), query)
-                return float(accuracy(logits).mean())
+                return float(accuracy(after(plan, host, support, query)[_STEPS]).mean())
 
             trained = self.train(plain, host, train, budget, score, progress)
-            self._known[budget] = [plain, trained]
+            plans = tunings([plain, trained])
+            self._known[budget] = [(p, after(p, host, support, query)) for p in plans]
         return self._known[budget]
 
     def rates(self, host: NetHost) -> Tensor:
         """Step sizes to start from: the initialisation's own, and less below the head."""
         rates = torch.full((len(host.space(2).layers),), 0.03 * self.initial.rate)
-        rates[-1] = 0.3 * self.initial.rate
+        rates[-1] = self.initial.rate
         return rates
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
 from ltdi.denoiser.equivariant import EquivariantDenoiser
-from ltdi.denoiser.rows import Descent, RowDenoiser
+from ltdi.denoiser.rows import Descent, Opening, RowDenoiser
 from ltdi.denoiser.transformer import TokenTransformer
 from ltdi.denoiser.unet import UNet1d
 
@@ -12,6 +12,7 @@ __all__ = [
     "EquivariantDenoiser",
     "Guide",
     "Network",
+    "Opening",
     "RowDenoiser",
     "TokenTransformer",
     "UNet1d",

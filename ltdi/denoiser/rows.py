@@ -1,4 +1,4 @@
-"""A denoiser over the units of a network: one token for each row [weight, bias].
+"""A denoiser over the rows of a network: a token for each class, and one for each other layer.
 
 What it is told about a task is the gradient of the support's loss at its last estimate, so that a
 chain of several steps is a learned optimiser: each step goes along the gradient, seen through
@@ -16,6 +16,10 @@ from torch import Tensor, nn
 from ltdi.denoiser.transformer import Block, time_features
 from ltdi.weights import WeightSpace
 
+# Adam moves every entry of a matrix by its step size; from a start that is good already, many
+# entries together must not move far.
+_FINE = 0.1
+
 
 @dataclass(frozen=True)
 class Descent:
@@ -28,7 +32,6 @@ class Descent:
         stage: [B] i/k of the local target that is asked for.
         first: Whether the estimate is the anchor; of the gradient only the class rows are read
             there, because a head of zeros lets nothing through to the layers below.
-        blank: Whether x_t is zero as well: layers below the head then need not be read.
     """
 
     estimate: Tensor
@@ -36,17 +39,32 @@ class Descent:
     signal: Tensor
     stage: Tensor
     first: bool = False
-    blank: bool = False
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What the first step from x_t = 0 is for all tasks alike; see `RowDenoiser.opening`.
+
+    Attributes:
+        context: [1, width].
+        tokens: [1, layers - 1, width] of the layers below the head.
+        step: [1, 1, 1] s of the head.
+    """
+
+    context: Tensor
+    tokens: Tensor
+    step: Tensor
 
 
 class RowDenoiser(nn.Module):
     """x0-prediction of all weights of a network as a residual to a shared initialisation.
 
-    The output of a layer's rows is write(h) + a x_t + b estimate - s A gradient B, where h is the
-    transformer's view of the row, A and B are learned and start as the identity (class rows share
-    a scalar in place of A), and a, b, s start as 0, 1 and the step size of the initialisation: an
-    untrained network takes a step of gradient descent. Class rows carry no position, so permuting
-    classes permutes them.
+    A class is a token, and so is every other layer: the mean of its rows, each seen through its own
+    place. The output of a layer's rows is write(h) + a x_t + b estimate - s A gradient B, where h
+    is the transformer's view of the token at the row's place. A and B are learned and start as the
+    identity (class rows share a scalar in place of A), and a, b, s start as 0, 1 and the step size
+    of the initialisation: an untrained network takes a step of gradient descent. Class rows carry
+    no position, so permuting classes permutes them.
 
     Args:
         space: Weight space, at any way.
@@ -66,7 +84,7 @@ class RowDenoiser(nn.Module):
         self.register_buffer("size", torch.ones(count))
         self.size: Tensor
         self.read, self.write = nn.ModuleList(), nn.ModuleList()
-        self.place = nn.ParameterList()
+        self.layer, self.place = nn.ParameterList(), nn.ParameterList()
         self.left, self.right = nn.ParameterList(), nn.ParameterList()
         for layer in space.layers:
             self.read.append(nn.Linear(3 * layer.row, width))
@@ -75,9 +93,10 @@ class RowDenoiser(nn.Module):
             nn.init.zeros_(write.bias)
             self.write.append(write)
             units = 1 if layer.per_class else layer.units
-            self.place.append(nn.Parameter(0.1 * torch.randn(units, width)))
-            self.left.append(nn.Parameter(torch.eye(units)))
-            self.right.append(nn.Parameter(torch.eye(layer.row)))
+            self.layer.append(nn.Parameter(0.1 * torch.randn(1, width)))
+            self.place.append(nn.Parameter(torch.randn(units, width)))
+            self.left.append(nn.Parameter(torch.zeros(units, units)))
+            self.right.append(nn.Parameter(torch.zeros(layer.row, layer.row)))
         self.of_time = nn.Sequential(
             nn.Linear(width + 2, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -101,50 +120,95 @@ class RowDenoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, guide: Descent, space: WeightSpace) -> Tensor:
         """Normalised residual [B, n] to the initialisation, from x_t [B, n] at t [B]."""
         layers = space.layers
-        sizes = [layer.units * layer.row for layer in layers]
         place = torch.stack([guide.signal, guide.stage], -1)
         time = time_features(t, self.steps, self.width).to(x)
         context = self.of_time(torch.cat([time, place], -1))
         mix = self.mix(context).unflatten(-1, (3, -1))
         # The linear estimate of theta from x_t when theta has unit variance: no noise at t = 0.
-        noised = guide.signal[:, None] * x
-        parts = [v.split(sizes, 1) for v in (noised, guide.estimate, guide.gradient)]
-        rows: list[list[Tensor]] = []
-        tokens = []
+        linear = guide.signal[:, None] * x
+        told = (linear, guide.estimate, guide.gradient)
+        rows: list[Tensor] = []
+        tokens, start = [], 0
         for i, layer in enumerate(layers):
-            if guide.blank and not layer.per_class:
-                # Nothing to be read: the token is the same for all tasks.
-                rows.append([])
-                token = (self.read[i].bias + self.place[i]).expand(len(x), -1, -1)
-                tokens.append(token)
-                continue
-            own = [part[i].unflatten(-1, (layer.units, layer.row)) for part in parts]
-            own[2] = _tamed(own[2], self.size[i])
+            stop = start + layer.units * layer.row
+            own = torch.stack([v[:, start:stop] for v in told], 1)
+            own = own.unflatten(-1, (layer.units, layer.row))
+            own = torch.cat([own[:, :2], _tamed(own[:, 2:], self.size[i])], 1)
             rows.append(own)
-            tokens.append(self.read[i](torch.cat(own, -1)) + self.place[i])
-        h = torch.cat(tokens, 1)
+            read = self.read[i](own.transpose(1, 2).flatten(2)) * self.place[i]
+            tokens.append(self.layer[i] + (read if layer.per_class else read.mean(1, keepdim=True)))
+            start = stop
+        written = self._written(torch.cat(tokens, 1), context, space)
+        out = []
+        for i, (layer, own, new) in enumerate(zip(layers, rows, written, strict=True)):
+            noised, estimate, gradient = own.unbind(1)
+            a, b, s = mix[:, :, i, None, None].unbind(1)
+            whole = new + a * noised + b * estimate
+            if layer.per_class or not guide.first:
+                whole = whole - s * self._along(gradient, i, layer.per_class)
+            out.append(whole.flatten(1))
+        return torch.cat(out, -1)
+
+    def _written(self, tokens: Tensor, context: Tensor, space: WeightSpace) -> list[Tensor]:
+        """The transformer's part of every layer's rows, [B, units, row] each."""
+        h = tokens
         for block in self.blocks:
             h = block(h, context)
         h = F.layer_norm(h, h.shape[-1:])
-        out = []
-        for i, part in enumerate(h.split([layer.units for layer in layers], 1)):
-            new = self.write[i](part)
-            if rows[i]:
-                linear, estimate, gradient = rows[i]
-                a, b, s = mix[:, :, i, None, None].unbind(1)
-                new = new + a * linear + b * estimate
-                if layers[i].per_class:
-                    new = new - s * self.left[i] * (gradient @ self.right[i])
-                elif not guide.first:
-                    new = new - s * (self.left[i] @ gradient @ self.right[i])
-            out.append(new.flatten(1))
-        return torch.cat(out, -1)
+        counts = [layer.units if layer.per_class else 1 for layer in space.layers]
+        parts = zip(h.split(counts, 1), self.place, self.write, strict=True)
+        return [_FINE * write(part * place) for part, place, write in parts]
+
+    def _along(self, gradient: Tensor, number: int, per_class: bool) -> Tensor:
+        """A gradient B, for rows [B, units, row]."""
+        left = self.left[number]
+        along = gradient + _FINE * (gradient @ self.right[number])
+        turned: Tensor = left * along if per_class else left @ along
+        out: Tensor = along + _FINE * turned
+        return out
+
+    def opening(self, t: Tensor, signal: Tensor, stage: Tensor) -> Opening:
+        """What the first step of a chain without noise has in common for all tasks.
+
+        Args:
+            t: [1].
+            signal: [1], see `Descent`.
+            stage: [1].
+        """
+        place = torch.stack([signal, stage], -1)
+        time = time_features(t, self.steps, self.width).to(place)
+        context = self.of_time(torch.cat([time, place], -1))
+        step = self.mix(context)[:, -1, None, None]
+        tokens = [
+            layer + (read.bias * place).mean(0, keepdim=True)
+            for layer, read, place in zip(self.layer, self.read, self.place, strict=True)
+        ]
+        return Opening(context, torch.stack(tokens[:-1], 1), step)
+
+    def begin(self, gradient: Tensor, opening: Opening, space: WeightSpace) -> Tensor:
+        """`forward` at x_t = 0 from the initialisation, in a fraction of its time.
+
+        Args:
+            gradient: [B, class rows] of the head, at a head of zeros.
+            opening: What `opening` gave for this step.
+            space: Weight space, whose only per-class layer is the last.
+        """
+        head, number = space.layers[-1], len(space.layers) - 1
+        rows = _tamed(gradient.unflatten(-1, (head.units, head.row)), self.size[number])
+        read = self.read[number]
+        assert isinstance(read, nn.Linear)
+        # Of x_t, estimate and gradient only the last is not zero.
+        seen = F.linear(rows, read.weight[:, 2 * head.row :], read.bias) * self.place[number]
+        tokens = [opening.tokens.expand(len(rows), -1, -1), self.layer[number] + seen]
+        written = self._written(torch.cat(tokens, 1), opening.context, space)
+        written[-1] = written[-1] - opening.step * self._along(rows, number, True)
+        return torch.cat([part.flatten(1) for part in written], -1)
 
 
 def _tamed(gradient: Tensor, size: Tensor) -> Tensor:
-    """A layer's gradient [B, units, row] in units of its size, but never much above one.
+    """A layer's gradient [..., units, row] in units of its size, but never much above one.
 
     The gradient of a support that is nearly solved spans orders of magnitude from task to task.
     """
-    own = gradient.square().mean((1, 2), keepdim=True)
+    own = gradient.square().mean((-2, -1), keepdim=True)
     return gradient * (2 / (own + size.square())).sqrt()

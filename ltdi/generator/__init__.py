@@ -5,9 +5,10 @@ from ltdi.generator.base import CARD, KINDS, Generator, View, Weights
 from ltdi.generator.heads import HeadGenerator
 from ltdi.generator.images import ImageGenerator
 from ltdi.generator.nets import NetGenerator
+from ltdi.generator.samples import SampleGenerator
 
 # A new kind of weights is one line here.
-for _kind in (HeadGenerator, NetGenerator, AdapterGenerator):
+for _kind in (HeadGenerator, NetGenerator, SampleGenerator, AdapterGenerator):
     KINDS[_kind.kind] = _kind
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "HeadGenerator",
     "ImageGenerator",
     "NetGenerator",
+    "SampleGenerator",
     "TextSupport",
     "View",
     "Weights",

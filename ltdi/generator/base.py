@@ -74,6 +74,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         parts.network.eval().requires_grad_(False)
         # The token layout of a way is worked out once.
         self._spaces: dict[int, WeightSpace] = {}
+        self._units: dict[int, tuple[Tensor, Tensor]] = {}
         check_sampling(parts.sampling, parts.diffusion)
         self.schedule = make_schedule(parts.diffusion.schedule, parts.diffusion.steps)
 
@@ -160,6 +161,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         p, s = self.parts, sampling
         copies = s.samples if s.temperature > 0 else 1
         v = view(copies)
+        scale, mean = self.unit(v.space)
         rng = torch.Generator().manual_seed(seed)
         noise = torch.zeros_like(v.start)
         if s.temperature > 0:
@@ -172,7 +174,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             return v.denoise(x, t, signal, stage)
 
         def whole(residual: Tensor) -> Tensor:
-            change = s.strength * p.normaliser.denormalise(residual, v.space)
+            change = s.strength * (residual * scale + mean)
             return v.leave(s.sharpness * (change + v.start))
 
         residual = sample(
@@ -225,6 +227,13 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         if way not in self._spaces:
             self._spaces[way] = self.parts.space.with_way(way)
         return self._spaces[way]
+
+    def unit(self, space: WeightSpace) -> tuple[Tensor, Tensor]:
+        """[n] size and origin of normalised residuals; looked up once for each way."""
+        if space.size not in self._units:
+            n = self.parts.normaliser
+            self._units[space.size] = n.scale(space), n.mean[space.param_of]
+        return self._units[space.size]
 
     def check(self, weights: Weights) -> None:
         """Refuse weights that are not of this generator's weight space, at any way.

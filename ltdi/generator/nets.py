@@ -12,15 +12,15 @@ from torch import Tensor, nn
 from ltdi.anchor import Anchor, SharedAnchor
 from ltdi.backbone import InputTransform
 from ltdi.data import ImageSet
-from ltdi.denoiser import Descent, RowDenoiser
+from ltdi.denoiser import Descent, Opening, RowDenoiser
 from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.generator.base import View, Weights, repeat
 from ltdi.generator.images import ImageGenerator
 from ltdi.nets import NetHost
-from ltdi.parts import Groups, Host, check_shape
+from ltdi.parts import Groups, Host, Parts, check_shape
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import FeatureBank
-from ltdi.weights import Normaliser, WeightSpace
+from ltdi.weights import WeightSpace
 
 
 class NetGenerator(ImageGenerator):
@@ -30,6 +30,13 @@ class NetGenerator(ImageGenerator):
     """
 
     kind: ClassVar[str] = "net"
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        # What all tasks share is worked out once: the first step of a chain without noise, and the
+        # anchor of each way.
+        self._openings: dict[tuple[int, float], Opening] = {}
+        self._starts: dict[int, tuple[Tensor, Weights]] = {}
 
     @classmethod
     def build(
@@ -94,12 +101,21 @@ class NetGenerator(ImageGenerator):
     def view(self, grid: Tensor, mask: Tensor, copies: int) -> View:
         """See `ImageGenerator.view`; the chain's own estimates are what gradients are taken at."""
         space = self.space(grid.shape[1])
-        anchor = self.parts.anchor.local(grid, mask, space)
-        task = NetTask(self.net, self.parts.normaliser, space, anchor, grid, mask, copies, True)
+        if space.size not in self._starts:
+            theta = self.parts.anchor.local(grid[:1], mask[:1], space)
+            self._starts[space.size] = theta, space.unflatten(theta[0])
+        start, named = self._starts[space.size]
+        anchor, (scale, _) = start.expand(len(grid), -1), self.unit(space)
+        task = NetTask(self.net, scale, space, anchor, grid, mask, copies, True, named)
         network = cast(RowDenoiser, self.parts.network)
 
         def denoise(x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
-            return task.step(network, x, t, signal, stage, blank=not bool(x.any()))
+            if task.estimate is not None or bool(x.any()):
+                return task.step(network, x, t, signal, stage)
+            key = (int(t[0]), float(stage[0]))
+            if key not in self._openings:
+                self._openings[key] = network.opening(t[:1], signal[:1], stage[:1])
+            return task.begin(network, self._openings[key])
 
         return View(space, repeat(anchor, copies), denoise)
 
@@ -135,27 +151,30 @@ class NetTask:
 
     Args:
         host: Architecture.
-        normaliser: Of residuals to the anchor.
+        scale: [n] size of a normalised unit.
         space: Weight space.
         anchor: [B, n] shared initialisation.
         grid: [B, way, shot, ...] transformed support.
         mask: [B, way, shot] 1 for real samples.
         copies: How many chains each task has.
         alone: See `NetHost.gradient`.
+        named: The anchor's parameters by name, where they are known.
     """
 
     def __init__(
         self,
         host: NetHost,
-        normaliser: Normaliser,
+        scale: Tensor,
         space: WeightSpace,
         anchor: Tensor,
         grid: Tensor,
         mask: Tensor,
         copies: int = 1,
         alone: bool = False,
+        named: Weights | None = None,
     ) -> None:
-        self.host, self.space, self.scale = host, space, normaliser.scale(space)
+        self.named = named if named is not None else space.unflatten(anchor[0])
+        self.host, self.space, self.scale = host, space, scale
         self.anchor, self.grid, self.mask = anchor, grid, mask
         self.copies, self.alone = copies, alone
         self.estimate: Tensor | None = None
@@ -163,53 +182,47 @@ class NetTask:
     def gradient(self) -> Tensor:
         """Of the support's loss, in normalised units [B, n], at the last estimate."""
         if self.estimate is None:
-            return repeat(self._at_anchor() * self.scale, self.copies)
+            rows = self.space.class_size
+            head = self._head_gradient() * self.scale[-rows:]
+            return repeat(F.pad(head, (self.space.size - rows, 0)), self.copies)
         theta = repeat(self.anchor, self.copies) + self.estimate * self.scale
         grid, mask = repeat(self.grid, self.copies), repeat(self.mask, self.copies)
         alone = self.alone and len(theta) == 1
         return self.host.gradient(theta, grid, mask, self.space, alone=alone) * self.scale
 
-    def _at_anchor(self) -> Tensor:
-        """The same at the anchor in closed form, without differentiation.
+    def _head_gradient(self) -> Tensor:
+        """Of the head's rows [B, class rows] at the anchor, in closed form.
 
         Its class rows are equal: no loss reaches the layers below, and every class has the same
         probability.
         """
         way, shot = self.mask.shape[1:]
-        body = self.space.size - self.space.class_size
-        z = self.host.features(self.anchor[0], self.grid.flatten(0, 2), self.space)
+        z = self.host.below_head(self.named, self.grid.flatten(0, 2))
         z = F.pad(z, (0, 1), value=1.0).unflatten(0, (-1, way, shot))
         share = way * self.mask / self.mask.sum((1, 2), keepdim=True)
         mean = (z * share.unsqueeze(-1)).sum(2)
         rows = mean.mean(1, keepdim=True) - mean
-        return F.pad(rows.flatten(1), (body, 0))
+        head: Tensor = rows.flatten(1)
+        return head
 
     def step(
-        self,
-        network: RowDenoiser,
-        x: Tensor,
-        t: Tensor,
-        signal: Tensor,
-        stage: Tensor,
-        *,
-        blank: bool = False,
+        self, network: RowDenoiser, x: Tensor, t: Tensor, signal: Tensor, stage: Tensor
     ) -> Tensor:
-        """One denoising step of x_t [B, n]; its x0 becomes the estimate.
-
-        Args:
-            network: The denoiser.
-            x: [B, n] x_t.
-            t: [B].
-            signal: See `Descent`.
-            stage: See `Descent`.
-            blank: Whether x is known to be zero.
-        """
+        """One denoising step of x_t [B, n]; its x0 becomes the estimate."""
         first = self.estimate is None
         gradient = self.gradient()
         before = torch.zeros_like(x) if self.estimate is None else self.estimate
-        guide = Descent(before, gradient, signal, stage, first, first and blank)
+        guide = Descent(before, gradient, signal, stage, first)
         out: Tensor = network(x, t, guide, self.space)
         self.estimate = out.detach()
+        return out
+
+    def begin(self, network: RowDenoiser, opening: Opening) -> Tensor:
+        """The first step from x_t = 0."""
+        rows = self.space.class_size
+        gradient = self._head_gradient() * self.scale[-rows:]
+        out: Tensor = network.begin(repeat(gradient, self.copies), opening, self.space)
+        self.estimate = out
         return out
 
 

@@ -66,7 +66,7 @@ class NetHost:
     def predict(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
         """Logits [P, way] of one net theta [n] on transformed images [P, ...]."""
         weights = space.unflatten(theta)
-        z = self._features(weights, images)
+        z = self.below_head(weights, images)
         return F.linear(z, weights["head.weight"], weights["head.bias"])
 
     def logits(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
@@ -85,9 +85,10 @@ class NetHost:
 
     def features(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
         """What the head of one net theta [n] sees of images [P, ...]: [P, D]."""
-        return self._features(space.unflatten(theta), images)
+        return self.below_head(space.unflatten(theta), images)
 
-    def _features(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    def below_head(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+        """`features` of images x [P, ...], for weights by name."""
         c = self.config
         for i, stride in enumerate(c.strides):
             x = F.conv2d(x, weights[f"layers.{i}.weight"], weights[f"layers.{i}.bias"], stride, 1)

@@ -48,13 +48,17 @@ FROZEN = {
         "separate the classes, and no head on them can.",
     )
 }
-TITLES = {"head": "classifier heads", "net": "whole networks"}
+TITLES = {"head": "classifier heads", "net": "whole networks", "sample": "checkpoints"}
 WHAT = {
     "head": "the weights of a linear classifier on its own frozen backbone",
     "net": "all the weights of a small convolutional classifier",
+    "sample": "new nets like the checkpoints of one task that it was trained on",
 }
+FROM_IMAGES = "From a few labelled images of a task that it has never seen"
+CONDITION = {"sample": "From noise alone, without any condition"}
 INSIDE_IT = {
     "head": "The backbone and its input transform are inside",
+    "sample": "The architecture, the mean of the checkpoints and the input transform are inside",
     "net": "The architecture (without any buffer), the shared initialisation and the input "
     "transform are inside",
 }
@@ -88,7 +92,7 @@ def model_card(config: Mapping[str, Any]) -> str:
 def _purpose(config: Mapping[str, Any]) -> str:
     steps, kind = _group(config, "diffusion").get("steps", "T"), _kind(config)
     return (
-        "From a few labelled images of a task that it has never seen, this model generates "
+        f"{CONDITION.get(kind, FROM_IMAGES)}, this model generates "
         f"{WHAT[kind]}: no training run. "
         f"It is a diffusion model over weights with {_text(steps)} noise levels, trained on "
         f"optimisation trajectories of many solved tasks. {INSIDE_IT[kind]}, "
@@ -103,6 +107,14 @@ def _usage(config: Mapping[str, Any]) -> str:
     shown = f'{{"{first}": ..., "{last}": ...}}'
     channels, size = transform.get("channels", 1), transform.get("size", 28)
     shape = f"{channels}, {size}, {size}"
+    if _kind(config) == "sample":
+        return """\
+```python
+import ltdi
+
+generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
+nets = generator.generate(10, seed=0)  # {"layers.0.weight": [10, ...], ...}
+```"""
     return f"""\
 ```python
 import ltdi

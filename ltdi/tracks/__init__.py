@@ -1,12 +1,15 @@
 """Tracks: each wires data, weight space, condition, metric and peers into one benchmark."""
 
-from ltdi.tracks import fewshot, llm, nets
+from ltdi.tracks import checkpoints, fewshot, llm, nets
 from ltdi.tracks.track import Outcome, Track, episode_label
 
 TRACKS: dict[str, Track] = {
     "fewshot": Track(fewshot.bench, fewshot.ALL_METHODS, episode_label),
+    "checkpoints": Track(
+        checkpoints.bench, checkpoints.ALL_METHODS, lambda options: str(options["dataset"])
+    ),
     "nets": Track(nets.bench, nets.ALL_METHODS, episode_label),
     "llm": Track(llm.bench, llm.ALL_METHODS, llm.label),
 }
 
-__all__ = ["TRACKS", "Outcome", "Track", "fewshot", "llm", "nets"]
+__all__ = ["TRACKS", "Outcome", "Track", "checkpoints", "fewshot", "llm", "nets"]

@@ -68,14 +68,14 @@ class NetPreset:
     recipe: Recipe
     peer_iterations: int
     episodes: int
-    valid_episodes: int = 200
+    valid_episodes: int = 150
     held_out: float = 0.3
     rotations: bool = True
 
 
 _SMOKE = replace(
     NET_RECIPE,
-    tasks=replace(NET_RECIPE.tasks, shots=(1,), per_setting=64, shard=32),
+    tasks=replace(NET_RECIPE.tasks, per_setting=64, shard=32),
     prepare=replace(NET_RECIPE.prepare, steps=12),
     meta=replace(NET_RECIPE.meta, iterations=30, warmup=5, ema=0.9),
 )
@@ -391,7 +391,11 @@ def bench(
     )
     parts = load_parts(dataset, data_dir, drawn, split=split, seed=seed)
     sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
-    recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
+    recipe = replace(
+        p.recipe,
+        tasks=replace(p.recipe.tasks, ways=(way,), shots=(shot,)),
+        meta=replace(p.recipe.meta, seed=seed),
+    )
     rows: list[Row] = []
     scores: dict[str, Scores] = {}
     adapt: dict[str, float] = {}

@@ -63,15 +63,16 @@ def test_peers_never_start_worse_than_the_generator(outcome: nets.Outcome):
     """The common initialisation with its own step size is among the candidates."""
     reptile = outcome.methods["reptile-5"]
     assert isinstance(reptile, nets.Tuned)
-    (starts,) = reptile.learner._known.values()
-    assert len(starts) == 2 and torch.equal(starts[0].theta_0, reptile.learner.initial.theta_0)
-    assert len(nets_plans(reptile, starts)) == 2 * (1 + 9)
-
-
-def nets_plans(method: nets.Tuned, starts: list) -> list:
-    from ltdi.baselines.whole import tunings
-
-    return tunings(starts, method.steps)
+    (tried,) = reptile.learner._known.values()
+    plans = [plan for plan, _ in tried]
+    assert len(plans) == 2 * (1 + 6) and all(set(logits) == {1, 5, 20} for _, logits in tried)
+    assert torch.equal(plans[0].theta_0, reptile.learner.initial.theta_0)
+    assert float(plans[0].rates[-1]) == pytest.approx(reptile.learner.initial.rate)
+    # One step at that rate, with next to nothing below the head, is what theta_0 was learned for.
+    assert any(
+        torch.equal(p.theta_0, plans[0].theta_0) and p.rates[-1] == plans[0].rates[-1]
+        for p in plans[1:]
+    )
 
 
 def test_it_is_the_target_net_of_the_fewshot_track():

@@ -77,8 +77,9 @@ def test_the_gradient_at_the_anchor_is_the_general_one(net_gen: NetGenerator):
     grid = torch.rand(2, 3, 2, 1, 12, 12)
     mask = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]]]).repeat(2, 1, 1)
     anchor = net_gen.parts.anchor.local(grid, mask, space)
-    task = NetTask(host, net_gen.parts.normaliser, space, anchor, grid, mask)
-    expected = host.gradient(anchor, grid, mask, space) * net_gen.parts.normaliser.scale(space)
+    scale, _ = net_gen.unit(space)
+    task = NetTask(host, scale, space, anchor, grid, mask)
+    expected = host.gradient(anchor, grid, mask, space) * scale
     torch.testing.assert_close(task.gradient(), expected, rtol=1e-4, atol=1e-7)
 
 

@@ -1,0 +1,115 @@
+"""New samples of nets for one known task: generation without a condition."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from ltdi.anchor import Anchor, SharedAnchor
+from ltdi.denoiser import Descent, RowDenoiser
+from ltdi.errors import InputError
+from ltdi.generator.base import Callback, Generator, View, Weights, repeat
+from ltdi.generator.nets import build_rows
+from ltdi.nets import NetHost
+from ltdi.parts import Groups, Host
+from ltdi.recipe import Diffusion, Network
+from ltdi.weights import Normaliser, WeightSpace
+
+
+class SampleGenerator(Generator):
+    """Generates nets like those of a zoo of checkpoints, all of one task, from noise alone.
+
+    There is nothing to be told about a task, so a support is a number: how many nets are wanted.
+    The rows of the head have an order here, as the task's classes have.
+    """
+
+    kind: ClassVar[str] = "sample"
+
+    @classmethod
+    def build(
+        cls,
+        config: dict[str, Any],
+        groups: Groups,
+        space: WeightSpace,
+        shape: Network,
+        diffusion: Diffusion,
+    ) -> tuple[nn.Module, Anchor, Host]:
+        """See `Generator.build`."""
+        anchor = SharedAnchor(torch.zeros_like(groups["anchor"]["theta_0"]))
+        return build_rows(space, shape, diffusion), anchor, NetHost.from_config(config["net"])
+
+    def read(self, support: Any) -> int:
+        """See `Generator.read`; None stands for one net."""
+        count = 1 if support is None else support
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise InputError(
+                f"this generator has no condition: give the number of nets, not {count!r}",
+                where="support",
+                fix="call generate(1), or draws(100)",
+            )
+        return count
+
+    def generate_many(self, supports: list[Any], *, seed: int, **options: Any) -> list[Weights]:
+        """See `Generator.generate_many`; each number gives its nets stacked, [count, ...]."""
+        theta = self.draws(sum(supports), seed=seed, **options)
+        space = self.parts.space
+        return [space.unflatten(part) for part in theta.split(supports)]
+
+    def draws(
+        self, count: int, *, seed: int = 0, callback: Callback | None = None, **options: Any
+    ) -> Tensor:
+        """Flat weights [count, n] of nets; `samples` are averaged."""
+        chosen = self.sampling(**options)
+        drawn = self.chain(
+            lambda copies: self._view(count, copies), chosen, seed=seed, callback=callback
+        )
+        return drawn.mean(0)
+
+    def _view(self, count: int, copies: int) -> View:
+        space, network = self.parts.space, cast(RowDenoiser, self.parts.network)
+        nothing = torch.zeros(count)
+        start = repeat(self.parts.anchor.local(nothing, nothing, space), copies)
+        sampler = Unguided(network, space)
+        return View(space, start, sampler.step)
+
+    def architecture(self, weights: Weights) -> str:
+        """See `Generator.architecture`."""
+        shape = weights["head.weight"].shape
+        numbers = sum(v[0].numel() if len(shape) > 2 else v.numel() for v in weights.values())
+        return f"conv net, {numbers} weights, {shape[-2]} classes"
+
+
+class Unguided:
+    """A denoiser that is told its own last estimate, and no gradient.
+
+    Args:
+        network: The denoiser.
+        space: Weight space.
+    """
+
+    def __init__(self, network: Any, space: WeightSpace) -> None:
+        self.network, self.space = network, space
+        self.estimate: Tensor | None = None
+
+    def step(self, x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
+        """One denoising step of x_t [B, n]; its x0 becomes the estimate."""
+        zero = torch.zeros_like(x)
+        before = zero if self.estimate is None else self.estimate
+        guide = Descent(before, zero, signal, stage, first=True)
+        out: Tensor = self.network(x, t, guide, self.space)
+        self.estimate = out.detach()
+        return out
+
+
+def sample_space(host: NetHost, classes: int) -> WeightSpace:
+    """All weights of a net for one task, whose classes have an order."""
+    shapes = {p.name: p.shape for p in host.space(classes).params}
+    return WeightSpace.from_shapes(shapes)
+
+
+def fit_samples(theta: Tensor, space: WeightSpace) -> tuple[Tensor, Normaliser]:
+    """The mean [n] of checkpoints theta [E, n], and the normaliser of what they differ by."""
+    mean = theta.mean(0)
+    return mean, Normaliser.fit(theta - mean, space, centre=False)
