@@ -27,6 +27,7 @@ EXAMPLES = {
         "ltdi collect --data glyphs --out runs/my/zoo",
         "ltdi collect --data glyphs --workers 2 --out runs/my/zoo",
         "ltdi collect --data omniglot --data-dir ~/omniglot --tasks.per-setting 4000 --out runs/o",
+        "ltdi collect --target net --data glyphs --out runs/n/zoo",
         "ltdi collect --target adapter --data sst-2,rte --data-dir ~/glue --texts.base minilm "
         "--out runs/t/zoo",
     ],
@@ -56,6 +57,8 @@ EXAMPLES = {
         "ltdi bench fewshot --dataset omniglot --data-dir ~/omniglot --preset smoke --json o.json",
         "ltdi bench fewshot --dataset glyphs --methods lt-di,protonet,finetune --preset smoke",
         "ltdi bench nets --dataset glyphs --preset smoke",
+        "ltdi bench fewshot --target net --dataset omniglot --data-dir ~/omniglot --shot 5",
+        "ltdi bench checkpoints --data-dir ~/cifar10 --preset smoke",
         "ltdi bench llm --preset smoke",
         "ltdi bench llm --data-dir ~/glue --work runs/glue --json glue.json",
     ],

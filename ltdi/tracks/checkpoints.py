@@ -34,6 +34,7 @@ from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks, named_recip
 from ltdi.report.table import Result, Row
 from ltdi.tracks.fewshot import one_thread
 from ltdi.weights import Normaliser, WeightSpace
+from ltdi.zoo import Group
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
@@ -222,6 +223,9 @@ class CheckpointObjective:
         self.zoo, self.network, self.anchor, self.recipe = zoo, network, anchor, recipe
         self.residual = normaliser.normalise(zoo.theta - anchor, zoo.space)
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+
+    def see(self, groups: list[Group]) -> None:
+        """All checkpoints are there from the beginning."""
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random checkpoints; every tensor [tasks, ...]."""
