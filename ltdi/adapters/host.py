@@ -35,12 +35,10 @@ class Refined(NamedTuple):
     Attributes:
         theta: [n].
         loss: Mean loss on rows of the support that a head was not fitted to.
-        kept: Whether the head is the generated one, or was fitted around it.
     """
 
     theta: Tensor
     loss: float
-    kept: bool
 
 
 class LanguageHost:
@@ -195,11 +193,11 @@ class LanguageHost:
         losses = held_out_losses(torch.stack(priors), x, targets, precisions=tried)
         i, j = divmod(int(losses.argmin()), len(tried))
         if tried[j] == float("inf") and priors[i] is given:
-            return Refined(theta, float(losses[i, j]), True)
+            return Refined(theta, float(losses[i, j]))
         every = torch.ones(1, len(x))
         rows = fit_heads(priors[i][None], x, targets, torch.tensor([tried[j]]), every)[0]
         whole = _with_rows(theta, space, _outside(rows, centre, scale))
-        return Refined(whole, float(losses[i, j]), priors[i] is given)
+        return Refined(whole, float(losses[i, j]))
 
 
 def _spec(known: dict[str, Any]) -> LoraSpec:

@@ -38,8 +38,7 @@ class TextSupport:
             cross-validation on the rows choose, and how much of the generated head is kept.
         search: Whether the conditions of known tasks are tried beside the support's own, and the
             adapter is taken under which a head predicts held-out rows of the support best. It
-            costs a forward pass over the support for each, and is left out where the generated
-            head predicts them better than one that the support alone makes: the task is known.
+            costs a forward pass over the support for each, and pays for tasks unlike the known.
     """
 
     texts: TextSet
@@ -146,7 +145,7 @@ class AdapterGenerator(Generator):
             return first
         space, inputs = self.space(texts.outputs), host.inputs(texts.texts)
         best = host.refine(first, space, inputs, texts.targets, head=support.head)
-        if not support.search or best.kept:
+        if not support.search:
             return best.theta
         known = self.network.recall(texts.outputs)
         for i in range(len(known.task)):

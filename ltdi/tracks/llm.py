@@ -116,6 +116,19 @@ PRESETS = {
         warm_steps=15,
         few_steps=10,
     ),
+    "short": Preset(
+        "minilm",
+        ("sst-2", "cola", "mrpc"),
+        replace(
+            _STANDARD,
+            runs=Runs(trunks=1, branches=2),
+            prepare=replace(_STANDARD.prepare, steps=200),
+        ),
+        rows=4000,
+        dev=500,
+        valid=200,
+        warm_steps=100,
+    ),
     "standard": Preset("minilm", GLUE, _STANDARD),
     "paper": Preset(
         "roberta-base",

@@ -58,7 +58,7 @@ def test_a_fitted_head_is_better_than_none_and_leaves_the_factors(
         adapter = host.adapter(s.outputs)
         theta = some_weights(adapter, scale=0.05)
         rows = s.fit[:64]
-        new, loss, _ = host.refine(
+        new, loss = host.refine(
             theta, adapter.space, s.inputs[rows], s.train.targets[rows], head="fitted"
         )
         before, after = (adapter.space.unflatten(t) for t in (theta, new))
@@ -75,13 +75,11 @@ def test_a_good_head_is_kept(host: LanguageHost, sources: list[Source]) -> None:
     s = sources[0]
     adapter = host.adapter(2)
     fit, few = s.fit[:100], s.fit[100:108]
-    good, _, _ = host.refine(
+    good, _ = host.refine(
         adapter.theta_0, adapter.space, s.inputs[fit], s.train.targets[fit], head="fitted"
     )
-    kept, _, _ = host.refine(good, adapter.space, s.inputs[few], s.train.targets[few])
-    lone, _, _ = host.refine(
-        good, adapter.space, s.inputs[few], s.train.targets[few], head="fitted"
-    )
+    kept, _ = host.refine(good, adapter.space, s.inputs[few], s.train.targets[few])
+    lone, _ = host.refine(good, adapter.space, s.inputs[few], s.train.targets[few], head="fitted")
     assert (kept - good).norm() < (lone - good).norm()
 
 
