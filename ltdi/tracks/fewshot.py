@@ -374,6 +374,7 @@ def bench(
             fitted_methods = methods_of(methods, recipe, world, w)
             with one_thread():
                 runs.append(_run(title, fitted_methods, world, tests, budget, progress, log))
+            log({"event": "shape", "way": w, "shot": s, **runs[-1].measured()})
     about = {
         "way": shapes[0][0],
         "shot": shapes[0][1],
@@ -467,7 +468,10 @@ def _run(
         scores[name] = score(method.predict, world.test, tests)
         latency = latency_ms(method.predict, world.test, tests)
         rows.append(_row(name, scores[name], latency, prepare_s, train_s, label))
-        log({"event": "method", **asdict(rows[-1])})
+        # A run that is stopped has told what it measured so far.
+        found = Run(label, {name: method}, scores, rows).measured()
+        told = {key: value.get(name) for key, value in found.items()}
+        log({"event": "method", **asdict(rows[-1]), **told})
     return Run(label, methods, scores, rows)
 
 
