@@ -31,12 +31,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ltdi.evaluate import query_logits, score, summarise
+from ltdi.evaluate import Summary, query_logits, score, summarise
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.figure import plot_curves
 from ltdi.tracks.fewshot import build_world, load_parts
 from ltdi.tracks.generated import World
-from ltdi.tracks.presets import NAMES, preset_of
+from ltdi.tracks.presets import NAMES, Preset, preset_of
 
 METHODS = ("lt-di", "mv-di-matched", "mv-di", "tw-di", "mc-di-paper")
 MATCHED = "mv-di-matched"
@@ -122,9 +122,7 @@ def zoo(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
 STUDIES = {"efficiency": efficiency, "segments": segments, "zoo": zoo}
 
 
-def measure(
-    case: Case, world: World, shot: int, episodes: int
-) -> list[tuple[dict[str, Any], Tensor]]:
+def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str, Any]]:
     """Train one case and score it on the test episodes, in one step and in five."""
     recipe = replace(case.recipe, meta=replace(case.recipe.meta, seed=case.seed))
     recipe = named_recipe(case.method, recipe)
@@ -143,17 +141,18 @@ def measure(
 
         scores = score(predict, world.test, tests)
         summary = summarise(scores.accuracy)
-        row = {
-            **about,
-            "shot": shot,
-            "steps": steps,
-            "mean": summary.mean,
-            "ci95": summary.ci95,
-            "nll": float(scores.nll.mean()),
-            "train_s": train_s,
-            "accuracy": [round(float(a), 4) for a in scores.accuracy],
-        }
-        out.append((row, scores.accuracy))
+        out.append(
+            {
+                **about,
+                "shot": shot,
+                "steps": steps,
+                "mean": summary.mean,
+                "ci95": summary.ci95,
+                "nll": float(scores.nll.mean()),
+                "train_s": train_s,
+                "accuracy": [round(float(a), 4) for a in scores.accuracy],
+            }
+        )
     # Seeds and values are many, and none is asked for twice.
     world.trained.clear()
     return out
@@ -178,93 +177,127 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the studies."""
+    """Run the studies; cases that the JSON file has already are not run again."""
     torch.set_num_threads(1)
     options = parse()
-    preset = preset_of(options.dataset, options.preset)
-    parts = load_parts(options.dataset, options.data_dir, preset, split=None, seed=0)
+    path = Path(options.json) if options.json else None
     rows: list[dict[str, Any]] = []
-    accuracy: dict[tuple[Any, ...], Tensor] = {}
+    if path and path.is_file():
+        rows = json.loads(path.read_text())
+    preset = preset_of(options.dataset, options.preset)
+    base = lean(preset.recipe, options.targets)
+    had = {(r["study"], r["axis"], r["value"], r["method"], r["seed"]) for r in rows}
+    cases = [
+        case
+        for study in options.studies
+        for case in STUDIES[study](base, options.methods.split(","), options.seeds)
+        if (case.study, case.axis, case.value, case.method, case.seed) not in had
+    ]
     with tempfile.TemporaryDirectory() as scratch:
-        world = build_world(
-            parts,
-            preset,
-            seed=0,
-            directory=Path(scratch),
-            cache=Path(options.cache) if options.cache else None,
-            progress=lambda *given: None,
-        )
-        for study in options.studies:
-            base = lean(preset.recipe, options.targets)
-            for case in STUDIES[study](base, options.methods.split(","), options.seeds):
-                for row, scores in measure(case, world, options.shot, options.episodes):
-                    rows.append(row)
-                    accuracy[(*_key(row), row["seed"])] = scores
-                    print(
-                        f"{case.axis} {case.value} {case.method} seed {case.seed}, "
-                        f"{row['steps']} steps: {row['mean']:.4f}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
-                if options.json:
-                    Path(options.json).write_text(json.dumps(rows, indent=1))
-    show(rows, accuracy)
+        world = _world(options, preset, Path(scratch)) if cases else None
+        for case in cases:
+            assert world is not None
+            for row in measure(case, world, options.shot, options.episodes):
+                rows.append(row)
+                print(
+                    f"{case.axis} {case.value} {case.method} seed {case.seed}, "
+                    f"{row['steps']} steps: {row['mean']:.4f}",
+                    file=sys.stderr,
+                    flush=True,
+                )
+            if path:
+                path.write_text(json.dumps(rows))
+    show(rows)
     if options.figure:
         draw(rows, options.figure)
 
 
-def _key(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What rows of different seeds have in common."""
-    return row["study"], row["axis"], row["value"], row["method"], row["steps"] == 1
+def _world(options: argparse.Namespace, preset: Preset, scratch: Path) -> World:
+    parts = load_parts(options.dataset, options.data_dir, preset, split=None, seed=0)
+    cache = Path(options.cache) if options.cache else None
+    return build_world(
+        parts, preset, seed=0, directory=scratch, cache=cache, progress=lambda *given: None
+    )
 
 
-def show(rows: list[dict[str, Any]], accuracy: dict[tuple[Any, ...], Tensor]) -> None:
-    """Print means over seeds, and the difference to the matched control on the same episodes.
+@dataclass(frozen=True)
+class Point:
+    """All seeds of one method at one value, read in one number of steps.
 
-    The interval is over the seeds' episodes together; `seeds` has each seed's own difference.
+    Attributes:
+        rows: One per seed.
+        gaps: Per-episode differences to the matched control, one tensor [episodes] per seed.
     """
-    table = Table("axis", "value", "method", "steps", "accuracy", "NLL", "minus matched", "seeds")
-    seen: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+
+    rows: list[dict[str, Any]]
+    gaps: list[Tensor]
+
+    @property
+    def gap(self) -> Summary | None:
+        """Their mean, with an interval over the seeds' episodes together."""
+        return summarise(torch.cat(self.gaps)) if self.gaps else None
+
+
+def points(rows: list[dict[str, Any]]) -> dict[tuple[str, int, str, bool], Point]:
+    """(axis, value, method, whether in one step) -> what was measured there."""
+
+    def key(row: dict[str, Any], method: str) -> tuple[str, int, str, bool]:
+        return row["axis"], row["value"], method, row["steps"] == 1
+
+    accuracy = {(*key(r, r["method"]), r["seed"]): torch.tensor(r["accuracy"]) for r in rows}
+    out: dict[tuple[str, int, str, bool], Point] = {}
     for row in rows:
-        seen.setdefault(_key(row), []).append(row)
-    for (study, axis, value, method, one), group in seen.items():
-        gaps = []
-        for row in group:
-            theirs = accuracy.get((study, axis, value, MATCHED, one, row["seed"]))
-            if theirs is not None and method != MATCHED:
-                gaps.append(accuracy[study, axis, value, method, one, row["seed"]] - theirs)
-        gap = summarise(torch.cat(gaps)) if gaps else None
+        point = out.setdefault(key(row, row["method"]), Point([], []))
+        point.rows.append(row)
+        theirs = accuracy.get((*key(row, MATCHED), row["seed"]))
+        if theirs is not None and row["method"] != MATCHED:
+            point.gaps.append(torch.tensor(row["accuracy"]) - theirs)
+    return out
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print means over seeds, and the difference to the matched control on the same episodes."""
+    table = Table("axis", "value", "method", "steps", "accuracy", "NLL", "minus matched", "by seed")
+    for (axis, value, method, _), point in points(rows).items():
+        seeds, gap = len(point.rows), point.gap
         table.add_row(
             axis,
             str(value),
             method,
-            str(group[0]["steps"]),
-            f"{sum(r['mean'] for r in group) / len(group):.4f}",
-            f"{sum(r['nll'] for r in group) / len(group):.4f}",
+            str(point.rows[0]["steps"]),
+            f"{sum(r['mean'] for r in point.rows) / seeds:.4f}",
+            f"{sum(r['nll'] for r in point.rows) / seeds:.4f}",
             f"{gap.mean:+.4f} ± {gap.ci95:.4f}" if gap else "",
-            " ".join(f"{float(g.mean()):+.4f}" for g in gaps),
+            " ".join(f"{float(g.mean()):+.4f}" for g in point.gaps),
         )
     Console(width=130).print(table)
 
 
 def draw(rows: list[dict[str, Any]], prefix: str) -> None:
-    """One figure per axis: accuracy of every method in one step.
+    """Two figures per axis: accuracy in one step, and what `lt-di` has over its matched control.
 
     The paper's recipe is at chance at this budget, and would take the room of all others.
     """
-    rows = [row for row in rows if row["steps"] == 1 and row["method"] != "mc-di-paper"]
-    for axis in dict.fromkeys(row["axis"] for row in rows):
-        mine = [row for row in rows if row["axis"] == axis]
-        curves = {}
-        for method in dict.fromkeys(row["method"] for row in mine):
-            points: dict[int, list[dict[str, Any]]] = {}
-            for row in mine:
-                if row["method"] == method:
-                    points.setdefault(row["value"], []).append(row)
-            values = sorted(points)
-            means = [sum(r["mean"] for r in points[v]) / len(points[v]) for v in values]
-            curves[method] = (values, means, [points[v][0]["ci95"] for v in values])
-        plot_curves(f"{prefix}-{axis}.png", curves, axis, "accuracy")
+    found = points(rows)
+    for axis in dict.fromkeys(axis for axis, *_ in found):
+        accuracy: dict[str, list[tuple[float, float, float]]] = {}
+        gaps: dict[str, list[tuple[float, float, float]]] = {}
+        for (at, value, method, one), point in found.items():
+            if at != axis or method == "mc-di-paper":
+                continue
+            mean = sum(r["mean"] for r in point.rows) / len(point.rows)
+            if one:
+                accuracy.setdefault(method, []).append((value, mean, 0.0))
+            if method == "lt-di" and point.gap:
+                name = "one step" if one else "five steps"
+                gaps.setdefault(name, []).append((value, point.gap.mean, point.gap.ci95))
+        for name, curves, label in (
+            ("accuracy", accuracy, "accuracy in one step"),
+            ("gap", gaps, "lt-di minus matched control"),
+        ):
+            if curves:
+                columns = {m: tuple(zip(*sorted(c), strict=True)) for m, c in curves.items()}
+                plot_curves(f"{prefix}-{axis}-{name}.png", columns, axis, label)
 
 
 if __name__ == "__main__":
