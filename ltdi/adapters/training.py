@@ -194,6 +194,31 @@ class Trained:
     recipe: AdapterRecipe
 
 
+def empty_network(
+    groups: Sequence[Solved], adapters: Mapping[int, Adapter], recipe: AdapterRecipe
+) -> AdapterDenoiser:
+    """The network that `train_network` trains, as it is initialised.
+
+    Raises:
+        InputError: If there is no run.
+    """
+    if not groups:
+        raise InputError("there is no run to learn from", where="zoo", fix="collect text tasks")
+    adapter = adapters[groups[0].outputs]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.meta.seed)
+        return AdapterDenoiser(
+            adapter.space,
+            adapter.base.width,
+            recipe.network,
+            recipe.diffusion.steps,
+            rank=recipe.rank,
+            rows=recipe.rows,
+            text=recipe.text,
+            tasks=len(torch.cat([g.task for g in groups]).unique()),
+        )
+
+
 def train_network(
     groups: Sequence[Solved],
     adapters: Mapping[int, Adapter],
@@ -217,22 +242,9 @@ def train_network(
         InputError: If there is no run.
         DivergedError: If the loss leaves the finite numbers.
     """
-    if not groups:
-        raise InputError("there is no run to learn from", where="zoo", fix="collect text tasks")
+    network = empty_network(groups, adapters, recipe)
     spaces = [adapters[g.outputs].space for g in groups]
     base: Base = adapters[groups[0].outputs].base
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
-        network = AdapterDenoiser(
-            spaces[0],
-            base.width,
-            recipe.network,
-            recipe.diffusion.steps,
-            rank=recipe.rank,
-            rows=recipe.rows,
-            text=recipe.text,
-            tasks=len(torch.cat([g.task for g in groups]).unique()),
-        )
     network.basis.fit([(g.theta.flatten(0, 1), s) for g, s in zip(groups, spaces, strict=True)])
     network.encoder.fit(torch.cat([g.features.flatten(0, 1) for g in groups]))
     number = 0
@@ -266,4 +278,11 @@ def train_network(
     return Trained(network, normaliser, recipe)
 
 
-__all__ = ["AdapterRecipe", "Solved", "Trained", "named_recipe", "train_network"]
+__all__ = [
+    "AdapterRecipe",
+    "Solved",
+    "Trained",
+    "empty_network",
+    "named_recipe",
+    "train_network",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -16,12 +17,21 @@ from ltdi.adapters.kept import Kept
 from ltdi.adapters.peers import average, complete, full_model, nearest
 from ltdi.adapters.source import Source
 from ltdi.adapters.support import support_rows
-from ltdi.adapters.training import AdapterRecipe, Solved, named_recipe, train_network
+from ltdi.adapters.training import (
+    AdapterRecipe,
+    Solved,
+    Trained,
+    empty_network,
+    named_recipe,
+    train_network,
+)
 from ltdi.collect import Preparation
+from ltdi.files import digest
 from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.generator.adapters import assemble
 from ltdi.lora import fit_adapter
 from ltdi.recipe import Sampling
+from ltdi.weights import Normaliser
 
 GENERATED = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "anchored-regression", "hypernetwork")
 MADE = ("base", "soup", "nearest")
@@ -105,6 +115,11 @@ class Bench:
     generators: dict[Any, AdapterGenerator] = field(default_factory=dict)
     progress: Progress | None = None
 
+    @cached_property
+    def mark(self) -> str:
+        """Names what has learnt from these runs: with others it is another."""
+        return digest({str(i): g.theta for i, g in enumerate(self.groups)})[:8]
+
     def known(self, tasks: Sequence[int]) -> list[Solved]:
         """Runs of some tasks."""
         wanted = torch.tensor(tasks)
@@ -141,9 +156,19 @@ class Bench:
             if self.progress:
                 self.progress(label, i, n, f"loss {loss:.4f}")
 
-        start = time.perf_counter()
-        found = train_network(groups, adapters, recipe, progress=moved)
-        self.train_s.setdefault(name, []).append(time.perf_counter() - start)
+        def make() -> dict[str, Tensor]:
+            found = train_network(groups, adapters, recipe, progress=moved)
+            state = {f"network.{n}": t for n, t in found.network.state_dict().items()}
+            return {**state, "mean": found.normaliser.mean, "std": found.normaliser.std}
+
+        piece = f"network/{self.mark}-{name}-{'.'.join(map(str, known))}-{seed}"
+        state = self.kept(piece, make)
+        network = empty_network(groups, adapters, recipe)
+        network.load_state_dict(
+            {n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")}
+        )
+        found = Trained(network, Normaliser(state["mean"], state["std"]), recipe)
+        self.train_s.setdefault(name, []).append(self.kept.seconds[piece])
         gen = assemble(found, self.host, self.about(known))
         if name in self.sampling:
             gen = AdapterGenerator(replace(gen.parts, sampling=self.sampling[name]))
@@ -236,7 +261,7 @@ class Bench:
             )
             return {"theta": found.theta, "start": start}
 
-        return self.kept(f"warm-{source.name}-{seed}", make)
+        return self.kept(f"warm/{self.mark}-{source.name}-{seed}", make)
 
 
 def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:
@@ -259,7 +284,11 @@ def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dic
     if len(tried) == 1:
         bench.sampling[name] = replace(recipe.sampling, steps=1)
         return {}
-    scores = dict(zip(tried, bench.kept(f"sampling/{name}", make)["scores"].tolist(), strict=True))
+    scores = dict(
+        zip(
+            tried, bench.kept(f"sampling/{bench.mark}-{name}", make)["scores"].tolist(), strict=True
+        )
+    )
     best = max(scores, key=lambda s: (round(scores[s], 4), -s))
     bench.sampling[name] = replace(recipe.sampling, steps=best)
     for key, gen in list(bench.generators.items()):

@@ -9,12 +9,18 @@ import pytest
 import torch
 
 import ltdi
+from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.source import Source
+from ltdi.adapters.training import Solved, train_network
 from ltdi.data.text import TextSet
 from ltdi.errors import InputError, MismatchError
 from ltdi.generator import AdapterGenerator, HeadGenerator, TextSupport
-from ltdi.lora import tiny_base
+from ltdi.generator.adapters import assemble
+from ltdi.lora import LoraSpec, tiny_base
 from ltdi.metrics import measure
+from tests.lora.conftest import some_weights
+
+from .conftest import RECIPE
 
 
 def support(source: Source, n: int = 24) -> TextSet:
@@ -66,6 +72,42 @@ def test_the_output_is_an_adapter_that_peft_loads(
             mask = coded["attention_mask"].unsqueeze(-1)
             mean = (logits * mask).sum(1) / mask.sum(1)
             torch.testing.assert_close(mean, want, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("rank", [4, 8])
+def test_all_projections_of_attention(rank: int, sources: list[Source], tmp_path: Path) -> None:
+    """From weights of any rank and place to a file that PEFT loads, with the same logits."""
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    targets = ("query", "key", "value", "attention.output.dense")
+    base = tiny_base()
+    host = LanguageHost.of(base, LoraSpec(rank=rank, target_modules=targets), "tiny")
+    adapter, texts = host.adapter(2), support(sources[0])
+    theta = torch.stack([some_weights(adapter, seed=i) for i in range(6)]).unsqueeze(1)
+    features = host.features(texts.texts).expand(6, -1, -1)
+    group = Solved(
+        theta.expand(-1, 2, -1),
+        features + 0.1 * torch.randn(features.shape, generator=torch.Generator().manual_seed(0)),
+        texts.targets.expand(6, -1),
+        torch.zeros(6, base.width + 1),
+        torch.arange(6) // 2,
+    )
+    gen = assemble(train_network([group], {2: adapter}, RECIPE), host, {"data": "random"})
+    weights = gen.generate(texts)
+    place = gen.save_peft(tmp_path / "adapter", weights, texts=texts)
+    base.encoder.save_pretrained(tmp_path / "base")  # type: ignore[operator]
+    model = transformers.AutoModelForTokenClassification.from_pretrained(
+        tmp_path / "base", num_labels=2, attn_implementation="eager"
+    )
+    model = peft.PeftModel.from_pretrained(model, place).merge_and_unload().eval()
+    assert peft.PeftConfig.from_pretrained(place).r == rank
+    few = sources[0].dev.select(range(6))
+    coded = base.tokenizer([a for a, _ in few.texts], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**coded).logits
+    mask = coded["attention_mask"].unsqueeze(-1)
+    torch.testing.assert_close(
+        (logits * mask).sum(1) / mask.sum(1), gen.logits(weights, few), rtol=0.05, atol=0.05
+    )
 
 
 def test_generation_beats_an_empty_head(generator: AdapterGenerator, sources: list[Source]) -> None:
