@@ -71,7 +71,8 @@ def test_every_setting_is_in_the_table() -> None:
     assert "| anchor | anchor | gaussian |" in table
     for group in ("diffusion", "network", "meta"):
         for key, value in data["about"]["recipe"][group].items():
-            assert f"| {group} | {key} | {value} |" in table
+            shown = f"{value:g}" if isinstance(value, float) else value
+            assert f"| {group} | {key} | {shown} |" in table
     # The generator's own sampling, not the one that its recipe began with.
     assert "| sampling | steps | 7 |" in table
 
