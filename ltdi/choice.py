@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
+
+from torch import Tensor
 
 from ltdi.errors import InputError
 from ltdi.evaluate import negative_log_likelihood
 from ltdi.generator import ImageGenerator
-from ltdi.parts import chain_end
+from ltdi.parts import EQUIVARIANT, chain_end
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
 
 _ANY = (0.25, 0.5, 0.75, 1.0)
 # Between a shared initialisation and a generated net there is nothing to be had.
-_STRENGTHS = {"equivariant": _ANY, "transformer": _ANY, "unet": _ANY}
+_STRENGTHS = {"equivariant": _ANY, "domain": _ANY, "transformer": _ANY, "unet": _ANY}
+# Weights by option, and the logits of the queries under them.
+Trial = tuple[Callable[..., Tensor], Callable[[Tensor], Tensor]]
 _SHARPNESS = tuple(round(1.08**i, 4) for i in range(-6, 7))
 
 
@@ -41,7 +46,7 @@ def choose_sampling(
         InputError: If the validation classes have too few samples.
     """
     settings = judged or [(recipe.tasks.ways[0], shot) for shot in recipe.tasks.shots]
-    scores: dict[tuple[float, int, float, float], float] = {}
+    trials: list[Trial] = []
     for way, shot in settings:
         way = min(way, len(valid.classes))
         query = min(15, int(valid.offsets.diff().min()) - shot)
@@ -52,16 +57,30 @@ def choose_sampling(
             )
         episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
         support, q = valid.features[episodes.support], valid.features[episodes.query]
-        start = generator.weights(support, strength=0.0, sharpness=1.0)
+        trials.append((partial(generator.weights, support), partial(_judge, generator, q)))
+    return choose_among(trials, recipe)
+
+
+def choose_among(trials: Sequence[Trial], recipe: Recipe) -> tuple[Sampling, dict[str, float]]:
+    """The same on any tasks.
+
+    Args:
+        trials: For each setting the weights [E, n] of its tasks as a function of the options of
+            `generate`, and the logits [E, way, Q, way] of their queries under such weights.
+        recipe: For the candidates.
+    """
+    scores: dict[tuple[float, int, float, float], float] = {}
+    for weights, judge in trials:
+        start = weights(strength=0.0, sharpness=1.0)
         for end, steps in _chains(recipe):
             chain: dict[str, Any] = {"end": end, "steps": steps, "strength": 1.0, "sharpness": 1.0}
-            change = generator.weights(support, **chain) - start
+            change = weights(**chain) - start
             for strength in _STRENGTHS.get(recipe.network.kind, (1.0,)):
-                logits = generator.query_logits(start + strength * change, q)
+                logits = judge(start + strength * change)
                 for sharpness in _SHARPNESS:
                     key = (end, steps, strength, sharpness)
                     nll = float(negative_log_likelihood(sharpness * logits).mean())
-                    scores[key] = scores.get(key, 0.0) + nll / len(settings)
+                    scores[key] = scores.get(key, 0.0) + nll / len(trials)
     best = min(scores, key=lambda key: scores[key])
     named: dict[str, float] = {}
     for (end, steps, strength, _), nll in scores.items():
@@ -72,10 +91,15 @@ def choose_sampling(
     return chosen, named
 
 
+def _judge(generator: ImageGenerator, query: Tensor, theta: Tensor) -> Tensor:
+    logits: Tensor = generator.query_logits(theta, query)
+    return logits
+
+
 def _chains(recipe: Recipe) -> list[tuple[float, int]]:
     """Ends and numbers of steps to choose from: every local target that the network knows."""
     d, k = recipe.diffusion, recipe.prepare.segments
-    told = d.objective == "trajectory" and recipe.network.kind in ("equivariant", "rows")
+    told = d.objective == "trajectory" and recipe.network.kind in (*EQUIVARIANT, "rows")
     ends = [i / k for i in range(1, k + 1)] if told else [1.0]
     # For whole networks every further step costs a gradient: the recipe says how many.
     steps = (recipe.sampling.steps,) if recipe.network.kind == "rows" else (1, 2, 5, 10)

@@ -35,6 +35,14 @@ class Fold:
     anchor: Anchor
     classes: Tensor
 
+    def seen(self, classes: Tensor) -> Anchor:
+        """The anchor for tasks of `classes` [E, way]."""
+        return self.anchor
+
+    def queries(self, bank: FeatureBank, shot: int, wanted: int) -> int:
+        """How many queries a class its tasks have."""
+        return wanted
+
 
 def crossfit(
     anchor: Anchor,

@@ -11,7 +11,13 @@ from torch import Tensor, nn
 
 from ltdi.anchor import Anchor
 from ltdi.condition import SetEncoder
-from ltdi.denoiser import ConditionalDenoiser, EquivariantDenoiser, TokenTransformer, UNet1d
+from ltdi.denoiser import (
+    ConditionalDenoiser,
+    DomainDenoiser,
+    EquivariantDenoiser,
+    TokenTransformer,
+    UNet1d,
+)
 from ltdi.diffusion import make_schedule
 from ltdi.diffusion.sampler import SAMPLERS, time_grid
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError, unknown
@@ -71,6 +77,8 @@ class Parts:
     host: Host
     about: dict[str, Any] = field(default_factory=dict)
 
+
+EQUIVARIANT = {"equivariant": EquivariantDenoiser, "domain": DomainDenoiser}
 
 # (config.json, tensors by group, space, shape, diffusion) -> untrained network, empty anchor, host.
 Build = Callable[
@@ -143,10 +151,10 @@ def build_network(
         InputError: If the kind is unknown, or the sizes do not fit together.
     """
     check_shape(shape)
-    if shape.kind == "equivariant":
+    if shape.kind in EQUIVARIANT:
         if diffusion.prediction != "x0":
-            raise unknown("prediction of the equivariant network", diffusion.prediction, ("x0",))
-        return EquivariantDenoiser(
+            raise unknown(f"prediction of the {shape.kind} network", diffusion.prediction, ("x0",))
+        return EQUIVARIANT[shape.kind](
             steps=diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
         )
     encoder = SetEncoder(features, shape.width)
@@ -159,7 +167,7 @@ def build_network(
         channels = max(4, shape.width // 32 * 4)
         denoiser = UNet1d(space, **common, channels=channels, levels=shape.depth)
     else:
-        kinds = ("equivariant", "transformer", "unet")
+        kinds = (*EQUIVARIANT, "transformer", "unet")
         raise unknown("network", shape.kind, kinds, where="network.kind")
     return ConditionalDenoiser(encoder, denoiser)
 

@@ -106,15 +106,16 @@ def solve(
         bank.offsets,
         way=way,
         shot=shot,
-        query=t.query + t.probe,
+        query=fold.queries(bank, shot, t.query + t.probe),
         episodes=tasks,
         seed=seed,
         among=fold.classes,
     )
-    solved_on, probe = episodes.query[..., : t.query], episodes.query[..., t.query :]
+    kept = min(t.query, max(1, episodes.query.shape[-1] - t.probe))
+    solved_on, probe = episodes.query[..., :kept], episodes.query[..., kept:]
     support = fold.frame.enter(bank.features[episodes.support])
     query = fold.frame.enter(bank.features[solved_on])
-    start = fold.anchor.local(support, torch.ones(support.shape[:3]), space)
+    start = fold.seen(episodes.classes).local(support, torch.ones(support.shape[:3]), space)
     theta_0 = start
     if recipe.start == "gaussian":
         theta_0 = recipe.start_std * torch.randn(start.shape, generator=rng)
@@ -125,7 +126,7 @@ def solve(
     )
     theta = space.flatten(centre_classes(space.unflatten(path.theta)))
     frame = torch.full((tasks,), number)
-    judged_on = probe if t.probe else solved_on
+    judged_on = probe if probe.shape[-1] else solved_on
     solved = SolvedTasks(theta, start, episodes.support, judged_on, frame, path.loss, path.accuracy)
     return solved, path.finite
 
@@ -207,6 +208,31 @@ def recipe_of(zoo: Zoo) -> Recipe:
     )
 
 
+def start_zoo(
+    path: Path | str,
+    bank: FeatureBank,
+    recipe: Recipe,
+    backbone: Backbone,
+    about: dict[str, Any] | None = None,
+) -> Zoo:
+    """A zoo with the settings and the bank of heads, and nothing else; see `begin_zoo`."""
+    check_start(recipe)
+    settings = {
+        "tasks": asdict(recipe.tasks),
+        "prepare": asdict(recipe.prepare),
+        "anchor": recipe.anchor,
+        "start": recipe.start,
+        "start_std": recipe.start_std,
+        "refine": recipe.refine,
+        "seed": recipe.meta.seed,
+        "backbone": backbone.fingerprint,
+        **(about or {}),
+    }
+    zoo = Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), plain(settings))
+    zoo.keep_bank(bank)
+    return zoo
+
+
 def begin_zoo(
     path: Path | str,
     bank: FeatureBank,
@@ -224,20 +250,7 @@ def begin_zoo(
         InputError: If the directory is not ours, or the bank is too small for the tasks.
         MismatchError: If the zoo there was made with other settings.
     """
-    check_start(recipe)
-    settings = {
-        "tasks": asdict(recipe.tasks),
-        "prepare": asdict(recipe.prepare),
-        "anchor": recipe.anchor,
-        "start": recipe.start,
-        "start_std": recipe.start_std,
-        "refine": recipe.refine,
-        "seed": recipe.meta.seed,
-        "backbone": backbone.fingerprint,
-        **(about or {}),
-    }
-    zoo = Zoo.create(path, head_space(bank.width, recipe.tasks.ways[0]), plain(settings))
-    zoo.keep_bank(bank)
+    zoo = start_zoo(path, bank, recipe, backbone, about)
     zoo.keep("anchor", anchor.state_dict(), {"name": anchor.name})
     if not (zoo.held and zoo.file("frames.safetensors").is_file()):
         classes = [torch.tensor(c) for c in zoo.held]
@@ -381,22 +394,40 @@ class HeadObjective:
             rng=rng,
         )
         features, frame = self.data.bank.features, self.data.frames[int(g.setting["frame"])]
+        support = frame.enter(features[held["support"]])
         return {
             **vars(noised),
             "anchor": anchor,
             "between": frame.between.expand(tasks, -1),
-            "support": frame.enter(features[held["support"]]),
+            "support": support,
             "query": frame.enter(features[held["query"]]).flatten(1, 2),
+            **self.told(g, held["support"], support, rng),
         }
+
+    def told(self, group: Group, items: Tensor, support: Tensor, rng: torch.Generator) -> Batch:
+        """What else of a batch the guide needs; nothing, here.
+
+        Args:
+            group: Where the tasks are from.
+            items: [tasks, way, shot] of the bank.
+            support: Their features in the coordinates of the frame.
+            rng: For choices.
+        """
+        return {}
+
+    def guide(self, batch: Batch) -> Guide:
+        """What the denoiser is told of a batch."""
+        return Guide(**{f.name: batch[f.name] for f in fields(Guide)})
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Loss of one base learner."""
         support = batch["support"]
         space = self.spaces[support.shape[1]]
         mask = torch.ones(support.shape[:3])
-        guide = Guide(**{f.name: batch[f.name] for f in fields(Guide)})
         output = functional_call(
-            self.network, params, (batch["x_t"], batch["t"], support, mask, space, guide)
+            self.network,
+            params,
+            (batch["x_t"], batch["t"], support, mask, space, self.guide(batch)),
         )
         probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
         loss = LOSSES[self.recipe.diffusion.loss]
@@ -413,6 +444,7 @@ def train_generator(
     valid: FeatureBank | None = None,
     judged: Sequence[tuple[int, int]] = (),
     about: dict[str, Any] | None = None,
+    objective: type[HeadObjective] = HeadObjective,
     progress: Progress | None = None,
     log: Log | None = None,
 ) -> HeadGenerator:
@@ -429,6 +461,7 @@ def train_generator(
         judged: Pairs of way and shot that it is chosen for; those of the training tasks with the
             first way by default.
         about: Data and settings for the model card.
+        objective: What is minimised.
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
 
@@ -445,10 +478,9 @@ def train_generator(
     normaliser = _fit_normaliser(data)
     if isinstance(network, EquivariantDenoiser):
         network.unit.copy_(normaliser.std)
-    objective = HeadObjective(data, network, normaliser, recipe)
     meta_train(
         network,
-        objective,
+        objective(data, network, normaliser, recipe),
         recipe,
         backbone.fingerprint,
         data.space,

@@ -1,6 +1,7 @@
 """Denoisers: networks f(x_t, t, condition) over weights."""
 
 from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
+from ltdi.denoiser.domain import DomainDenoiser, DomainGuide
 from ltdi.denoiser.equivariant import EquivariantDenoiser
 from ltdi.denoiser.rows import Descent, Opening, RowDenoiser
 from ltdi.denoiser.transformer import TokenTransformer
@@ -9,6 +10,8 @@ from ltdi.denoiser.unet import UNet1d
 __all__ = [
     "ConditionalDenoiser",
     "Descent",
+    "DomainDenoiser",
+    "DomainGuide",
     "EquivariantDenoiser",
     "Guide",
     "Network",

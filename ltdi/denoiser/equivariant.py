@@ -11,6 +11,7 @@ chain of several steps is a learned optimiser.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +23,6 @@ from ltdi.denoiser.transformer import Block, time_features
 from ltdi.weights import WeightSpace, head_logits
 
 _OWN, _FILTERS, _SCALARS = 3, 3, 6
-_VECTORS = 3 * _OWN
 # Outputs of a fresh network of this size are a fraction of the anchor.
 _STEP = 0.3
 
@@ -76,21 +76,28 @@ class EquivariantDenoiser(nn.Module):
         heads: Attention heads.
     """
 
+    # What `describe` returns of each class.
+    own: ClassVar[int] = _OWN
+    scalars: ClassVar[int] = _SCALARS
+    # Whether the inner products of the vectors are read.
+    grams: ClassVar[bool] = True
+
     def __init__(self, *, steps: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
         self.steps = steps
+        self.vectors = 3 * self.own
         # Size of a normalised unit of a weight and of a bias.
         self.register_buffer("unit", torch.ones(2))
         self.unit: Tensor
-        pairs = torch.triu_indices(_VECTORS, _VECTORS)
-        self.register_buffer("pairs", pairs[0] * _VECTORS + pairs[1], persistent=False)
+        pairs = torch.triu_indices(self.vectors, self.vectors)
+        self.register_buffer("pairs", pairs[0] * self.vectors + pairs[1], persistent=False)
         self.pairs: Tensor
-        self.read = nn.Linear(_FILTERS * pairs.shape[1] + _SCALARS, width)
+        self.read = nn.Linear(self.scalars + self.grams * _FILTERS * pairs.shape[1], width)
         self.of_time = nn.Sequential(
             nn.Linear(width + 3, width), nn.SiLU(), nn.Linear(width, width)
         )
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.write = nn.Linear(width, _VECTORS * _FILTERS + 2)
+        self.write = nn.Linear(width, self.vectors * _FILTERS + 2)
         nn.init.zeros_(self.write.weight)
         nn.init.zeros_(self.write.bias)
 
@@ -125,16 +132,14 @@ class EquivariantDenoiser(nn.Module):
         start = guide.anchor.unflatten(-1, rows)
         # The linear estimate of theta from x_t when theta has unit variance.
         estimate = start + unit * (guide.signal[:, None] * x).unflatten(-1, rows)
-        own, scalars, confusion = _describe(estimate, code)
+        own, scalars, confusion = self.describe(estimate, code, guide)
         others = (own.sum(1, keepdim=True) - own) / (way - 1)
         rivals = (confusion @ own.flatten(2)).unflatten(2, own.shape[2:])
         vectors = torch.cat([own, others, rivals], 2)
         vectors = vectors / (vectors.square().mean((1, 3), keepdim=True).sqrt() + 1e-6)
         belief = shrinkage(guide.between, code.count)
         filters = torch.stack([torch.ones_like(belief), belief, belief.square()], 2)
-        weighed = filters / filters.sum(-1, keepdim=True)
-        gram = (vectors.unsqueeze(2) * weighed.unsqueeze(3)) @ vectors.unsqueeze(2).mT
-        h = self.read(torch.cat([gram.flatten(3)[..., self.pairs].flatten(2), scalars], -1))
+        h = self.read(self.facts(vectors, filters, scalars))
         place = torch.stack(
             [guide.signal, guide.stage, torch.full_like(guide.stage, way).log()], -1
         )
@@ -144,15 +149,48 @@ class EquivariantDenoiser(nn.Module):
             h = block(h, context)
         out = self.write(F.layer_norm(h, h.shape[-1:]))
         size = start[..., :-1].square().mean((1, 2), keepdim=True).sqrt()
-        amount = _STEP * out[..., :-2].unflatten(-1, (_FILTERS, _VECTORS))
+        amount = _STEP * out[..., :-2].unflatten(-1, (_FILTERS, self.vectors))
         change = ((amount @ vectors) * filters).sum(2) * size
-        moved = start + torch.cat([change, out[..., -2:-1]], -1)
+        bias = out[..., -2] + self.tie(start[..., :-1], change, guide)
+        moved = start + torch.cat([change, bias.unsqueeze(-1)], -1)
         whole = moved * out[..., -1].mean(1)[:, None, None].exp()
         residual: Tensor = ((whole - start) / unit).flatten(-2)
         return residual
 
+    def facts(self, vectors: Tensor, filters: Tensor, scalars: Tensor) -> Tensor:
+        """What the network over class tokens reads, [B, way, ...].
 
-def _describe(rows: Tensor, code: Support) -> tuple[Tensor, Tensor, Tensor]:
+        Args:
+            vectors: [B, way, vectors, D].
+            filters: [B, way, filters, D].
+            scalars: [B, way, scalars].
+        """
+        if not self.grams:
+            return scalars
+        weighed = filters / filters.sum(-1, keepdim=True)
+        gram = (vectors.unsqueeze(2) * weighed.unsqueeze(3)) @ vectors.unsqueeze(2).mT
+        return torch.cat([gram.flatten(3)[..., self.pairs].flatten(2), scalars], -1)
+
+    def describe(self, rows: Tensor, code: Support, guide: Guide) -> tuple[Tensor, Tensor, Tensor]:
+        """What is read of an estimate.
+
+        Args:
+            rows: [B, way, D + 1] heads.
+            code: The tasks.
+            guide: What else is known of them.
+
+        Returns:
+            Vectors [B, way, own, D] and scalars [B, way, scalars] of each class, and how much it
+            is confused with each other one, [B, way, way].
+        """
+        return describe(rows, code)
+
+    def tie(self, weight: Tensor, change: Tensor, guide: Guide) -> Tensor:
+        """What the bias [B, way] owes to a change of the weights, both [B, way, D]."""
+        return torch.zeros_like(weight[..., 0])
+
+
+def describe(rows: Tensor, code: Support) -> tuple[Tensor, Tensor, Tensor]:
     """Vectors [B, way, 3, D], scalars [B, way, 6] and confusions [B, way, way] of an estimate."""
     theta = rows.flatten(-2)
     weight, bias, residual = support_gradient(theta, code)

@@ -37,27 +37,41 @@ ANCHORS = {
     "shared": "Generation starts from one meta-learned initialisation and adds a learned residual. "
     "Tasks whose classes look unlike those it was learned on get weights that are no better than a "
     "few gradient steps would be.",
+    "domain": "Generation starts from an anchor, the Bayes head of what other domains lead to "
+    "expect of each class, moved by the support and by the unlabelled images, and adds a learned "
+    "residual. Where a domain is unlike all that the anchor was fitted on, the unlabelled images "
+    "can lead it astray.",
     "gaussian": "Generation starts from an anchor, the Bayes head of Gaussian classes whose "
     "covariances were fitted on the training classes, and adds a learned residual. Where images "
     "are unlike the training classes, those covariances are wrong and so is the anchor.",
 }
 
-FROZEN = {
-    "head": (
-        "The backbone is frozen. On kinds of images that it has not seen, its features may not "
-        "separate the classes, and no head on them can.",
-    )
+_BACKBONE = (
+    "The backbone is frozen. On kinds of images that it has not seen, its features may not "
+    "separate the classes, and no head on them can.",
+)
+FROZEN = {"head": _BACKBONE, "domain-head": _BACKBONE}
+TITLES = {
+    "head": "classifier heads",
+    "domain-head": "classifier heads for new domains",
+    "net": "whole networks",
+    "sample": "checkpoints",
 }
-TITLES = {"head": "classifier heads", "net": "whole networks", "sample": "checkpoints"}
 WHAT = {
     "head": "the weights of a linear classifier on its own frozen backbone",
+    "domain-head": "the weights of a linear classifier on its own frozen backbone",
     "net": "all the weights of a small convolutional classifier",
     "sample": "new nets like the checkpoints of one task that it was trained on",
 }
 FROM_IMAGES = "From a few labelled images of a task that it has never seen"
-CONDITION = {"sample": "From noise alone, without any condition"}
+CONDITION = {
+    "sample": "From noise alone, without any condition",
+    "domain-head": "From a few labelled images, and unlabelled ones, of a domain that it has never "
+    "seen",
+}
 INSIDE_IT = {
     "head": "The backbone and its input transform are inside",
+    "domain-head": "The backbone and its input transform are inside",
     "sample": "The architecture, the mean of the checkpoints and the input transform are inside",
     "net": "The architecture (without any buffer), the shared initialisation and the input "
     "transform are inside",
@@ -115,6 +129,28 @@ import ltdi
 generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
 nets = generator.generate(10, seed=0)  # {"layers.0.weight": [10, ...], ...}
 ```"""
+    if _kind(config) == "domain-head":
+        names = ", ".join(map(repr, list(_about(config).get("classes", ()))[:2]))
+        return f"""\
+```python
+import ltdi
+import torch
+
+generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
+images = torch.rand(4, {shape})  # yours: any size, uint8 or values in 0..1
+labels = torch.arange(2).repeat(2)  # 2 classes, numbered from 0
+pool = torch.rand(50, {shape})  # unlabelled images of the same domain, of any class
+names = ({names})  # of generator.classes; None where they are not known
+weights = generator.generate(ltdi.Support(images, labels, pool, names))
+probabilities = generator.classify(weights, torch.rand(3, {shape}))
+```
+
+```shell
+ltdi evaluate --generator GENERATOR --data-dir IMAGES --way 2 --shot 1
+ltdi generate --generator GENERATOR --support IMAGES --unlabelled MORE --out head.safetensors
+```
+
+`IMAGES` is a folder or zip with a folder of images for each class, named as the generator knows."""
     return f"""\
 ```python
 import ltdi

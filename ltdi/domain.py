@@ -1,0 +1,265 @@
+"""Domains: what the classes of other domains tell about those of a new one.
+
+A class looks alike in all domains, not the same. Its mean in a domain is drawn around its mean over
+domains, and a new domain's classes start from there: the labelled samples of a task move its own
+classes, and unlabelled samples of the domain move all of them (expectation maximisation with the
+prior in it). What is shared by all images of a domain is gone before: a domain is seen from the
+mean of its own unlabelled samples.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdi.anchor import Anchor, masked_mean
+from ltdi.errors import InputError, unknown
+from ltdi.frame import Frame
+from ltdi.tasks import FeatureBank
+from ltdi.weights import WeightSpace, prototype_head
+
+# No probability, without the NaN that two infinities give.
+_NEVER = -1e4
+# Samples of the pool that are shared out among classes; the mean is that of all.
+_MOST = 256
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What is known of B tasks besides their support, in the coordinates of the support.
+
+    Attributes:
+        pool: [B, P, D] unlabelled samples of the domain.
+        prior: [B, way, D] means that other domains lead to expect of the task's classes.
+        others: [B, C, D + 1] rows of all classes known, as they are in this domain.
+        absent: [B, C] logarithm of how likely each of them is none of the task's.
+        scale: [B] inverse temperature of the anchor's heads.
+    """
+
+    pool: Tensor
+    prior: Tensor
+    others: Tensor
+    absent: Tensor
+    scale: Tensor
+
+    def repeat(self, copies: int) -> Scene:
+        """The batch several times over."""
+        if copies == 1:
+            return self
+        return Scene(*(v.repeat(copies, *[1] * (v.ndim - 1)) for v in vars(self).values()))
+
+
+class DomainAnchor(Anchor):
+    """The Bayes head of a task in a new domain, from its support, other domains and a pool.
+
+    In the basis the spread within a class and domain is the identity. A class's mean in a new
+    domain is drawn from N(prior, drift); n labelled samples count n, a sample of the pool counts
+    `trust` times its responsibility, the prior 1 / drift.
+
+    Args:
+        features: D.
+        classes: Names of the C classes that all source domains have.
+    """
+
+    name = "domain"
+
+    def __init__(self, features: int, classes: Sequence[str]) -> None:
+        super().__init__()
+        self.classes = tuple(classes)
+        self.register_buffer("basis", torch.eye(features))
+        self.register_buffer("between", torch.ones(features))
+        self.register_buffer("prior", torch.zeros(len(self.classes), features))
+        self.register_buffer("drift", torch.tensor(1.0))
+        # For tasks of few shots, and for those of more.
+        self.register_buffer("trust", torch.zeros(2))
+        self.register_buffer("heat", torch.ones(2))
+        self.register_buffer("scale", torch.tensor(0.5))
+        self.register_buffer("rounds", torch.tensor(5.0))
+        self.basis: Tensor
+        self.between: Tensor
+        self.prior: Tensor
+        self.drift: Tensor
+        self.trust: Tensor
+        self.heat: Tensor
+        self.scale: Tensor
+        self.rounds: Tensor
+
+    @torch.no_grad()
+    def fit(self, domains: Sequence[FeatureBank], ridge: float) -> DomainAnchor:
+        """Estimate all but trust, heat and scale on source domains.
+
+        Args:
+            domains: Features of at least two domains with the same classes.
+            ridge: Isotropic part added to the spread within, as a share of its mean variance.
+        """
+        means, within = [], torch.zeros(len(self.basis), len(self.basis), dtype=torch.double)
+        for bank in domains:
+            x = bank.features.double() - bank.features.double().mean(0)
+            label = labels_of(bank)
+            mean = torch.stack([x[label == c].mean(0) for c in range(len(self.classes))])
+            rest = x - mean[label]
+            within += rest.T @ rest
+            means.append(mean)
+        stacked = torch.stack(means)
+        within /= sum(len(bank.features) for bank in domains) - stacked.shape[0] * stacked.shape[1]
+        one = torch.eye(len(within), dtype=torch.double)
+        within = within + ridge * within.diagonal().mean() * one
+        lower = torch.linalg.cholesky(within)
+        white = torch.linalg.solve_triangular(lower, one, upper=False).mT
+        prior = stacked.mean(0)
+        centred = (prior - prior.mean(0)) @ white
+        value, vector = torch.linalg.eigh(centred.mT @ centred / max(1, len(centred) - 1))
+        basis = white @ vector
+        # Unbiased, and for a mean that is itself known from so many domains only.
+        many = len(domains)
+        spread = ((stacked - prior) @ basis).square().sum() / stacked[0].numel()
+        drift = spread / max(1, many - 1) * (1 + 1 / many)
+        self.basis.copy_(basis)
+        self.prior.copy_(prior @ basis)
+        self.drift.copy_(drift.clamp(min=1e-6))
+        self.between.copy_(value.clamp(min=0) + drift)
+        return self
+
+    def changed(self, level: int | None = None, **values: float) -> DomainAnchor:
+        """The anchor with some of its numbers changed, at one level of shots or at both."""
+        other = DomainAnchor(len(self.basis), self.classes)
+        other.load_state_dict(self.state_dict())
+        for name, value in values.items():
+            held = getattr(other, name)
+            (held if level is None else held[level]).fill_(value)
+        return other
+
+    def numbers(self, names: Sequence[str]) -> Tensor:
+        """[way] the numbers of classes by name.
+
+        Raises:
+            InputError: If a name is not known, with the nearest one that is.
+        """
+        for name in names:
+            if name not in self.classes:
+                raise unknown("class name", name, self.classes, where="support.classes")
+        return torch.tensor([self.classes.index(name) for name in names])
+
+    def at(self, pool: Tensor, names: Tensor | None = None) -> DomainView:
+        """The anchor in a domain.
+
+        Args:
+            pool: [P, D] unlabelled features of the domain.
+            names: [B, way] numbers of the classes of the tasks to come, where they are known.
+
+        Raises:
+            InputError: If the pool is empty.
+        """
+        if not len(pool):
+            raise InputError(
+                "a domain without a single unlabelled image cannot be seen",
+                where="support.unlabelled",
+                fix="give some images of the domain, of any of its classes",
+            )
+        return DomainView(self, pool, names)
+
+
+class DomainView(Anchor):
+    """A `DomainAnchor` in a domain, and for tasks with names, if they have any."""
+
+    name = DomainAnchor.name
+
+    def __init__(self, anchor: DomainAnchor, pool: Tensor, names: Tensor | None) -> None:
+        super().__init__()
+        self.whole, self.names = anchor, names
+        self.origin = pool.mean(0)
+        self.pool = self.frame(pool.shape[1]).enter(pool[:_MOST])
+
+    def told(self, names: Tensor | None) -> DomainView:
+        """The same domain for tasks with other names [B, way], or with none."""
+        other = copy.copy(self)
+        other.names = names
+        return other
+
+    def frame(self, width: int) -> Frame:
+        """See `Anchor.frame`: the origin is the domain's own mean."""
+        return Frame(self.origin, self.whole.basis, self.whole.between)
+
+    def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
+        """See `Anchor.local`."""
+        return self.look(z, mask, space)[0]
+
+    def look(self, z: Tensor, mask: Tensor, space: WeightSpace) -> tuple[Tensor, Scene]:
+        """The heads [B, n] of tasks, and what they were made from.
+
+        Args:
+            z: [B, way, shot, D] support in the coordinates of the frame.
+            mask: [B, way, shot].
+            space: Of the heads.
+        """
+        w, way = self.whole, z.shape[1]
+        mean, count = masked_mean(z, mask), mask.sum(-1)
+        level = level_of(float(count.mean()))
+        trust, heat = w.trust[level], w.heat[level]
+        likely = self._identity(mean, count, heat)
+        expected = likely @ w.prior
+        absent = (1 - likely.sum(1)).clamp(min=0).log().clamp(min=_NEVER)
+        # The task's classes, then all that are known.
+        prior = torch.cat([expected, w.prior.expand(len(z), -1, -1)], 1)
+        rest = torch.zeros_like(absent)
+        shots = torch.cat([count, rest], 1).unsqueeze(-1)
+        total = torch.cat([mean, torch.zeros_like(prior[:, way:])], 1) * shots
+        bias = torch.cat([torch.zeros_like(count), absent], 1)
+        pool = self.pool.expand(len(z), -1, -1)
+        means = posterior(prior, w.drift, total, shots)
+        for _ in range(int(w.rounds) if float(trust) > 0 else 0):
+            share = trust * responsibilities(pool, means, heat, bias)
+            seen = share.sum(1).unsqueeze(-1)
+            means = posterior(prior, w.drift, total + share.mT @ pool, shots + seen)
+        head = prototype_head(means, w.scale)
+        rows = torch.cat([head["weight"], head["bias"].unsqueeze(-1)], -1)
+        scene = Scene(pool, expected, rows[:, way:], absent, w.scale.expand(len(z)))
+        return rows[:, :way].flatten(1), scene
+
+    def _identity(self, mean: Tensor, count: Tensor, heat: Tensor) -> Tensor:
+        """[B, way, C] how likely each class of a task is each class known."""
+        w = self.whole
+        if self.names is not None:
+            named = F.one_hot(self.names, len(w.classes)).to(mean)
+            return named.expand(len(mean), -1, -1)
+        distance = torch.cdist(mean, w.prior.expand(len(mean), -1, -1)).square()
+        # Of a Gaussian around the prior; the same temperature as for the pool.
+        score = -0.5 * heat * distance / (w.drift + 1 / count).unsqueeze(-1)
+        for _ in range(10):  # a class known is at most one of the task's
+            score = score - score.logsumexp(-1, keepdim=True)
+            score = score - score.logsumexp(1, keepdim=True).clamp(min=0)
+        return score.exp()
+
+
+def level_of(shots: float) -> int:
+    """Which of an anchor's two numbers holds for tasks of so many shots: 1 is few, 5 is not."""
+    return int(shots >= 3)
+
+
+def posterior(prior: Tensor, drift: Tensor, total: Tensor, count: Tensor) -> Tensor:
+    """Mean of a class given samples: prior N(prior, drift), samples N(mean, 1).
+
+    Args:
+        prior: [..., D].
+        drift: [].
+        total: [..., D] sum of the samples.
+        count: [..., 1] how many they are.
+    """
+    return (prior / drift + total) / (1 / drift + count)
+
+
+def responsibilities(pool: Tensor, means: Tensor, heat: Tensor, bias: Tensor) -> Tensor:
+    """[B, P, classes] of samples [B, P, D] under means [B, classes, D] and bias [B, classes]."""
+    logits = pool @ means.mT - 0.5 * means.square().sum(-1).unsqueeze(1)
+    return (heat * logits + bias.unsqueeze(1)).softmax(-1)
+
+
+def labels_of(bank: FeatureBank) -> Tensor:
+    """[n] class number of every feature of a bank."""
+    counts = bank.offsets.diff()
+    return torch.arange(len(counts)).repeat_interleave(counts)

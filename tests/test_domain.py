@@ -1,0 +1,127 @@
+"""`ltdi.domain`: what is known of classes elsewhere, moved by a support and by a pool."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ltdi.crossdomain import anchor_logits, make_anchor
+from ltdi.domain import DomainAnchor, level_of, posterior, responsibilities
+from ltdi.errors import InputError
+from ltdi.evaluate import accuracy
+from ltdi.weights import head_logits, head_space
+from tests.domains import CLASSES, make_domains
+
+DOMAINS = make_domains()
+TARGET = DOMAINS[-1]
+TASKS = TARGET.episodes(4, 1, 8, 40, 0)
+SUPPORT, QUERY = TARGET.bank.features[TASKS.support], TARGET.bank.features[TASKS.query]
+
+
+@pytest.fixture(scope="module")
+def anchor() -> DomainAnchor:
+    return make_anchor(DOMAINS[:3], 0.1).changed(scale=0.5)
+
+
+def logits(anchor: DomainAnchor, *, pool=TARGET.pool, support=SUPPORT, query=QUERY, names=None):
+    names = TASKS.classes if names is None else names
+    return anchor_logits(anchor, pool, support, query, names)
+
+
+def test_posterior_is_that_of_a_gaussian():
+    prior, drift = torch.tensor([1.0, -2.0]), torch.tensor(0.5)
+    samples = torch.tensor([[3.0, 0.0], [5.0, 2.0]])
+    total, count = samples.sum(0), torch.tensor([2.0])
+    precision = 1 / 0.5 + 2
+    expected = (prior / 0.5 + total) / precision
+    torch.testing.assert_close(posterior(prior, drift, total, count), expected)
+    torch.testing.assert_close(posterior(prior, drift, 0 * total, 0 * count), prior)
+
+
+def test_responsibilities_are_those_of_the_nearest_mean():
+    means = torch.tensor([[[0.0, 0.0], [10.0, 0.0]]])
+    pool = torch.tensor([[[0.1, 0.3], [9.0, 1.0]]])
+    share = responsibilities(pool, means, torch.tensor(1.0), torch.zeros(1, 2))
+    torch.testing.assert_close(share[0], torch.eye(2), atol=1e-6, rtol=0)
+    never = responsibilities(pool, means, torch.tensor(1.0), torch.tensor([[0.0, -1e4]]))
+    torch.testing.assert_close(never[0, :, 0], torch.ones(2))
+
+
+def test_within_a_domain_and_class_the_spread_is_the_identity(anchor: DomainAnchor):
+    rest = []
+    for d in DOMAINS[:3]:
+        z = (d.full.features - d.full.features.mean(0)) @ anchor.basis
+        for start, end in zip(d.full.offsets, d.full.offsets[1:], strict=False):
+            rest.append(z[start:end] - z[start:end].mean(0))
+    spread = torch.cat(rest).T @ torch.cat(rest) / (3 * 6 * 29)
+    # The ridge of 0.1 makes it a little smaller.
+    torch.testing.assert_close(spread, torch.eye(12) / 1.1, atol=0.08, rtol=0)
+
+
+def test_other_domains_and_the_pool_each_help(anchor: DomainAnchor):
+    """Support alone < with the classes of other domains < with the pool as well."""
+    alone = accuracy(logits(anchor.changed(drift=1e3))).mean()
+    prior = accuracy(logits(anchor)).mean()
+    pooled = accuracy(logits(anchor.changed(trust=1.0))).mean()
+    assert alone + 0.02 < prior < pooled
+
+
+def test_a_shift_of_the_whole_domain_changes_nothing(anchor: DomainAnchor):
+    anchor, by = anchor.changed(trust=0.5), torch.linspace(-4, 4, 12)
+    moved = logits(anchor, pool=TARGET.pool + by, support=SUPPORT + by, query=QUERY + by)
+    torch.testing.assert_close(moved, logits(anchor), atol=1e-3, rtol=1e-3)
+
+
+def test_permuting_classes_permutes_rows(anchor: DomainAnchor):
+    order = torch.tensor([2, 0, 3, 1])
+    anchor = anchor.changed(trust=0.5)
+    for names in (TASKS.classes, None):
+        seen = anchor.at(TARGET.pool, names)
+        frame, space = seen.frame(12), head_space(12, 4)
+        z, mask = frame.enter(SUPPORT), torch.ones(SUPPORT.shape[:3])
+        rows = seen.local(z, mask, space).unflatten(1, (4, 13))
+        other = anchor.at(TARGET.pool, None if names is None else names[:, order])
+        moved = other.local(z[:, order], mask, space).unflatten(1, (4, 13))
+        torch.testing.assert_close(moved, rows[:, order], atol=1e-4, rtol=1e-4)
+
+
+def test_without_names_the_classes_are_found_out(anchor: DomainAnchor):
+    """With five shots the identity is plain; each known class is at most one of the task's."""
+    tasks = TARGET.episodes(4, 5, 3, 30, 1)
+    support = TARGET.bank.features[tasks.support]
+    seen = anchor.at(TARGET.pool)
+    z = seen.frame(12).enter(support)
+    _, scene = seen.look(z, torch.ones(z.shape[:3]), head_space(12, 4))
+    distance = torch.cdist(scene.prior, anchor.prior.expand(30, -1, -1))
+    assert (distance.argmin(-1) == tasks.classes).float().mean() > 0.9
+    assert float(scene.absent.exp().sum(1).mean()) == pytest.approx(2, abs=0.1)
+
+
+def test_masked_samples_are_not_seen(anchor: DomainAnchor):
+    padded = torch.cat([SUPPORT, torch.full_like(SUPPORT, torch.nan)], 2)
+    seen = anchor.at(TARGET.pool, TASKS.classes)
+    frame, space = seen.frame(12), head_space(12, 4)
+    mask = torch.cat([torch.ones(40, 4, 1), torch.zeros(40, 4, 1)], 2)
+    given = seen.local(frame.enter(padded), mask, space)
+    plain = seen.local(frame.enter(SUPPORT), mask[..., :1], space)
+    torch.testing.assert_close(given, plain)
+    assert head_logits(given, frame.enter(QUERY).flatten(1, 2)).isfinite().all()
+
+
+def test_levels_of_shots_have_their_own_trust(anchor: DomainAnchor):
+    assert [level_of(s) for s in (1, 2, 5, 20)] == [0, 0, 1, 1]
+    changed = anchor.changed(1, trust=1.0)
+    torch.testing.assert_close(logits(changed), logits(anchor))
+    torch.testing.assert_close(
+        logits(anchor.changed(trust=1.0)), logits(changed.changed(0, trust=1))
+    )
+
+
+def test_a_name_that_is_not_known_is_told_the_nearest(anchor: DomainAnchor):
+    assert anchor.numbers(["fox", "ant"]).tolist() == [5, 0]
+    with pytest.raises(InputError, match="did you mean 'cat'") as caught:
+        anchor.numbers(["cta"])
+    assert caught.value.where == "support.classes"
+    with pytest.raises(InputError, match="without a single unlabelled image"):
+        anchor.at(torch.zeros(0, 12))
+    assert anchor.classes == CLASSES
