@@ -61,6 +61,8 @@ EXAMPLES = {
         "ltdi bench checkpoints --data-dir ~/cifar10 --preset smoke",
         "ltdi bench llm --preset smoke",
         "ltdi bench llm --data-dir ~/glue --work runs/glue --json glue.json",
+        "ltdi bench domain --dataset pacs --data-dir ~/pacs --settings 5w1s,5w5s --json o.json",
+        "ltdi bench domain --dataset glyphs --preset smoke --methods lt-di,erm,erm-finetune",
     ],
 }
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -101,9 +101,21 @@ def score(predict: Predict, bank: FeatureBank, episodes: Episodes, *, chunk: int
         episodes: Tasks.
         chunk: Episodes at once.
     """
+    return score_tasks(
+        lambda part: predict(bank.features[part.support], bank.features[part.query]),
+        episodes,
+        chunk=chunk,
+    )
+
+
+@torch.no_grad()
+def score_tasks(
+    predict: Callable[[Episodes], Tensor], episodes: Episodes, *, chunk: int = 100
+) -> Scores:
+    """The same for a method that needs more than features: it is told which tasks these are."""
     logits, start = [], time.perf_counter()
     for part in episodes.chunks(chunk):
-        logits.append(predict(bank.features[part.support], bank.features[part.query]))
+        logits.append(predict(part))
     seconds = time.perf_counter() - start
     whole = torch.cat(logits)
     return Scores(
@@ -115,11 +127,21 @@ def latency_ms(
     predict: Predict, bank: FeatureBank, episodes: Episodes, *, repeats: int = 20
 ) -> float:
     """Median wall time in milliseconds to adapt to one task and classify its queries."""
+    return latency_of_tasks(
+        lambda part: predict(bank.features[part.support], bank.features[part.query]),
+        episodes,
+        repeats=repeats,
+    )
+
+
+def latency_of_tasks(
+    predict: Callable[[Episodes], Tensor], episodes: Episodes, *, repeats: int = 20
+) -> float:
+    """The same; see `score_tasks`. Looking the features up takes microseconds."""
     times = []
     for i in range(min(repeats, len(episodes))):
         part = episodes[i : i + 1]
-        support, query = bank.features[part.support], bank.features[part.query]
         start = time.perf_counter()
-        predict(support, query)
+        predict(part)
         times.append(time.perf_counter() - start)
     return 1000 * float(torch.tensor(times).median())

@@ -142,12 +142,16 @@ TRAIN = f"train {SMALL} --zoo {{p}}/zoo --out {{t}}/g"
 COLLECT = f"collect {TINY} --data {{p}}/drawings --out {{t}}/z"
 BENCH = "bench fewshot --dataset glyphs --methods protonet --preset smoke --out {t}/b"
 
+DOMAIN = "bench domain --dataset glyphs --methods erm --preset smoke --out {t}/b"
+
 # A later option overrides an earlier one, so each case states only what is wrong.
 CASES = {
     # supports
     f"{GENERATE} --support {{p}}/nowhere": "no such directory or zip file",
     f"{GENERATE} --support {{p}}/empty": "no image among 0 files",
     f"{GENERATE} --support {{p}}/loose": "outside any class folder",
+    f"{GENERATE} --unlabelled {{p}}/support": "does not read a domain",
+    f"{EVALUATE} --names true": "does not read a domain",
     f"{GENERATE} --support {{p}}/one-class": "class 1 of 0..1 has no support sample",
     f"{GENERATE} --support {{p}}/damaged": "class01/00.png",
     f"{GENERATE} --support {{p}}/escape.zip": "leads out of the archive",
@@ -261,6 +265,9 @@ CASES = {
     f"{BENCH} --out {{p}}/theirs": "was not made by ltdi; it is left as it is",
     f"{BENCH} --json {{p}}/file": "exists and is not a result file of ours",
     f"{BENCH} --episodes 0": "episodes must be at least 1",
+    f"{DOMAIN} --domains prnit": "did you mean 'print'?",
+    f"{DOMAIN} --dataset pcas": "did you mean 'pacs'?",
+    f"{DOMAIN} --methods emr": "did you mean 'erm'?",
     "bench fewshto --dataset glyphs --out {t}/b": "did you mean 'fewshot'?",
     # the demo
     "demo --out {p}/theirs": "was not made by ltdi; it is left as it is",

@@ -90,7 +90,11 @@ class Overfitter(HeadDiffusion[Condition]):
     def difference(self, batch: Batch) -> Tensor:
         """What descent on all samples of each task adds to the base head of its support."""
         base = self.base(batch.support)
-        return descended(self._inputs(torch.cat(batch, 2)), base, _FIT_RATE, _FIT_STEPS) - base
+        return descended(self._inputs(self.solved_on(batch)), base, _FIT_RATE, _FIT_STEPS) - base
+
+    def solved_on(self, batch: Batch) -> Tensor:
+        """The samples [E, way, N, D] that the whole task consists of."""
+        return torch.cat(batch, 2)
 
     def loss(self, batch: Batch) -> Tensor:
         """Error of the noise, and of the size; no parameter has a part in both."""

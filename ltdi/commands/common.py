@@ -14,7 +14,7 @@ from ltdi.files import (
     own_directory,
     write_text,
 )
-from ltdi.generator import Generator
+from ltdi.generator import DomainHeadGenerator, Generator
 from ltdi.progress import Bars, JsonLog, bars
 
 # Paths may hold what rich takes for markup.
@@ -80,3 +80,20 @@ def needed(value: str | None, option: str, what: str) -> str:
     if value is None:
         raise InputError(f"{option} is needed and not given", where=option, fix=f"give {what}")
     return value
+
+
+def check_domain(generator: Generator, **options: object) -> None:
+    """Refuse options of a domain where the generator does not read one.
+
+    Raises:
+        InputError: With the first that was given.
+    """
+    if isinstance(generator, DomainHeadGenerator):
+        return
+    for name, value in options.items():
+        if value is not None:
+            raise InputError(
+                "this generator does not read a domain",
+                where=f"--{name}",
+                fix="leave the option out, or use a generator of `ltdi bench domain`",
+            )

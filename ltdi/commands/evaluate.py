@@ -10,18 +10,26 @@ import torch
 
 from ltdi.backbone import Backbone
 from ltdi.commands.adapters import evaluate_adapter
-from ltdi.commands.common import ERR, OUT, check_target, needed
+from ltdi.commands.common import ERR, OUT, check_domain, check_target, needed
+from ltdi.crossdomain import split_domain
 from ltdi.data import folder
 from ltdi.data.text import Columns
 from ltdi.errors import MismatchError
-from ltdi.evaluate import latency_ms, paired, query_logits, score, summarise
+from ltdi.evaluate import latency_of_tasks, paired, query_logits, score_tasks, summarise
 from ltdi.files import (
     claim_file,
 )
-from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, ImageGenerator
+from ltdi.generator import (
+    AdapterGenerator,
+    DomainHeadGenerator,
+    Generator,
+    HeadGenerator,
+    ImageGenerator,
+)
 from ltdi.memory import peak_mb
 from ltdi.progress import bars
 from ltdi.report.table import Result, Row, show
+from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
 from ltdi.weights import head_space, prototype_head
 
@@ -39,6 +47,8 @@ def evaluate(
     seed: int = 0,
     json: str | None = None,
     backbone: str | None = None,
+    unlabelled: str | None = None,
+    names: bool | None = None,
     target: str | None = None,
     task: str | None = None,
     support: int = 128,
@@ -62,6 +72,9 @@ def evaluate(
         seed: Of the episodes and the noise.
         json: File for the result.
         backbone: A saved backbone that must be the generator's own; a check for scripts.
+        unlabelled: Folder or zip of images of the same domain, in any folders, for a generator that
+            reads a domain; a third of the images, without their labels, by default.
+        names: Whether the classes are named as those that such a generator knows; true by default.
         target: "head", "net" or "adapter": what the generator must generate; a check for scripts.
         task: For adapters: the text task, as `ltdi collect --data` names one; its part dev is
             measured on.
@@ -92,27 +105,42 @@ def evaluate(
         if not isinstance(gen, HeadGenerator):
             raise MismatchError("a generator of whole nets has no backbone", where="--backbone")
         gen.check_backbone(Backbone.load(Path(backbone)))
+    check_domain(gen, unlabelled=unlabelled, names=names)
     t = gen.transform
     images = folder.load(folder_dir, size=t.size, channels=t.channels, min_per_class=shot + 1)
-    room = int(images.counts.min()) - shot
+    with bars(ERR) as progress:
+        bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
+    told: dict[str, Any] = {}
+    known: torch.Tensor | None = None
+    if isinstance(gen, DomainHeadGenerator):
+        if unlabelled is None:
+            split = split_domain(images.name, bank, share=1 / 3, seed=seed)
+            bank, told["pool"] = split.bank, split.pool
+        else:
+            pool = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
+            told["pool"] = gen.embed(pool)
+        if names is not False:
+            known = gen.anchor.numbers(images.classes)
+    room = int(bank.offsets.diff().min()) - shot
     if room < query:
         ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
         query = room
-    with bars(ERR) as progress:
-        bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
     tasks = bank.episodes(way=way, shot=shot, query=query, episodes=episodes, seed=seed)
 
-    def ours(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        return gen.query_logits(gen.weights(s, seed=seed, **options), q)
+    def ours(part: Episodes) -> torch.Tensor:
+        s, q = bank.features[part.support], bank.features[part.query]
+        named = told if known is None else {**told, "names": known[part.classes]}
+        return gen.query_logits(gen.weights(s, seed=seed, **named, **options), q)
 
-    def prototypes(s: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-        x, y = gen.features(s), gen.features(q)
+    def prototypes(part: Episodes) -> torch.Tensor:
+        x = gen.features(bank.features[part.support])
+        y = gen.features(bank.features[part.query])
         head = prototype_head(x.mean(2), 1.0)
         return query_logits(head_space(x.shape[-1], x.shape[1]).flatten(head), y)
 
     rows, scores = [], {}
     for name, kind, predict in (("lt-di", "ours", ours), ("protonet", "peer", prototypes)):
-        scores[name] = score(predict, bank, tasks)
+        scores[name] = score_tasks(predict, tasks)
         summary = summarise(scores[name].accuracy)
         rows.append(
             Row(
@@ -122,7 +150,7 @@ def evaluate(
                 summary.mean,
                 summary.ci95,
                 episodes,
-                latency_ms(predict, bank, tasks),
+                latency_of_tasks(predict, tasks),
                 0.0,
                 0.0,
                 peak_mb(),

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from ltdi.commands.adapters import export_adapter, generate_adapter
-from ltdi.commands.common import OUT, check_target
+from ltdi.commands.common import OUT, check_domain, check_target
 from ltdi.data import folder
 from ltdi.data.text import Columns
 from ltdi.errors import MismatchError, unknown
@@ -21,7 +21,13 @@ from ltdi.files import (
     write_json,
     write_tensors,
 )
-from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, ImageGenerator
+from ltdi.generator import (
+    AdapterGenerator,
+    DomainHeadGenerator,
+    Generator,
+    HeadGenerator,
+    ImageGenerator,
+)
 from ltdi.tasks import Support
 
 
@@ -29,6 +35,8 @@ def generate(
     generator: str,
     support: str,
     out: str,
+    unlabelled: str | None = None,
+    names: bool | None = None,
     steps: int | None = None,
     temperature: float | None = None,
     samples: int | None = None,
@@ -50,6 +58,10 @@ def generate(
             their names. For adapters: a JSONL, CSV or TSV file of labelled texts, or a folder with
             one called train.
         out: The safetensors file to write; for adapters also a directory, which PEFT loads.
+        unlabelled: Folder or zip of further images of where the task comes from, in any folders,
+            for a generator that reads a domain; the support's own images by default.
+        names: Whether the folders of the support are named as the classes that such a generator
+            knows; true by default. Otherwise it infers which classes they are.
         steps: Denoising steps; the generator's own number by default.
         temperature: Scale of the noise; 0 is the most accurate.
         samples: Weights drawn and averaged.
@@ -84,7 +96,13 @@ def generate(
     t = gen.transform
     images = folder.load(support, size=t.size, channels=t.channels)
     labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
-    head = gen.generate(Support(images.images, labels), seed=seed, **options)
+    check_domain(gen, unlabelled=unlabelled, names=names)
+    pool = None
+    if unlabelled is not None:
+        pool = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
+    named = isinstance(gen, DomainHeadGenerator) and names is not False
+    given_support = Support(images.images, labels, pool, images.classes if named else None)
+    head = gen.generate(given_support, seed=seed, **options)
     gen.save_weights(file, head, classes=images.classes, seed=seed)
     OUT.print(
         f"{len(images.classes)}-way {gen.kind} from {len(labels)} images  ->  {file}",

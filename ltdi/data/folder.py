@@ -7,6 +7,9 @@ import posixpath
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from ltdi.data.archive import FileTree, open_tree
 from ltdi.data.images import ImageSet, check_geometry, decode
 from ltdi.errors import InputError
@@ -50,6 +53,32 @@ def load(
             for c, names in groups.items()
         }
     return ImageSet.from_groups(Path(path).resolve().name.removesuffix(".zip"), decoded)
+
+
+def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -> Tensor:
+    """Read every image below `path`, in whatever folders: uint8 [n, channels, size, size].
+
+    Args:
+        path: A directory or a zip.
+        size: Height and width of the images, in pixels.
+        channels: 1 (grey) or 3 (RGB).
+
+    Raises:
+        InputError: When there is no image, or the path is missing or unsafe.
+        DamagedFileError: For an unreadable image or zip.
+    """
+    check_geometry(size, channels)
+    with open_tree(path) as tree:
+        names = sorted(filter(is_image, tree.names))
+        if not names:
+            raise InputError(
+                f"no image among {len(tree.names)} files",
+                where=tree.where,
+                fix=f"give images; known suffixes: {', '.join(sorted(SUFFIXES))}",
+            )
+        return torch.stack(
+            [decode(tree.read(n), size=size, channels=channels, where=tree.label(n)) for n in names]
+        )
 
 
 def is_image(name: str) -> bool:

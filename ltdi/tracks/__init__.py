@@ -1,6 +1,6 @@
 """Tracks: each wires data, weight space, condition, metric and peers into one benchmark."""
 
-from ltdi.tracks import checkpoints, fewshot, llm, nets
+from ltdi.tracks import checkpoints, domain, fewshot, llm, nets
 from ltdi.tracks.track import Outcome, Track, episode_label
 
 TRACKS: dict[str, Track] = {
@@ -10,6 +10,7 @@ TRACKS: dict[str, Track] = {
     ),
     "nets": Track(nets.bench, nets.ALL_METHODS, episode_label),
     "llm": Track(llm.bench, llm.ALL_METHODS, llm.label),
+    "domain": Track(domain.bench, domain.ALL_METHODS, domain.label),
 }
 
-__all__ = ["TRACKS", "Outcome", "Track", "checkpoints", "fewshot", "llm", "nets"]
+__all__ = ["TRACKS", "Outcome", "Track", "checkpoints", "domain", "fewshot", "llm", "nets"]
