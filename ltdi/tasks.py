@@ -182,17 +182,77 @@ class Support:
         )
 
 
-def check_names(names: Sequence[str], way: int) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Unseen:
+    """A task of which no image has a label: names, and maybe images.
+
+    Attributes:
+        classes: Names of the classes, in the order of the labels; synonyms after commas.
+        unlabelled: [n, channels, height, width] images of these classes, in any order.
+    """
+
+    classes: tuple[str, ...]
+    unlabelled: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a user may get wrong.
+
+        Raises:
+            InputError: For fewer than two names, a name that is empty or given twice, or no image
+                in `unlabelled`.
+        """
+        given: Any = self.classes
+        names = given if isinstance(given, str) else tuple(given)
+        object.__setattr__(self, "classes", check_names(names, len(names), where="classes"))
+        if len(names) < 2:
+            raise InputError(f"a task needs at least 2 classes, got {len(names)}", where="classes")
+        images = self.unlabelled
+        if images is not None and (
+            not isinstance(images, Tensor) or images.ndim != 4 or not len(images)
+        ):
+            shown = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise InputError(
+                f"unlabelled images must be a tensor [n, channels, height, width], got {shown}",
+                where="unlabelled",
+                fix="give at least one image, or leave them out to go by the names alone",
+            )
+
+    @property
+    def way(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @classmethod
+    def of(cls, value: Any) -> Unseen:
+        """Take a task in any form that a user may have it: `Unseen`, or a sequence of names.
+
+        Raises:
+            InputError: For anything else.
+        """
+        if isinstance(value, cls):
+            return value
+        if isinstance(value, tuple) and all(isinstance(name, str) for name in value):
+            return cls(value)
+        raise InputError(
+            f"a task without labels must be Unseen or a tuple of names, got {type(value).__name__}",
+            where="generate",
+            fix="pass ltdi.Unseen(classes=(...), unlabelled=images)",
+        )
+
+
+def check_names(
+    names: Sequence[str], way: int, *, where: str = "support.classes"
+) -> tuple[str, ...]:
     """The names of a task's classes, one for each and no two alike.
 
     Args:
         names: In the order of the labels.
         way: Number of classes.
+        where: What they were given as, for messages.
 
     Raises:
         InputError: For another number of names, a name that is no text, or one that comes twice.
     """
-    where = "support.classes"
     if isinstance(names, str) or not all(isinstance(n, str) and n.strip() for n in names):
         raise InputError(
             f"class names must be non-empty text, got {names!r}", where=where, fix="give a tuple"
