@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
     from ltdi.generator import Generator
     from ltdi.recipe import Recipe, named_recipe
-    from ltdi.tasks import Episodes, FeatureBank, Support, sample_episodes
+    from ltdi.tasks import Episodes, FeatureBank, Support, Unseen, sample_episodes
     from ltdi.weights import Normaliser, WeightSpace
     from ltdi.zoo import Zoo
 
@@ -26,6 +26,7 @@ __all__ = [
     "Normaliser",
     "Recipe",
     "Support",
+    "Unseen",
     "WeightSpace",
     "Zoo",
     "named_recipe",
@@ -37,7 +38,7 @@ _ROOMS = {
     "errors": ("DamagedFileError", "InputError", "LtdiError", "MismatchError"),
     "generator": ("Generator",),
     "recipe": ("Recipe", "named_recipe"),
-    "tasks": ("Episodes", "FeatureBank", "Support", "sample_episodes"),
+    "tasks": ("Episodes", "FeatureBank", "Support", "Unseen", "sample_episodes"),
     "weights": ("Normaliser", "WeightSpace"),
     "zoo": ("Zoo",),
 }

@@ -39,6 +39,8 @@ EXAMPLES = {
     "generate": [
         "ltdi generate --generator runs/demo/generator --support my_task/ --out head.safetensors",
         "ltdi generate --generator runs/t/generator --support rows.jsonl --out my-adapter",
+        "ltdi generate --generator runs/names/generator --classes cat,dog --unlabelled photos/ "
+        "--out head.safetensors",
     ],
     "evaluate": [
         "ltdi evaluate --generator runs/demo/generator --data-dir drawings/ --way 20 --shot 1",
@@ -63,6 +65,7 @@ EXAMPLES = {
         "ltdi bench llm --data-dir ~/glue --work runs/glue --json glue.json",
         "ltdi bench domain --dataset pacs --data-dir ~/pacs --settings 5w1s,5w5s --json o.json",
         "ltdi bench domain --dataset glyphs --preset smoke --methods lt-di,erm,erm-finetune",
+        "ltdi bench transfer --data-dir ~/data --condition text --json transfer.json",
     ],
 }
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -12,7 +12,7 @@ from ltdi.commands.adapters import export_adapter, generate_adapter
 from ltdi.commands.common import OUT, check_domain, check_target
 from ltdi.data import folder
 from ltdi.data.text import Columns
-from ltdi.errors import MismatchError, unknown
+from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import (
     claim_file,
     own_directory,
@@ -27,14 +27,16 @@ from ltdi.generator import (
     Generator,
     HeadGenerator,
     ImageGenerator,
+    UnseenGenerator,
 )
-from ltdi.tasks import Support
+from ltdi.tasks import Support, Unseen
 
 
 def generate(
     generator: str,
-    support: str,
-    out: str,
+    support: str | None = None,
+    out: str = "weights.safetensors",
+    classes: str | None = None,
     unlabelled: str | None = None,
     names: bool | None = None,
     steps: int | None = None,
@@ -50,7 +52,7 @@ def generate(
     description: str = "",
     resolved: str = "",
 ) -> None:
-    """Generate the weights of one task from labelled images or texts.
+    """Generate the weights of one task from labelled images or texts, or from class names.
 
     Args:
         generator: Directory of a generator, or a name on the hub.
@@ -58,8 +60,10 @@ def generate(
             their names. For adapters: a JSONL, CSV or TSV file of labelled texts, or a folder with
             one called train.
         out: The safetensors file to write; for adapters also a directory, which PEFT loads.
+        classes: Names of the classes, comma-separated, for a generator that needs no labels.
         unlabelled: Folder or zip of further images of where the task comes from, in any folders,
-            for a generator that reads a domain; the support's own images by default.
+            for a generator that reads a domain (the support's own images by default), or of images
+            of the classes, for one that needs no labels.
         names: Whether the folders of the support are named as the classes that such a generator
             knows; true by default. Otherwise it infers which classes they are.
         steps: Denoising steps; the generator's own number by default.
@@ -85,14 +89,38 @@ def generate(
         "end": end,
     }
     options = {k: v for k, v in given.items() if v is not None}
+    if (support is None) == (classes is None):
+        raise InputError(
+            "a task is given either by --support or by --classes",
+            where="generate",
+            fix="give labelled samples, or names where the generator goes by names",
+        )
     gen = Generator.from_pretrained(generator)
     check_target(gen, target)
+    if support is None:
+        file = claim_file(out, "weights")
+        if not isinstance(gen, UnseenGenerator):
+            raise InputError(
+                f"this generator goes by labelled samples ({gen.kind}), not by class names",
+                where="--classes",
+                fix="give --support",
+            )
+        task = _named_task(gen, str(classes), unlabelled)
+        head = gen.generate(task, seed=seed, **options)
+        gen.save_weights(file, head, classes=task.classes, seed=seed)
+        OUT.print(f"{task.way}-way head from names  ->  {file}", soft_wrap=True)
+        return
     if isinstance(gen, AdapterGenerator):
         made = generate_adapter(gen, support, out, columns, description, seed=seed, options=options)
         OUT.print(made, soft_wrap=True)
         return
+    if not isinstance(gen, ImageGenerator):
+        raise InputError(
+            f"this generator ({gen.kind}) does not go by labelled images",
+            where="--support",
+            fix="give what its card (README.md) says",
+        )
     file = claim_file(out, "weights")
-    assert isinstance(gen, ImageGenerator)
     t = gen.transform
     images = folder.load(support, size=t.size, channels=t.channels)
     labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
@@ -108,6 +136,15 @@ def generate(
         f"{len(images.classes)}-way {gen.kind} from {len(labels)} images  ->  {file}",
         soft_wrap=True,
     )
+
+
+def _named_task(gen: UnseenGenerator, classes: str, unlabelled: str | None) -> Unseen:
+    """The task that `--classes` and `--unlabelled` describe."""
+    names = tuple(name.strip() for name in classes.split(","))
+    if unlabelled is None:
+        return Unseen(names)
+    t = gen.backbone.transform
+    return Unseen(names, folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels))
 
 
 def export(
@@ -134,7 +171,9 @@ def export(
     if isinstance(any_kind, AdapterGenerator):
         OUT.print(export_adapter(any_kind, weights, out, format), soft_wrap=True)
         return
-    gen = HeadGenerator.from_pretrained(generator)
+    gen = any_kind
+    if not isinstance(gen, HeadGenerator | UnseenGenerator):
+        gen = HeadGenerator.from_pretrained(generator)  # refuses it
     path = Path(weights)
     head, metadata = read_tensors(path), read_metadata(path)
     if metadata.get("backbone") != gen.backbone.fingerprint:

@@ -3,6 +3,7 @@
 from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
 from ltdi.denoiser.domain import DomainDenoiser, DomainGuide
 from ltdi.denoiser.equivariant import EquivariantDenoiser
+from ltdi.denoiser.naming import NamedCode, NamingDenoiser
 from ltdi.denoiser.rows import Descent, Opening, RowDenoiser
 from ltdi.denoiser.transformer import TokenTransformer
 from ltdi.denoiser.unet import UNet1d
@@ -14,6 +15,8 @@ __all__ = [
     "DomainGuide",
     "EquivariantDenoiser",
     "Guide",
+    "NamedCode",
+    "NamingDenoiser",
     "Network",
     "Opening",
     "RowDenoiser",

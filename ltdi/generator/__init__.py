@@ -7,6 +7,7 @@ from ltdi.generator.heads import HeadGenerator
 from ltdi.generator.images import ImageGenerator
 from ltdi.generator.nets import NetGenerator
 from ltdi.generator.samples import SampleGenerator
+from ltdi.generator.unseen import NamedHost, UnseenGenerator
 
 # A new kind of weights is one line here.
 for _kind in (
@@ -15,6 +16,7 @@ for _kind in (
     NetGenerator,
     SampleGenerator,
     AdapterGenerator,
+    UnseenGenerator,
 ):
     KINDS[_kind.kind] = _kind
 
@@ -26,9 +28,11 @@ __all__ = [
     "Generator",
     "HeadGenerator",
     "ImageGenerator",
+    "NamedHost",
     "NetGenerator",
     "SampleGenerator",
     "TextSupport",
+    "UnseenGenerator",
     "View",
     "Weights",
 ]

@@ -41,6 +41,10 @@ ANCHORS = {
     "expect of each class, moved by the support and by the unlabelled images, and adds a learned "
     "residual. Where a domain is unlike all that the anchor was fitted on, the unlabelled images "
     "can lead it astray.",
+    "names": "Generation starts from what the class names predict, by regression from sentence "
+    "embeddings that was fitted on the source classes, and from plain expectation maximisation on "
+    "the unlabelled images where there are any. Names unlike all source classes, or that mean "
+    "something else in the images, lead it astray, and nothing in the output says so.",
     "gaussian": "Generation starts from an anchor, the Bayes head of Gaussian classes whose "
     "covariances were fitted on the training classes, and adds a learned residual. Where images "
     "are unlike the training classes, those covariances are wrong and so is the anchor.",
@@ -50,14 +54,16 @@ _BACKBONE = (
     "The backbone is frozen. On kinds of images that it has not seen, its features may not "
     "separate the classes, and no head on them can.",
 )
-FROZEN = {"head": _BACKBONE, "domain-head": _BACKBONE}
+FROZEN = {"head": _BACKBONE, "domain-head": _BACKBONE, "unseen": _BACKBONE}
 TITLES = {
     "head": "classifier heads",
     "domain-head": "classifier heads for new domains",
     "net": "whole networks",
+    "unseen": "classifier heads for classes without a labelled image",
     "sample": "checkpoints",
 }
 WHAT = {
+    "unseen": "the weights of a linear classifier on its own frozen backbone",
     "head": "the weights of a linear classifier on its own frozen backbone",
     "domain-head": "the weights of a linear classifier on its own frozen backbone",
     "net": "all the weights of a small convolutional classifier",
@@ -68,8 +74,11 @@ CONDITION = {
     "sample": "From noise alone, without any condition",
     "domain-head": "From a few labelled images, and unlabelled ones, of a domain that it has never "
     "seen",
+    "unseen": "From the names of the classes of a task that it has never seen",
 }
 INSIDE_IT = {
+    "unseen": "The backbone and its input transform are inside, the sentence encoder is loaded by "
+    "name and revision",
     "head": "The backbone and its input transform are inside",
     "domain-head": "The backbone and its input transform are inside",
     "sample": "The architecture, the mean of the checkpoints and the input transform are inside",
@@ -114,7 +123,32 @@ def _purpose(config: Mapping[str, Any]) -> str:
     )
 
 
+def _usage_unseen(config: Mapping[str, Any]) -> str:
+    about = config["backbone"]
+    transform, pooled = about["transform"], bool(about["pooled"])
+    shape = f"{transform['channels']}, {transform['size']}, {transform['size']}"
+    images = f"torch.rand(100, {shape})  # yours, without labels" if pooled else "None"
+    option = " --unlabelled IMAGES" if pooled else ""
+    return f"""\
+```python
+import ltdi
+import torch
+
+generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
+images = {images}
+task = ltdi.Unseen(classes=("cat", "dog", "horse"), unlabelled=images)
+weights = generator.generate(task)  # {{"weight": ..., "bias": ...}}
+probabilities = generator.classify(weights, torch.rand(3, {shape}))
+```
+
+```shell
+ltdi generate --generator GENERATOR --classes cat,dog,horse{option} --out head.safetensors
+```"""
+
+
 def _usage(config: Mapping[str, Any]) -> str:
+    if _kind(config) == "unseen":
+        return _usage_unseen(config)
     host: Mapping[str, Any] = config.get("net", config.get("backbone", {}))
     transform = host.get("transform", {})
     first, last = ("layers.0.weight", "head.bias") if "net" in config else ("weight", "bias")
@@ -209,16 +243,23 @@ def _metrics(metrics: Any) -> str:
 def _limits(config: Mapping[str, Any]) -> str:
     tasks, anchor = _group(config, "tasks"), str(config.get("anchor", "none"))
     ways, shots = (_text(tasks.get(name, "not recorded")) for name in ("ways", "shots"))
+    recipe = _about(config).get("recipe", {})
+    trained = f"Trained ways: {ways}; trained shots: {shots}."
+    if _kind(config) == "unseen":
+        trained = f"Trained ways: {_text(recipe.get('ways', 'not recorded'))}; unlabelled images "
+        trained += f"per class in training: {_text(recipe.get('pool', 'not recorded'))}."
     limits = [
-        f"Tasks may have 2 to 50 classes. Trained ways: {ways}; trained shots: {shots}. Accuracy "
-        "at other ways and shots is an extrapolation: measure it.",
+        f"Tasks may have 2 to 50 classes. {trained} Accuracy at other ways and shots is an "
+        "extrapolation: measure it.",
         *FROZEN.get(_kind(config), ()),
         ANCHORS.get(anchor, f"Generation starts from the anchor {_text(anchor)}."),
         "Probabilities were not calibrated: check them before relying on them."
         if anchor == "none"
         else "Probabilities are calibrated only on the validation classes of the training data, "
         "at the trained ways and shots. Elsewhere check them before relying on them.",
-        "Labels in the support are believed. With one image per class a single wrong label "
+        "No label is ever seen: a class may be given the images of another, at any confidence."
+        if _kind(config) == "unseen"
+        else "Labels in the support are believed. With one image per class a single wrong label "
         "spoils a class.",
     ]
     return "\n".join(f"- {limit}" for limit in limits)

@@ -1,0 +1,225 @@
+"""What class names say of a head before any image is seen, and what unlabelled images add.
+
+Names are mapped to class means by kernel ridge regression from sentence embeddings, fitted on the
+source classes in the coordinates of their Gaussian anchor (`ltdi.frame`): the posterior mean and
+variance of a Gaussian process. Unlabelled images then move the means by expectation maximisation
+in which a name counts as some samples of its class. This is the start of the chain.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdi.anchor import Anchor, GaussianAnchor
+from ltdi.errors import InputError
+from ltdi.frame import Frame
+from ltdi.tasks import FeatureBank
+from ltdi.weights import WeightSpace, prototype_head
+
+_BALANCE_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Choices of `NamePrior`, made on validation classes.
+
+    Attributes:
+        ridge: Of the Gaussian anchor's covariance within classes.
+        sharpness: gamma of the kernel exp(-gamma |a - b|^2) of unit vectors.
+        noise: Variance of class means that names cannot explain, in units of the kernel.
+        strength: Factor of the predicted means.
+        power: The regression shrinks the means of names that are far from every source class; each
+            is divided by this power of its share of explained variance.
+        weight: How many samples a name counts for.
+        hardness: Inverse temperature of the responsibilities; 0.5 is the Gaussian's own.
+        balance: How far the pool is believed to hold equally many images of every class, 0 to 1.
+        follow: How far the mean over the named classes moves to that of the pool, 0 to 1. Images
+            of another source than the training images lie elsewhere as a whole.
+        iterations: Of expectation maximisation.
+    """
+
+    ridge: float = 0.1
+    sharpness: float = 2.0
+    noise: float = 1.0
+    strength: float = 0.35
+    power: float = 1.0
+    weight: float = 30.0
+    hardness: float = 0.5
+    balance: float = 0.5
+    follow: float = 0.5
+    iterations: int = 8
+
+
+@dataclass(frozen=True)
+class Named:
+    """B tasks without labels, in the coordinates of a frame.
+
+    Attributes:
+        mean: [B, way, D] what the names predict.
+        certainty: [B, way] share of a class mean's variance that its name explains, 0 to 1.
+        pool: [B, n, D] unlabelled images; n may be 0.
+        mask: [B, n] 1 for real images.
+    """
+
+    mean: Tensor
+    certainty: Tensor
+    pool: Tensor
+    mask: Tensor
+
+
+class NamePrior(Anchor):
+    """From class names, and maybe unlabelled images, to a head.
+
+    Args:
+        features: D.
+        text: Width of a name's vector.
+        classes: Number of source classes.
+        settings: See `PriorSettings`.
+    """
+
+    name = "names"
+
+    def __init__(
+        self, features: int, text: int, classes: int, settings: PriorSettings | None = None
+    ) -> None:
+        super().__init__()
+        self.settings = settings or PriorSettings()
+        self.gauss = GaussianAnchor(features)
+        self.register_buffer("centre", torch.zeros(text))
+        self.register_buffer("keys", torch.zeros(classes, text))
+        self.register_buffer("values", torch.zeros(classes, features))
+        self.register_buffer("inverse", torch.eye(classes))
+        self.register_buffer("origin", torch.zeros(features))
+        self.register_buffer("scale", torch.tensor(0.15))
+        self.centre: Tensor
+        self.keys: Tensor
+        self.values: Tensor
+        self.inverse: Tensor
+        self.origin: Tensor
+        self.scale: Tensor
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """How to make an empty one."""
+        return {
+            "features": self.values.shape[1],
+            "text": self.keys.shape[1],
+            "classes": len(self.keys),
+        }
+
+    @property
+    def described(self) -> dict[str, float | int]:
+        """The settings; JSON-able."""
+        return asdict(self.settings)
+
+    @classmethod
+    @torch.no_grad()
+    def fit(
+        cls, bank: FeatureBank, text: Tensor, settings: PriorSettings | None = None
+    ) -> NamePrior:
+        """Fit on source classes.
+
+        Args:
+            bank: Features of the source classes.
+            text: [classes, W] their names' vectors.
+            settings: Choices.
+
+        Raises:
+            InputError: If names and classes are not equally many.
+        """
+        if len(text) != len(bank.classes):
+            raise InputError(
+                f"{len(text)} names are given for {len(bank.classes)} source classes",
+                where="NamePrior.fit",
+            )
+        out = cls(bank.width, text.shape[1], len(text), settings)
+        s = out.settings
+        out.gauss.fit(bank, s.ridge)
+        z = out.frame(bank.width).enter(bank.features)
+        counts = bank.offsets.diff()
+        label = torch.arange(len(counts)).repeat_interleave(counts)
+        means = torch.zeros(len(counts), bank.width).index_add(0, label, z) / counts[:, None]
+        out.centre.copy_(text.mean(0))
+        out.keys.copy_(F.normalize(text - out.centre, dim=-1))
+        kernel = _kernel(out.keys, out.keys, s.sharpness).double()
+        noisy = kernel + s.noise * torch.eye(len(kernel), dtype=torch.double)
+        inverse = torch.linalg.inv(noisy)
+        out.inverse.copy_(inverse)
+        out.origin.copy_(means.mean(0))
+        out.values.copy_(inverse @ (means - means.mean(0)).double())
+        return out
+
+    def frame(self, width: int) -> Frame:
+        """See `Anchor.frame`."""
+        return self.gauss.frame(width)
+
+    def believe(self, text: Tensor) -> tuple[Tensor, Tensor]:
+        """What names say: means [B, way, D] in the frame, and certainties [B, way].
+
+        Args:
+            text: [B, way, W] the names' vectors.
+        """
+        s = self.settings
+        near = _kernel(F.normalize(text - self.centre, dim=-1), self.keys, s.sharpness)
+        explained = ((near @ self.inverse) * near).sum(-1).clamp(0.02, 0.98)
+        mean = near @ self.values
+        return self.origin + s.strength * mean / explained.unsqueeze(-1) ** s.power, explained
+
+    def named(self, text: Tensor, pool: Tensor, mask: Tensor) -> Named:
+        """Tasks from names [B, way, W] and a pool [B, n, D] in the frame, with its mask [B, n]."""
+        mean, certainty = self.believe(text)
+        if pool.shape[1] and self.settings.follow:
+            total = mask.sum(1, keepdim=True).clamp(min=1)
+            centre = (pool * mask.unsqueeze(-1)).sum(1) / total
+            mean = mean + self.settings.follow * (centre - mean.mean(1)).unsqueeze(1)
+        return Named(mean, certainty, pool, mask)
+
+    def refine(self, task: Named) -> Tensor:
+        """Class means [B, way, D] after expectation maximisation on the pool."""
+        s, prior = self.settings, task.mean
+        mean = prior
+        if not task.pool.shape[1]:
+            return mean
+        weight = s.weight * task.certainty / task.certainty.mean(-1, keepdim=True)
+        for _ in range(s.iterations):
+            r = responsibilities(mean, task, s.hardness, s.balance)
+            total = weight + r.sum(1)
+            mean = (weight.unsqueeze(-1) * prior + r.mT @ task.pool) / total.unsqueeze(-1)
+        return mean
+
+    def start(self, task: Named, space: WeightSpace) -> Tensor:
+        """The heads [B, n], in the frame, that the chain starts from."""
+        return space.flatten(prototype_head(self.refine(task), self.scale))
+
+
+def responsibilities(mean: Tensor, task: Named, hardness: float, balance: float = 0.0) -> Tensor:
+    """How far each class of B tasks answers for each image of the pool.
+
+    Args:
+        mean: [B, way, D] class means.
+        task: Whose pool.
+        hardness: Inverse temperature.
+        balance: 0 leaves class sizes free, 1 makes them equal (Sinkhorn and Knopp, 1967).
+
+    Returns:
+        [B, n, way]; rows sum to one, and to zero where the mask is zero.
+    """
+    inner = 2 * task.pool @ mean.mT - mean.square().sum(-1).unsqueeze(1)
+    logits = hardness * inner
+    if balance > 0:
+        absent = (task.mask.unsqueeze(-1) - 1) * 1e9
+        equal = (task.mask.sum(1) / mean.shape[1]).clamp(min=1e-6).log()[:, None, None]
+        for _ in range(_BALANCE_ROUNDS):
+            logits = logits.log_softmax(-1)
+            size = (logits + absent).logsumexp(1, keepdim=True)
+            logits = logits - balance * (size - equal)
+    return logits.softmax(-1) * task.mask.unsqueeze(-1)
+
+
+def _kernel(a: Tensor, b: Tensor, sharpness: float) -> Tensor:
+    """exp(-sharpness |a - b|^2) of unit vectors [..., W] and [S, W]."""
+    return (-sharpness * (2 - 2 * a @ b.mT)).exp()

@@ -1,0 +1,18 @@
+"""Heads for classes without a labelled image: tasks, their solution, and meta-training."""
+
+from ltdi.unseen.choice import choose_prior, choose_steps
+from ltdi.unseen.tasks import NamedBank, TaskBatch, UnseenTasks, sample_tasks
+from ltdi.unseen.training import UnseenRecipe, prepare_zoo, train_unseen, unseen_recipe
+
+__all__ = [
+    "NamedBank",
+    "TaskBatch",
+    "UnseenRecipe",
+    "UnseenTasks",
+    "choose_prior",
+    "choose_steps",
+    "prepare_zoo",
+    "sample_tasks",
+    "train_unseen",
+    "unseen_recipe",
+]

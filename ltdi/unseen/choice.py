@@ -1,0 +1,154 @@
+"""What is chosen on validation classes: the prior, and the sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from ltdi.prior import NamePrior, PriorSettings
+from ltdi.unseen.tasks import NamedBank, TaskBatch
+from ltdi.weights import head_logits, head_space, prototype_head
+
+Heads = Callable[[TaskBatch], Tensor]
+
+
+@torch.no_grad()
+def scores(heads: Heads, tasks: Sequence[TaskBatch]) -> tuple[float, float]:
+    """Mean accuracy and negative log-likelihood; every way counts the same.
+
+    Args:
+        heads: Weights [E, n] of tasks.
+        tasks: One batch for each way.
+    """
+    accuracy, nll = [], []
+    for batch in tasks:
+        logits = head_logits(heads(batch), batch.query.flatten(1, 2))
+        label = torch.arange(batch.way).repeat_interleave(batch.query.shape[2])
+        accuracy.append(float((logits.argmax(-1) == label).float().mean()))
+        picked = logits.log_softmax(-1).gather(-1, label.expand(len(batch), -1).unsqueeze(-1))
+        nll.append(float(-picked.mean()))
+    return sum(accuracy) / len(accuracy), sum(nll) / len(nll)
+
+
+def prior_heads(prior: NamePrior) -> Heads:
+    """The heads of the prior alone, on features."""
+
+    def heads(batch: TaskBatch) -> Tensor:
+        frame = prior.frame(batch.query.shape[-1])
+        task = prior.named(batch.text, frame.enter(batch.pool), batch.mask)
+        return frame.leave(prior.start(task, head_space(batch.query.shape[-1], batch.way)))
+
+    return heads
+
+
+def choose_prior(
+    train: NamedBank,
+    valid: Sequence[TaskBatch],
+    *,
+    thorough: bool = True,
+    progress: Callable[[int, int, str], None] = lambda i, n, text: None,
+) -> NamePrior:
+    """Fit the prior on source classes with the settings that are best on validation tasks.
+
+    First what names say, by accuracy without the pool; then the expectation maximisation, by
+    accuracy with it; last the scale of the logits, by likelihood.
+
+    Args:
+        train: Source classes.
+        valid: Tasks of validation classes, one batch for each way.
+        thorough: Whether to try all candidates, or to take the defaults.
+        progress: Called with candidates done, candidates in all, and a text.
+    """
+    base, known = PriorSettings(), train.centred()
+    if thorough:
+        alone = [batch.named_only() for batch in valid]
+        grid = [
+            replace(base, ridge=ridge, sharpness=sharp, noise=noise, power=power)
+            for ridge, sharp, noise, power in product(
+                (0.1, 0.3), (0.5, 1.0, 2.0), (0.3, 1.0, 3.0), (0.5, 1.0)
+            )
+        ]
+        found = []
+        for number, settings in enumerate(grid):
+            prior = NamePrior.fit(known.bank, known.text, settings)
+            found.append((scores(prior_heads(prior), alone)[0], number))
+            progress(number + 1, len(grid), f"names alone {found[-1][0]:.4f}")
+        base = grid[max(found)[1]]
+    prior = NamePrior.fit(known.bank, known.text, base)
+    # On average what is divided out is put back, whatever the power.
+    explained = torch.cat([prior.believe(batch.text)[1].flatten() for batch in valid])
+    one = float((explained**base.power).mean())
+    base = prior.settings = replace(base, strength=one)
+    if thorough and valid[0].pool.shape[1]:
+        tries = [
+            replace(
+                base,
+                strength=strength,
+                weight=weight,
+                hardness=hardness,
+                balance=balance,
+                follow=follow,
+            )
+            for strength, weight, hardness, balance, follow in product(
+                (one, 1.4 * one), (15.0, 40.0), (0.3, 0.5), (0.25, 0.5), (0.0, 0.5, 1.0)
+            )
+        ]
+        found = []
+        for number, settings in enumerate(tries):
+            prior.settings = settings
+            found.append((scores(prior_heads(prior), valid)[0], number))
+            progress(number + 1, len(tries), f"with the pool {found[-1][0]:.4f}")
+        prior.settings = tries[max(found)[1]]
+    prior.scale.copy_(_best_scale(prior, valid))
+    return prior
+
+
+def _best_scale(prior: NamePrior, valid: Sequence[TaskBatch]) -> Tensor:
+    """The inverse temperature with the lowest negative log-likelihood."""
+    space_of = head_space
+    means = []
+    for batch in valid:
+        frame = prior.frame(batch.query.shape[-1])
+        means.append(prior.refine(prior.named(batch.text, frame.enter(batch.pool), batch.mask)))
+
+    def nll(scale: float) -> float:
+        held = iter(means)
+
+        def heads(batch: TaskBatch) -> Tensor:
+            frame = prior.frame(batch.query.shape[-1])
+            space = space_of(batch.query.shape[-1], batch.way)
+            return frame.leave(space.flatten(prototype_head(next(held), scale)))
+
+        return scores(heads, valid)[1]
+
+    return torch.tensor(min((0.01 * 1.3**i for i in range(16)), key=nll))
+
+
+def choose_steps(
+    heads: Callable[..., Tensor], valid: Sequence[TaskBatch], options: Sequence[dict[str, float]]
+) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+    """The sampling with the highest validation accuracy; of those within 0.001, the cheapest.
+
+    Args:
+        heads: `heads(batch, **option)`.
+        valid: Tasks of validation classes.
+        options: Cheapest first.
+
+    Returns:
+        The option, and accuracy and likelihood of every one by its description.
+    """
+    found = {}
+    for option in options:
+        label = ", ".join(f"{k} {v:g}" for k, v in option.items())
+        found[label] = scores(lambda batch, o=option: heads(batch, **o), valid)  # type: ignore[misc]
+    best = max(accuracy for accuracy, _ in found.values())
+    chosen = next(
+        o
+        for o, (accuracy, _) in zip(options, found.values(), strict=True)
+        if accuracy > best - 1e-3
+    )
+    return dict(chosen), found

@@ -1,0 +1,359 @@
+"""From source classes to a generator of heads for classes that only have names.
+
+Tasks are solved as in `ltdi.pipeline`: the supervised head of a task is found by Adam from the
+prior's head, and the k local targets on that path are kept. The classes of a task are held out from
+the prior that it starts from. In meta-training the noised weight is made of the network's own
+estimate, not of the target: at generation it will see nothing else, and the errors of its own
+estimates (a cluster with the wrong name) are not Gaussian.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ltdi.collect import Preparation, head_predictor, optimise
+from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
+from ltdi.diffusion import draw, make_schedule
+from ltdi.errors import unknown
+from ltdi.frame import Frame
+from ltdi.losses import LOSSES, Probe
+from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
+from ltdi.prior import NamePrior
+from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.unseen.tasks import NamedBank, sample_tasks
+from ltdi.weights import Normaliser, centre_classes, head_space
+from ltdi.zoo import Group, Zoo
+
+Progress = Callable[[str, int, int, str], None]
+# Images per class that targets are solved on where there is no pool.
+_LABELLED = (10, 20)
+
+
+@dataclass(frozen=True)
+class UnseenRecipe:
+    """Everything between source classes and a generator.
+
+    Attributes:
+        ways: Classes per training task.
+        pool: Fewest and most unlabelled images per class; (0, 0) for names alone.
+        query: Labelled images per class that only the loss sees.
+        tasks: Solved tasks for each way.
+        folds: How often classes are held out from the prior.
+        held_out: Share of the concepts in a fold.
+        own: Whether noised weights are made of the network's own estimate.
+    """
+
+    ways: tuple[int, ...] = (5, 10, 20)
+    pool: tuple[int, int] = (10, 40)
+    query: int = 10
+    tasks: int = 640
+    folds: int = 16
+    held_out: float = 0.25
+    own: bool = True
+    prepare: Preparation = field(default_factory=lambda: Preparation(lr=0.05, steps=24, segments=4))
+    diffusion: Diffusion = field(default_factory=lambda: Diffusion(steps=8))
+    network: Network = field(default_factory=lambda: Network(kind="naming"))
+    meta: MetaConfig = field(
+        default_factory=lambda: MetaConfig(
+            iterations=300, meta_batch=4, inner_steps=3, tasks=3, meta_lr=2e-3, warmup=20, ema=0.97
+        )
+    )
+
+
+RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
+
+
+def unseen_recipe(name: str, base: UnseenRecipe) -> UnseenRecipe:
+    """The recipe of one of our methods; a control changes one idea of `base`.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    objectives = {
+        "lt-di": "trajectory",
+        "mv-di": "vanilla",
+        "tw-di": "naive",
+        "mv-di-matched": "matched",
+    }
+    if name in objectives:
+        return replace(base, diffusion=replace(base.diffusion, objective=objectives[name]))
+    single = replace(base, meta=replace(base.meta, meta="none"))
+    if name == "single-level":
+        return single
+    if name == "anchored-regression":
+        return replace(single, diffusion=replace(base.diffusion, steps=1, objective="vanilla"))
+    raise unknown("recipe", name, RECIPES)
+
+
+def held_out(source: NamedBank, recipe: UnseenRecipe) -> list[list[int]]:
+    """The classes of every fold; classes of one concept stay together."""
+    numbers = source.concepts
+    kinds = sorted(set(numbers))
+    rng = torch.Generator().manual_seed(recipe.meta.seed + 5)
+    # Whole partitions, one after the other, so that every class is held out equally often.
+    parts = max(1, round(1 / recipe.held_out))
+    folds: list[list[int]] = []
+    while len(folds) < recipe.folds:
+        order = torch.randperm(len(kinds), generator=rng).tolist()
+        for part in range(parts):
+            chosen = {kinds[i] for i in order[part::parts]}
+            folds.append([i for i, n in enumerate(numbers) if n in chosen])
+    return folds[: recipe.folds]
+
+
+def prepare_zoo(
+    path: Path,
+    source: NamedBank,
+    prior: NamePrior,
+    recipe: UnseenRecipe,
+    *,
+    progress: Progress | None = None,
+) -> Zoo:
+    """Solve all tasks of a recipe into a zoo on disk; finished shards are kept.
+
+    Raises:
+        InputError: If there are too few classes or images for the tasks.
+        MismatchError: If the zoo there was made with other settings.
+    """
+    width = source.bank.width
+    about = {
+        "recipe": asdict(replace(recipe, meta=MetaConfig(), diffusion=Diffusion())),
+        "prior": prior.described,
+        "seed": recipe.meta.seed,
+    }
+    zoo = Zoo.create(path, head_space(width, recipe.ways[0]), json.loads(json.dumps(about)))
+    zoo.keep_bank(source.bank)
+    folds = held_out(source, recipe)
+    each = max(1, -(-recipe.tasks // len(folds)))
+    frames, done = [], 0
+    for number, classes in enumerate(folds):
+        rest = [i for i in range(len(source.names)) if i not in set(classes)]
+        known = source.select(rest).centred()
+        fold = NamePrior.fit(known.bank, known.text, prior.settings)
+        fold.scale.copy_(prior.scale)
+        frames.append(fold.frame(width))
+        for way in recipe.ways:
+            name = f"shard-{number:04d}-{way:03d}"
+            size = min(way, len(classes))
+            if not zoo.has(name) and size >= 2:
+                seed = (recipe.meta.seed + 1) * 1_000_003 + 101 * number + way
+                columns, finite = _solve(
+                    source, fold, recipe, torch.tensor(classes), size, each, seed
+                )
+                zoo.append(name, columns, finite, setting={"way": size, "frame": number})
+            done += 1
+            if progress:
+                progress("solving tasks", done, len(folds) * len(recipe.ways), "")
+    zoo.keep_frames(frames, folds)
+    return zoo
+
+
+def _solve(
+    source: NamedBank,
+    prior: NamePrior,
+    recipe: UnseenRecipe,
+    among: Tensor,
+    way: int,
+    tasks: int,
+    seed: int,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Columns of solved tasks in the frame of a fold's prior, and [tasks] whether each is sound."""
+    # The target is solved on images even where the generator goes by names alone.
+    low, high = recipe.pool if recipe.pool[1] else _LABELLED
+    drawn = sample_tasks(
+        source,
+        way=way,
+        pool=(low, high),
+        query=recipe.query,
+        tasks=tasks,
+        seed=seed,
+        among=among,
+    )
+    batch, width = drawn.view(source), source.bank.width
+    frame, space = prior.frame(width), head_space(width, way)
+    pool, query = frame.enter(batch.pool), frame.enter(batch.query)
+    if recipe.pool[1] == 0:
+        task = prior.named(batch.text, pool[:, :0], batch.mask[:, :0])
+    else:
+        task = prior.named(batch.text, pool, batch.mask)
+    start = prior.start(task, space)
+    # What is masked is replaced by the class's first image: it counts twice, and nothing breaks.
+    grid = pool.unflatten(1, (way, high))
+    real = batch.mask.unflatten(1, (way, high)).unsqueeze(-1)
+    grid = torch.where(real > 0, grid, grid[:, :, :1])
+    samples = torch.cat([grid, query], 2)
+    labels = torch.arange(way).repeat_interleave(samples.shape[2])
+    path = optimise(head_predictor(space), start, samples.flatten(1, 2), labels, recipe.prepare)
+    theta = space.flatten(centre_classes(space.unflatten(path.theta)))
+    empty = recipe.pool[1] == 0
+    columns = {
+        "theta": theta,
+        "anchor": start,
+        "mean": task.mean,
+        "certainty": task.certainty,
+        "pool": drawn.pool[:, :0] if empty else drawn.pool,
+        "mask": drawn.mask[:, :0] if empty else drawn.mask,
+        "query": drawn.query,
+        "loss": path.loss,
+        "accuracy": path.accuracy,
+    }
+    return columns, path.finite
+
+
+class UnseenObjective:
+    """The training loss: draws batches of solved tasks and scores a network on them.
+
+    Args:
+        zoo: Solved tasks.
+        network: The denoiser.
+        normaliser: Of residuals to the start.
+        recipe: For the chain and the loss.
+    """
+
+    def __init__(
+        self, zoo: Zoo, network: nn.Module, normaliser: Normaliser, recipe: UnseenRecipe
+    ) -> None:
+        self.network, self.normaliser, self.recipe = network, normaliser, recipe
+        self.groups: list[Group] = zoo.groups()
+        self.frames: list[Frame] = zoo.frames()
+        self.bank = zoo.bank()
+        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+
+    def draw(self, rng: torch.Generator, tasks: int) -> Batch:
+        """Noised targets of random tasks, all of one way and fold; every tensor [tasks, ...]."""
+        g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
+        pick = torch.randint(len(g), (tasks,), generator=rng)
+        held = g.read(pick)
+        d, anchor = self.recipe.diffusion, held["anchor"]
+        residual = self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), g.space)
+        noised = draw(d.objective, residual, self.schedule, prediction=d.prediction, rng=rng)
+        frame = self.frames[int(g.setting["frame"])]
+        half = noised.t // 2
+        # The signal that the chain has at half the time, for the network's own estimate.
+        end = (noised.stage * self.schedule.steps).round().long().clamp(min=1)
+        if d.objective != "trajectory":
+            end = torch.full_like(end, self.schedule.steps)
+        heat = torch.rand(tasks, generator=rng) * (torch.rand(tasks, generator=rng) < 0.5)
+        return {
+            **vars(noised),
+            "eps": heat[:, None] * (noised.x_t - noised.signal[:, None] * noised.target),
+            "half": half,
+            "half_signal": self.schedule.alpha_bar_local(half, end).sqrt(),
+            "anchor": anchor,
+            "between": frame.between.expand(tasks, -1),
+            "mean": held["mean"],
+            "certainty": held["certainty"],
+            "mask": held["mask"],
+            "pool": frame.enter(self.bank.features[held["pool"]]),
+            "query": frame.enter(self.bank.features[held["query"]]).flatten(1, 2),
+        }
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """Loss of one base learner."""
+        way, width = batch["mean"].shape[1:]
+        space = head_space(width, way)
+        code = NamedCode(batch["mean"], batch["certainty"], batch["pool"], batch["mask"])
+
+        def denoise(x: Tensor, t: Tensor, signal: Tensor) -> Tensor:
+            guide = Guide(batch["anchor"], batch["between"], signal, batch["stage"])
+            out: Tensor = functional_call(self.network, params, (x, t, code, space, guide))
+            return out
+
+        x = batch["x_t"]
+        if self.recipe.own and self.recipe.diffusion.steps > 1:
+            none = torch.zeros_like(batch["half"])
+            first = denoise(torch.zeros_like(x), none, torch.zeros_like(batch["signal"])).detach()
+            signal = batch["half_signal"]
+            second = denoise(signal[:, None] * first, batch["half"], signal).detach()
+            # At the first step the chain has no estimate, whatever the objective's signal is.
+            known = (batch["t"] > 0).to(x)[:, None]
+            x = known * batch["signal"][:, None] * second + batch["eps"]
+        output = denoise(x, batch["t"], batch["signal"])
+        probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
+        loss = LOSSES[self.recipe.diffusion.loss]
+        return loss(output, batch["target"], batch["weight"], probe)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What meta-training gives.
+
+    Attributes:
+        network: The denoiser.
+        normaliser: Of residuals to the start.
+        recipe: Of the training.
+    """
+
+    network: NamingDenoiser
+    normaliser: Normaliser
+    recipe: UnseenRecipe
+
+
+def train_unseen(
+    zoo: Zoo,
+    prior: NamePrior,
+    recipe: UnseenRecipe,
+    *,
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+    log: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """Meta-train the denoiser.
+
+    Args:
+        zoo: Solved tasks.
+        prior: The prior of all source classes.
+        recipe: Chain, network, meta-training.
+        checkpoint: File to resume from and to write.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+    """
+    shape = recipe.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.meta.seed)
+        network = NamingDenoiser(
+            steps=recipe.diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
+        )
+    group = zoo.groups()[0]
+    held = group.read(columns=("theta", "anchor"))
+    normaliser = Normaliser.fit(
+        held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False
+    )
+    network.unit.copy_(normaliser.std)
+    # Logits of the start are `scale` times those of expectation maximisation.
+    network.hardness.copy_(prior.settings.hardness / prior.scale)
+    objective = UnseenObjective(zoo, network, normaliser, recipe)
+    trainer = MetaTrainer(
+        network,
+        objective,
+        objective.draw,
+        recipe.meta,
+        run=json.loads(json.dumps({**asdict(recipe.diffusion), **asdict(shape)})),
+    )
+
+    def finished(i: int, n: int, loss: float) -> None:
+        if progress:
+            progress("meta-training", i, n, f"loss {loss:.4f}")
+
+    trainer.fit(checkpoint, progress=finished, log=log)
+    return Trained(network.eval(), normaliser, recipe)
+
+
+def default_sampling(recipe: UnseenRecipe) -> Sampling:
+    """All steps without noise; validation may choose fewer."""
+    return Sampling(steps=recipe.diffusion.steps, temperature=0.0)
+
+
+def options_of(recipe: UnseenRecipe) -> Sequence[dict[str, float]]:
+    """The samplings that validation classes choose from, cheapest first."""
+    total = recipe.diffusion.steps
+    steps = [s for s in (1, 2, 4, 8, 16) if s <= total]
+    return [{"steps": s, "strength": strength} for s in steps for strength in (0.5, 1.0)]
