@@ -1,6 +1,6 @@
 """Tracks: each wires data, weight space, condition, metric and peers into one benchmark."""
 
-from ltdi.tracks import checkpoints, domain, fewshot, llm, nets
+from ltdi.tracks import checkpoints, domain, fewshot, llm, nets, transfer
 from ltdi.tracks.track import Outcome, Track, episode_label
 
 TRACKS: dict[str, Track] = {
@@ -11,6 +11,17 @@ TRACKS: dict[str, Track] = {
     "nets": Track(nets.bench, nets.ALL_METHODS, episode_label),
     "llm": Track(llm.bench, llm.ALL_METHODS, llm.label),
     "domain": Track(domain.bench, domain.ALL_METHODS, domain.label),
+    "transfer": Track(transfer.bench, transfer.ALL_METHODS, transfer.label),
 }
 
-__all__ = ["TRACKS", "Outcome", "Track", "checkpoints", "domain", "fewshot", "llm", "nets"]
+__all__ = [
+    "TRACKS",
+    "Outcome",
+    "Track",
+    "checkpoints",
+    "domain",
+    "fewshot",
+    "llm",
+    "nets",
+    "transfer",
+]

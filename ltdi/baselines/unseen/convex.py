@@ -1,0 +1,66 @@
+"""ConSE: an image is a convex combination of the source classes' names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdi.baselines.unseen.method import (
+    Coordinates,
+    Progress,
+    UnseenBudget,
+    UnseenMethod,
+    mean_accuracy,
+)
+from ltdi.unseen.tasks import NamedBank, TaskBatch
+
+
+class Conse(UnseenMethod):
+    """Norouzi et al., 2014: the source classifier's top classes, weighed by their probability."""
+
+    name: ClassVar[str] = "conse"
+    note: ClassVar[str] = (
+        "as published, on the Gaussian classifier of the source classes; coordinates, its "
+        "temperature and the number of top classes chosen on validation"
+    )
+
+    def __init__(self) -> None:
+        self.coordinates: Coordinates
+        self.names: Tensor
+        self.centre: Tensor
+        self.sharpness = 0.05
+        self.top = 10
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        both = {w: Coordinates.fit(train, w) for w in (False, True)}
+        self.centre = train.text.mean(0)
+        self.names = F.normalize(train.text - self.centre, dim=-1)
+        # A quarter of the tasks tells candidates apart.
+        few = [batch[: max(4, len(batch) // 4)] for batch in valid]
+        best = (-1.0, False, 0.0, 0)
+        for whiten, sharpness, top in product((False, True), (0.01, 0.03, 0.1), (5, 20, 80)):
+            self.coordinates, self.sharpness = both[whiten], sharpness
+            self.top = min(top, len(train.names))
+            best = max(best, (mean_accuracy(self.logits, few), whiten, sharpness, self.top))
+        self.coordinates, self.sharpness, self.top = both[best[1]], best[2], best[3]
+
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """See `UnseenMethod.logits`."""
+        means = self.coordinates.means
+        z = self.coordinates.frame.enter(images)
+        known = self.sharpness * (2 * z @ means.mT - means.square().sum(-1))
+        top = known.softmax(-1).topk(self.top, -1)
+        weight = known.new_zeros(known.shape).scatter(-1, top.indices, top.values)
+        said = F.normalize(weight @ self.names, dim=-1)
+        return said @ F.normalize(batch.text - self.centre, dim=-1).mT

@@ -1,0 +1,105 @@
+"""ICIS: classifier weights from class names, through a space that both share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltdi.baselines.unseen.method import (
+    Coordinates,
+    Progress,
+    UnseenBudget,
+    UnseenMethod,
+    mean_accuracy,
+)
+from ltdi.unseen.tasks import NamedBank, TaskBatch
+
+_WIDTH = 512
+
+
+class _Coder(nn.Module):
+    """Both encoders and both decoders."""
+
+    def __init__(self, text: int, features: int, dropout: float) -> None:
+        super().__init__()
+
+        def encoder(width: int) -> nn.Module:
+            return nn.Sequential(nn.Linear(width, _WIDTH), nn.ReLU(), nn.Dropout(dropout))
+
+        self.of_name, self.of_row = encoder(text), encoder(features)
+        self.to_name, self.to_row = nn.Linear(_WIDTH, text), nn.Linear(_WIDTH, features)
+
+    def loss(self, name: Tensor, row: Tensor) -> Tensor:
+        """Both reconstructions and both translations, as cosines."""
+        n, r = self.of_name(name), self.of_row(row)
+        pairs = (
+            (self.to_row(n), row),
+            (self.to_name(r), name),
+            (self.to_name(n), name),
+            (self.to_row(r), row),
+        )
+        return torch.stack([1 - F.cosine_similarity(a, b).mean() for a, b in pairs]).sum()
+
+
+class Icis(UnseenMethod):
+    """Christensen et al., 2023: cosine losses, within and across names and weights."""
+
+    name: ClassVar[str] = "icis"
+    note: ClassVar[str] = (
+        "re-implemented; the source classifier is that of class means; coordinates, dropout, step "
+        "size and number of iterations chosen on validation"
+    )
+
+    def __init__(self) -> None:
+        self.coordinates: Coordinates
+        self.coder: _Coder
+        self.centre: Tensor
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        both = {w: Coordinates.fit(train, w) for w in (False, True)}
+        self.centre = train.text.mean(0)
+        name = F.normalize(train.text - self.centre, dim=-1)
+        best: tuple[float, bool, dict[str, Tensor]] = (-1.0, False, {})
+        steps = max(8, budget.iterations // 4)
+        trials = list(product((False, True), (0.0, 0.5), (3e-4, 1e-3)))
+        for number, (whiten, dropout, rate) in enumerate(trials):
+            self.coordinates = both[whiten]
+            row = F.normalize(self.coordinates.means, dim=-1)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(budget.seed)
+                self.coder = _Coder(name.shape[1], row.shape[1], dropout)
+                optimiser = torch.optim.AdamW(self.coder.parameters(), lr=rate, weight_decay=1e-3)
+                for step in range(steps):
+                    optimiser.zero_grad()
+                    self.coder.loss(name, row).backward()
+                    optimiser.step()
+                    if (step + 1) % max(1, steps // 8) == 0:
+                        self.coder.eval()
+                        score = mean_accuracy(self.logits, valid)
+                        if score > best[0]:
+                            state = {k: v.clone() for k, v in self.coder.state_dict().items()}
+                            best = (score, whiten, state)
+                        self.coder.train()
+            if progress:
+                progress(number + 1, len(trials), f"validation {best[0]:.4f}")
+        self.coordinates = both[best[1]]
+        self.coder.load_state_dict(best[2])
+        self.coder.eval()
+
+    @torch.no_grad()
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """See `UnseenMethod.logits`."""
+        name = F.normalize(batch.text - self.centre, dim=-1)
+        return self.coordinates.cosine(images, self.coder.to_row(self.coder.of_name(name)))

@@ -1,0 +1,294 @@
+"""Peers that are trained on tasks: a hypernetwork, and diffusion in a latent space of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ltdi.baselines.unseen.method import (
+    Coordinates,
+    Progress,
+    UnseenBudget,
+    UnseenMethod,
+    mean_accuracy,
+)
+from ltdi.denoiser.transformer import Block, time_features
+from ltdi.diffusion import make_schedule, sample
+from ltdi.unseen.tasks import NamedBank, TaskBatch, sample_tasks
+
+_WIDTH = 128
+
+
+class TaskEncoder(nn.Module):
+    """Embeds a task without labels, class by class: its names, and its images as a set.
+
+    A class attends to the images by its name (compare the set transformer that D2NWG embeds data
+    sets with), and classes attend to each other.
+
+    Args:
+        text: W.
+        features: D.
+    """
+
+    def __init__(self, text: int, features: int) -> None:
+        super().__init__()
+        self.name = nn.Linear(text, _WIDTH)
+        self.key, self.value = nn.Linear(features, _WIDTH), nn.Linear(features, _WIDTH)
+        self.whole = nn.Linear(features, _WIDTH)
+        self.blocks = nn.ModuleList(Block(_WIDTH, 4) for _ in range(2))
+
+    def forward(self, text: Tensor, pool: Tensor, mask: Tensor) -> Tensor:
+        """Names [B, way, W] and images [B, n, D] with mask [B, n] -> [B, way, width]."""
+        h = self.name(text)
+        context = h.new_zeros(len(h), _WIDTH)
+        if pool.shape[1]:
+            weight = h @ self.key(pool).mT / _WIDTH**0.5
+            weight = weight + (mask.unsqueeze(1) - 1) * 1e9
+            h = h + weight.softmax(-1) @ self.value(pool)
+            mean = (pool * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+            context = self.whole(mean)
+        for block in self.blocks:
+            h = block(h, context)
+        out: Tensor = F.layer_norm(h, h.shape[-1:])
+        return out
+
+
+class _Trained(UnseenMethod):
+    """What both have in common: whitened coordinates, names, and tasks to train on."""
+
+    def __init__(self) -> None:
+        self.coordinates: Coordinates
+        self.centre: Tensor
+        self.spread = 1.0
+
+    def _begin(self, train: NamedBank) -> None:
+        self.coordinates = Coordinates.fit(train, whiten=True)
+        self.centre = train.text.mean(0)
+        self.spread = float(self.coordinates.means.std())
+
+    def _names(self, text: Tensor) -> Tensor:
+        out: Tensor = F.normalize(text - self.centre, dim=-1) * float(text.shape[-1]) ** 0.5
+        return out
+
+    def _draw(self, train: NamedBank, budget: UnseenBudget, step: int) -> TaskBatch:
+        ways = [w for w in budget.ways if w <= len(train.names)]
+        way = ways[step % len(ways)]
+        tasks = sample_tasks(
+            train,
+            way=way,
+            pool=budget.pool,
+            query=10,
+            tasks=max(2, 80 // way),
+            seed=budget.seed * 1_000_003 + step,
+        )
+        batch = tasks.view(train)
+        enter = self.coordinates.frame.enter
+        return TaskBatch(batch.text, enter(batch.pool), batch.mask, enter(batch.query))
+
+    def _rows(self, batch: TaskBatch) -> Tensor:
+        """Class means [E, way, D] of a task in the coordinates, from its names and images."""
+        raise NotImplementedError
+
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """See `UnseenMethod.logits`."""
+        with torch.no_grad():
+            enter = self.coordinates.frame.enter
+            seen = TaskBatch(batch.text, enter(batch.pool), batch.mask, batch.query)
+            return self.coordinates.cosine(images, self._rows(seen))
+
+
+class Hypernetwork(_Trained):
+    """A network that writes the head in one pass, trained by the loss of what it writes."""
+
+    name: ClassVar[str] = "hypernetwork"
+    note: ClassVar[str] = (
+        "a set transformer over names and unlabelled images writes all class rows (Ha et al., "
+        "2017); trained by cross entropy of cosine scores; stopped on validation"
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net: nn.ModuleDict
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        self._begin(train)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(budget.seed)
+            encoder = TaskEncoder(train.text.shape[1], train.bank.width)
+            self.net = nn.ModuleDict(
+                {"encoder": encoder, "write": nn.Linear(_WIDTH, train.bank.width)}
+            )
+            optimiser = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.05)
+            best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+            for step in range(budget.iterations):
+                batch = self._draw(train, budget, step)
+                z = F.normalize(batch.query.flatten(1, 2), dim=-1)
+                logits = 10 * z @ F.normalize(self._rows(batch), dim=-1).mT
+                label = torch.arange(batch.way).repeat_interleave(batch.query.shape[2])
+                loss = F.cross_entropy(logits.flatten(0, 1), label.repeat(len(batch)))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                if (step + 1) % max(1, budget.iterations // 10) == 0:
+                    score = mean_accuracy(self.logits, valid)
+                    if score > best[0]:
+                        best = (score, {k: v.clone() for k, v in self.net.state_dict().items()})
+                    if progress:
+                        progress(step + 1, budget.iterations, f"validation {score:.4f}")
+        self.net.load_state_dict(best[1])
+
+    def _rows(self, batch: TaskBatch) -> Tensor:
+        h = self.net["encoder"](self._names(batch.text), batch.pool, batch.mask)
+        out: Tensor = self.net["write"](h)
+        return out
+
+
+class _Denoiser(nn.Module):
+    """eps-prediction of the latents of all class rows of a task."""
+
+    def __init__(self, latent: int, steps: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.read, self.write = nn.Linear(latent, _WIDTH), nn.Linear(_WIDTH, latent)
+        self.blocks = nn.ModuleList(Block(_WIDTH, 4) for _ in range(2))
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        h = self.read(x) + condition
+        context = time_features(t, self.steps, _WIDTH).to(h)
+        for block in self.blocks:
+            h = block(h, context)
+        out: Tensor = self.write(F.layer_norm(h, h.shape[-1:]))
+        return out
+
+
+class D2nwg(_Trained):
+    """Soro et al., 2025 (D2NWG): an autoencoder of weights, and diffusion over its latents."""
+
+    name: ClassVar[str] = "d2nwg"
+    note: ClassVar[str] = (
+        "re-implemented for heads: a variational autoencoder of class rows, and single-level "
+        "diffusion of their latents conditioned on names and on the unlabelled images as a set; "
+        "steps, temperature and number of samples chosen on validation"
+    )
+    latent: ClassVar[int] = 64
+    steps: ClassVar[int] = 100
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coder: nn.ModuleDict
+        self.net: nn.ModuleDict
+        self.schedule = make_schedule("linear", self.steps)
+        self.unit = torch.ones(())
+        self.chosen = (20, 1.0, 1)
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        self._begin(train)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(budget.seed)
+            self._fit_coder(train, budget)
+            self.net = nn.ModuleDict(
+                {
+                    "encoder": TaskEncoder(train.text.shape[1], train.bank.width),
+                    "denoiser": _Denoiser(self.latent, self.steps),
+                }
+            )
+            optimiser = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.05)
+            rng = torch.Generator().manual_seed(budget.seed)
+            best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+            few = [batch[:6] for batch in valid]
+            for step in range(budget.iterations):
+                batch = self._draw(train, budget, step)
+                with torch.no_grad():
+                    latent = self.coder["mean"](batch.query.mean(2) / self.spread) / self.unit
+                t = torch.randint(self.steps, (len(batch),), generator=rng)
+                signal = self.schedule.alpha_bar[t].float()[:, None, None]
+                eps = torch.randn(latent.shape, generator=rng)
+                x = signal.sqrt() * latent + (1 - signal).sqrt() * eps
+                condition = self._condition(batch)
+                loss = (self.net["denoiser"](x, t, condition) - eps).square().mean()
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                if (step + 1) % max(1, budget.iterations // 5) == 0:
+                    score = mean_accuracy(self.logits, few)
+                    if score > best[0]:
+                        best = (score, {k: v.clone() for k, v in self.net.state_dict().items()})
+                    if progress:
+                        progress(step + 1, budget.iterations, f"validation {score:.4f}")
+        self.net.load_state_dict(best[1])
+        found = []
+        for option in product((10, 20, 50), (0.0, 0.5, 1.0), (1, 5)):
+            if option[1] > 0 or option[2] == 1:
+                self.chosen = option
+                found.append((mean_accuracy(self.logits, few), -option[0] * option[2], option))
+        self.chosen = max(found)[2]
+
+    def _fit_coder(self, train: NamedBank, budget: UnseenBudget) -> None:
+        """The autoencoder, on means of few images of a class: rows as tasks have them."""
+        width = train.bank.width
+        self.coder = nn.ModuleDict(
+            {
+                "mean": nn.Linear(width, self.latent),
+                "spread": nn.Linear(width, self.latent),
+                "back": nn.Sequential(
+                    nn.Linear(self.latent, 256), nn.GELU(), nn.Linear(256, width)
+                ),
+            }
+        )
+        optimiser = torch.optim.AdamW(self.coder.parameters(), lr=2e-3)
+        for step in range(budget.iterations):
+            rows = self._draw(train, budget, step + 500_000).query.mean(2) / self.spread
+            mean, spread = self.coder["mean"](rows), self.coder["spread"](rows).clamp(-8, 4)
+            latent = mean + (0.5 * spread).exp() * torch.randn(mean.shape)
+            apart = 1e-3 * (mean.square() + spread.exp() - spread - 1).mean()
+            loss = (self.coder["back"](latent) - rows).square().mean() + apart
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        with torch.no_grad():
+            self.unit = self.coder["mean"](self.coordinates.means / self.spread).std()
+
+    def _condition(self, batch: TaskBatch) -> Tensor:
+        out: Tensor = self.net["encoder"](self._names(batch.text), batch.pool, batch.mask)
+        return out
+
+    def _rows(self, batch: TaskBatch) -> Tensor:
+        steps, temperature, samples = self.chosen
+        condition = self._condition(batch).repeat(samples, 1, 1)
+        shape = (samples * len(batch), batch.way, self.latent)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).flatten(1)
+
+        def denoise(x: Tensor, t: Tensor) -> Tensor:
+            out: Tensor = self.net["denoiser"](x.unflatten(1, shape[1:]), t, condition)
+            return out.flatten(1)
+
+        latent = sample(
+            denoise,
+            noise,
+            self.schedule,
+            prediction="eps",
+            steps=steps,
+            temperature=temperature,
+        )
+        rows = self.coder["back"](latent.unflatten(1, shape[1:]) * self.unit)
+        out: Tensor = rows.unflatten(0, (samples, -1)).mean(0)
+        return out

@@ -1,0 +1,118 @@
+"""What every method without labels offers, and what its choices are made by."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ltdi.anchor import GaussianAnchor
+from ltdi.frame import Frame
+from ltdi.unseen.tasks import NamedBank, TaskBatch
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class UnseenBudget:
+    """What a method may spend.
+
+    Attributes:
+        iterations: Of gradient descent, for methods that have it.
+        pool: Fewest and most unlabelled images per class of a training task; (0, 0) for names
+            alone.
+        ways: Classes per training task.
+        seed: Of everything.
+    """
+
+    iterations: int
+    pool: tuple[int, int]
+    ways: tuple[int, ...] = (5, 10, 20)
+    seed: int = 0
+
+
+class UnseenMethod(ABC):
+    """A classifier of images for tasks without labels, on the features of a shared backbone.
+
+    Attributes:
+        name: Its name in tables and on the command line.
+        kind: "ours", "control" or "peer".
+        note: One sentence: what is re-implemented and what is left out.
+    """
+
+    name: ClassVar[str]
+    kind: ClassVar[str] = "peer"
+    note: ClassVar[str]
+
+    @abstractmethod
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Progress | None = None,
+    ) -> None:
+        """Learn from the source classes; make every choice on the validation tasks."""
+
+    @abstractmethod
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """Logits [E, P, way] of images [E, P, D] of E tasks; `batch.query` is not looked at."""
+
+
+@torch.no_grad()
+def accuracy(logits: Tensor, batch: TaskBatch) -> float:
+    """Of logits [E, way Q, way] of a batch's query."""
+    label = torch.arange(batch.way).repeat_interleave(batch.query.shape[2])
+    return float((logits.argmax(-1) == label).float().mean())
+
+
+@torch.no_grad()
+def mean_accuracy(
+    logits: Callable[[TaskBatch, Tensor], Tensor], valid: Sequence[TaskBatch]
+) -> float:
+    """Over validation tasks; every way counts the same."""
+    found = [accuracy(logits(batch, batch.query.flatten(1, 2)), batch) for batch in valid]
+    return sum(found) / len(found)
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Features as a peer sees them: centred on the source classes, and whitened where that helps.
+
+    Attributes:
+        frame: Centre and basis.
+        means: [classes, D] source class means in these coordinates.
+    """
+
+    frame: Frame
+    means: Tensor
+
+    @classmethod
+    def fit(cls, source: NamedBank, whiten: bool) -> Coordinates:
+        """On the source classes, the sets that they are of centred alike.
+
+        Args:
+            source: The classes.
+            whiten: Whether the spread within classes becomes the identity (Fisher, 1936).
+        """
+        bank = source.centred().bank
+        if whiten:
+            frame = GaussianAnchor(bank.width).fit(bank, 0.1).frame(bank.width)
+        else:
+            plain = Frame.identity(bank.width)
+            frame = Frame(bank.features.mean(0), plain.basis, plain.between)
+        z = frame.enter(bank.features)
+        counts = bank.offsets.diff()
+        label = torch.arange(len(counts)).repeat_interleave(counts)
+        means = torch.zeros(len(counts), bank.width).index_add(0, label, z) / counts[:, None]
+        return cls(frame, means)
+
+    def cosine(self, images: Tensor, rows: Tensor) -> Tensor:
+        """Cosines [E, P, way] of images [E, P, D] and rows [E, way, D]."""
+        z = F.normalize(self.frame.enter(images), dim=-1)
+        return z @ F.normalize(rows, dim=-1).mT

@@ -1,0 +1,64 @@
+"""Ridge regression from class names to classifier weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ltdi.baselines.unseen.method import (
+    Coordinates,
+    Progress,
+    UnseenBudget,
+    UnseenMethod,
+    mean_accuracy,
+)
+from ltdi.unseen.tasks import NamedBank, TaskBatch
+
+
+class Devise(UnseenMethod):
+    """A linear map between names and images, as DeViSE (Frome et al., 2013) has."""
+
+    name: ClassVar[str] = "devise"
+    note: ClassVar[str] = (
+        "ridge regression from name vectors to class means, cosine scores; the published method "
+        "maps images to names with a ranking loss; coordinates and ridge chosen on validation"
+    )
+
+    def __init__(self) -> None:
+        self.coordinates: Coordinates
+        self.map: Tensor
+        self.centre: Tensor
+        self.offset: Tensor
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        both = {w: Coordinates.fit(train, w) for w in (False, True)}
+        self.centre = train.text.mean(0)
+        x = (train.text - self.centre).double()
+        best = (-1.0, False, 0.0)
+        for whiten, ridge in product((False, True), (0.3, 1.0, 2.0, 4.0, 8.0, 16.0)):
+            self._solve(both[whiten], x, ridge)
+            best = max(best, (mean_accuracy(self.logits, valid), whiten, ridge))
+        self._solve(both[best[1]], x, best[2])
+
+    def _solve(self, coordinates: Coordinates, x: Tensor, ridge: float) -> None:
+        self.coordinates = coordinates
+        self.offset = coordinates.means.mean(0)
+        y = (coordinates.means - self.offset).double()
+        gram = x.T @ x + ridge * torch.eye(x.shape[1], dtype=torch.double)
+        self.map = torch.linalg.solve(gram, x.T @ y).float()
+
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """See `UnseenMethod.logits`."""
+        rows = self.offset + (batch.text - self.centre) @ self.map
+        return self.coordinates.cosine(images, rows)
