@@ -211,7 +211,14 @@ NET_RECIPE = Recipe(
     diffusion=Diffusion(first=0.5),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
-        iterations=400, meta_batch=2, inner_steps=2, tasks=4, meta_lr=1e-3, warmup=20, ema=0.97
+        iterations=400,
+        meta_batch=2,
+        inner_steps=2,
+        inner_lr=1e-3,
+        tasks=4,
+        meta_lr=1e-3,
+        warmup=20,
+        ema=0.97,
     ),
     anchor="shared",
 )

@@ -411,8 +411,9 @@ def _fit_normaliser(data: NetSet) -> Normaliser:
 def standardise(network: RowDenoiser, data: NetSet, normaliser: Normaliser) -> None:
     """Give a network the size of gradients, and the initialisation's own step size.
 
-    Layers below the head have a gradient from the second step on; its size is measured there, and
-    their first step size is a tenth.
+    Layers below the head have a gradient from the second step on. Its size is measured after a
+    tenth of the first step, where the support is not solved yet: after a whole one little is left
+    of it. Their first step size is a tenth.
     """
     group, initial = data.groups[0], data.initial
     space = group.space
@@ -424,7 +425,7 @@ def standardise(network: RowDenoiser, data: NetSet, normaliser: Normaliser) -> N
     )
     scale = normaliser.scale(space)
     first = task.gradient()
-    task.estimate = -initial.rate * first / scale.square()
+    task.estimate = -0.1 * initial.rate * first / scale.square()
     second = task.gradient()
     count = len(space.layers)
     sizes, rates = torch.zeros(count), torch.zeros(count)

@@ -18,7 +18,9 @@ from ltdi.weights import WeightSpace
 
 # Adam moves every entry of a matrix by its step size; from a start that is good already, many
 # entries together must not move far.
-_FINE = 0.1
+_FINE = 0.03
+# A step from the network's own estimate, in units of the first one: that solves the support nearly.
+_LATER = 0.1
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,9 @@ class RowDenoiser(nn.Module):
     place. The output of a layer's rows is write(h) + a x_t + b estimate - s A gradient B, where h
     is the transformer's view of the token at the row's place. A and B are learned and start as the
     identity (class rows share a scalar in place of A), and a, b, s start as 0, 1 and the step size
-    of the initialisation: an untrained network takes a step of gradient descent. Class rows carry
-    no position, so permuting classes permutes them.
+    of the initialisation, a tenth of it from the second step on: an untrained network is gradient
+    descent. Class rows carry no position, so permuting classes permutes them. In a space without
+    class rows, where nets are generated without a condition, a, b, s start as 1, 0, 0.
 
     Args:
         space: Weight space, at any way.
@@ -104,14 +107,20 @@ class RowDenoiser(nn.Module):
         # The coefficients a, b and s of every layer, as functions of the time.
         self.mix = nn.Linear(width, 3 * count)
         nn.init.zeros_(self.mix.weight)
+        # Without classes there is no support: nothing is known but the noised weights.
+        guided = space.way is not None
+        self.fine = _FINE if guided else 1.0
+        start = [0.0, 1.0, 1.0] if guided else [1.0, 0.0, 0.0]
         with torch.no_grad():
-            self.mix.bias.copy_(torch.tensor([0.0, 1.0, 1.0]).repeat_interleave(count))
+            self.mix.bias.copy_(torch.tensor(start).repeat_interleave(count))
 
     @torch.no_grad()
     def standardise(self, size: Tensor, step: Tensor) -> None:
-        """Fit the size of gradients [layers] and the step sizes [layers] to start from.
+        """Fit what an untrained network does to the initialisation.
 
-        Both in normalised units; the step sizes are those of plain gradient descent.
+        Args:
+            size: [layers] size of gradients.
+            step: [layers] step sizes of plain gradient descent. Both in normalised units.
         """
         self.size.copy_(size.clamp(min=1e-12))
         count = len(size)
@@ -144,8 +153,10 @@ class RowDenoiser(nn.Module):
             noised, estimate, gradient = own.unbind(1)
             a, b, s = mix[:, :, i, None, None].unbind(1)
             whole = new + a * noised + b * estimate
-            if layer.per_class or not guide.first:
-                whole = whole - s * self._along(gradient, i, layer.per_class)
+            if layer.per_class and guide.first:
+                whole = whole - s * self._along(gradient, i, True)
+            elif not guide.first:
+                whole = whole - _LATER * s * self._along(gradient, i, layer.per_class)
             out.append(whole.flatten(1))
         return torch.cat(out, -1)
 
@@ -157,14 +168,14 @@ class RowDenoiser(nn.Module):
         h = F.layer_norm(h, h.shape[-1:])
         counts = [layer.units if layer.per_class else 1 for layer in space.layers]
         parts = zip(h.split(counts, 1), self.place, self.write, strict=True)
-        return [_FINE * write(part * place) for part, place, write in parts]
+        return [self.fine * write(part * place) for part, place, write in parts]
 
     def _along(self, gradient: Tensor, number: int, per_class: bool) -> Tensor:
         """A gradient B, for rows [B, units, row]."""
         left = self.left[number]
-        along = gradient + _FINE * (gradient @ self.right[number])
+        along = gradient + self.fine * (gradient @ self.right[number])
         turned: Tensor = left * along if per_class else left @ along
-        out: Tensor = along + _FINE * turned
+        out: Tensor = along + self.fine * turned
         return out
 
     def opening(self, t: Tensor, signal: Tensor, stage: Tensor) -> Opening:

@@ -27,7 +27,7 @@ def net_recipe() -> Recipe:
         ),
         prepare=replace(NET_RECIPE.prepare, steps=8, batch=12),
         network=replace(NET_RECIPE.network, width=16, heads=2),
-        meta=replace(NET_RECIPE.meta, iterations=4, tasks=2, warmup=1, meta_lr=0.02),
+        meta=replace(NET_RECIPE.meta, iterations=4, tasks=2, warmup=1, meta_lr=0.1),
     )
 
 
