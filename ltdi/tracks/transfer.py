@@ -65,9 +65,13 @@ from ltdi.zoo import Zoo
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
+# (tasks, labels of their pools, images) -> logits; only the ceiling looks at the labels.
+Predict = Callable[[TaskBatch, Tensor, Tensor], Tensor]
 
 CONDITIONS = ("unlabeled", "text")
 SYNTHETIC = "glyphs"
+# Images of every source class that no method is fitted on.
+_HELD_IMAGES = 4
 _CEILING, _ANCHOR = "supervised", "anchor"
 _PLAIN = (*RECIPES, _ANCHOR, _CEILING, *UNSEEN_PEERS)
 ALL_METHODS = (*_PLAIN, *(f"{peer}+em" for peer in UNSEEN_PEERS))
@@ -95,9 +99,9 @@ class TransferPreset:
 
 
 _META = MetaConfig(
-    iterations=400, meta_batch=4, inner_steps=3, tasks=3, meta_lr=2e-3, warmup=20, ema=0.97
+    iterations=300, meta_batch=4, inner_steps=3, tasks=3, meta_lr=2e-3, warmup=20, ema=0.97
 )
-_STANDARD = UnseenRecipe(meta=_META)
+_STANDARD = UnseenRecipe(tasks=480, meta=_META)
 PRESETS: Mapping[str, TransferPreset] = {
     "smoke": TransferPreset(
         replace(
@@ -116,7 +120,7 @@ PRESETS: Mapping[str, TransferPreset] = {
         subtasks=600,
         thorough=False,
     ),
-    "standard": TransferPreset(_STANDARD, 500),
+    "standard": TransferPreset(_STANDARD, 400),
     "paper": TransferPreset(
         replace(
             _STANDARD,
@@ -153,11 +157,85 @@ class Scene:
     held: NamedBank
 
 
+@dataclass(frozen=True)
+class Gate:
+    """Whether an image is of a source class, for the generalised setting.
+
+    It is shared by all methods: an image further from every source class mean (in whitened
+    coordinates) than a threshold is taken to be of the target.
+
+    Attributes:
+        coordinates: Of the source classes.
+        threshold: Squared distance, chosen on validation classes.
+        seen: [S] whether a source image that no method was fitted on is taken for one of the
+            source, and given its own class.
+    """
+
+    coordinates: Coordinates
+    threshold: float
+    seen: Tensor
+
+    @classmethod
+    def fit(cls, train: NamedBank, held: NamedBank, valid: Sequence[TaskBatch]) -> Gate:
+        """Choose the threshold with the best harmonic mean on validation images.
+
+        Args:
+            train: Source classes.
+            held: Images of the same classes that no method is fitted on; half of them choose, the
+                other half are measured on.
+            valid: Tasks of other classes.
+        """
+        coordinates = Coordinates.fit(train, whiten=True)
+        near, right = cls._nearest(coordinates, held.bank.features)
+        truth = torch.arange(len(held.names)).repeat_interleave(held.bank.offsets.diff())
+        right = right == truth
+        other = torch.cat([b.query.flatten(0, 2) for b in valid])
+        far, _ = cls._nearest(coordinates, other)
+        choose = torch.arange(len(near)) % 2 == 0
+
+        def score(threshold: float) -> float:
+            s = float(((near < threshold) & right)[choose].double().mean())
+            u = float((far >= threshold).double().mean())
+            return 2 * s * u / max(1e-9, s + u)
+
+        grid = torch.cat([near, far]).quantile(torch.linspace(0.02, 0.98, 49)).tolist()
+        best = max(grid, key=score)
+        return cls(coordinates, best, ((near < best) & right)[~choose])
+
+    @staticmethod
+    def _nearest(coordinates: Coordinates, images: Tensor) -> tuple[Tensor, Tensor]:
+        z = coordinates.frame.enter(images)
+        distance = torch.cdist(z, coordinates.means).square().min(-1)
+        return distance.values, distance.indices
+
+    def passes(self, images: Tensor) -> Tensor:
+        """[P] whether images [P, D] are taken to be of the target."""
+        return self._nearest(self.coordinates, images)[0] >= self.threshold
+
+    def harmonic(self, right: Tensor, passed: Tensor, seed: int) -> tuple[float, float]:
+        """Harmonic mean of both accuracies, and its 95 % interval by bootstrap over images.
+
+        Args:
+            right: [P] whether a target image is given its own class among those of the target.
+            passed: [P] whether the gate takes it for one of the target.
+            seed: Of the bootstrap.
+        """
+        rng = torch.Generator().manual_seed(seed)
+        u, s = (right.bool() & passed).double(), self.seen.double()
+
+        def mean(a: Tensor, b: Tensor) -> Tensor:
+            return 2 * a * b / (a + b).clamp(min=1e-9)
+
+        draws = [x[torch.randint(len(x), (300, len(x)), generator=rng)].mean(1) for x in (u, s)]
+        return float(mean(u.mean(), s.mean())), 1.96 * float(mean(*draws).std())
+
+
 @dataclass
 class TransferWorld:
     """Everything that the methods of one run share.
 
     Attributes:
+        gate: For the generalised setting.
         backbone: The frozen feature extractor.
         encoder: Of class names.
         train: Source classes.
@@ -167,6 +245,7 @@ class TransferWorld:
         directory: Where zoos are kept during the run.
     """
 
+    gate: Gate
     backbone: Backbone
     encoder: NameEncoder
     train: NamedBank
@@ -417,24 +496,28 @@ def bench(
             scenes = [replace(s, batch=s.batch.named_only()) for s in scenes]
         runs = [_subtasks(s, subtasks, p, seed) for s in scenes]
         fitted: dict[str, UnseenMethod] = {}
-        made, scores, rows = {}, {}, []
+        scores: dict[str, dict[str, Tensor]] = {}
+        rows: list[Row] = []
         for name in chosen:
             reset_peak()
             start = time.perf_counter()
-            predict: Callable[[TaskBatch, Tensor, Tensor], Tensor]
-            kind = "control"
+            kind, prepare_s = "control", 0.0
+            predict: Predict
             if name == _CEILING:
-                ceiling = Supervised(world.train)
-                predict = ceiling.logits
+                predict = Supervised(world.train).logits
             else:
                 method = _make(name, world, fitted)
                 method.fit(world.train, world.valid, budget, partial(progress, name))
                 fitted[name] = method
-                predict = _blind(method)
-                kind = method.kind
-            made[name] = time.perf_counter() - start
+                predict, kind = _blind(method), method.kind
+                if isinstance(method, GeneratedUnseen):
+                    prepare_s = method.prepare_s
+            spent = time.perf_counter() - start
+            ours = fitted.get(name)
+            train_s = ours.train_s if isinstance(ours, GeneratedUnseen) else spent
+            seconds = (prepare_s, train_s)
             scores[name], new = _measure(
-                name, kind, predict, scenes, runs, made[name], fitted.get(name), condition, progress
+                name, kind, predict, scenes, runs, world.gate, seconds, seed, progress
             )
             rows += new
             for row in new:
@@ -451,6 +534,7 @@ def bench(
         },
         "pool": "unlabelled images are drawn from images that are not test images; their labels "
         "are seen by the row 'supervised' alone",
+        "gate": {"seen accuracy": round(float(world.gate.seen.double().mean()), 5)},
         **about,
         "recipe": _plain(asdict(p.recipe)),
         "prior": world.prepared["prior"].described if "prior" in world.prepared else None,
@@ -487,7 +571,9 @@ def _methods(methods: Sequence[str], condition: str) -> list[str]:
             where="--methods",
             fix=f"name {adapted[0].removesuffix('+em')}, or choose --condition unlabeled",
         )
-    return [name for name in methods if condition != "text" or name not in adapted]
+    # Without a pool there is nothing to adapt to, and no ceiling.
+    absent = (*adapted, _CEILING) if condition == "text" else ()
+    return [name for name in methods if name not in absent]
 
 
 def _conditioned(p: TransferPreset, condition: str, seed: int) -> TransferPreset:
@@ -509,7 +595,7 @@ def _make(name: str, world: TransferWorld, fitted: dict[str, UnseenMethod]) -> U
     return UNSEEN_PEERS[name]()
 
 
-def _blind(method: UnseenMethod) -> Callable[[TaskBatch, Tensor, Tensor], Tensor]:
+def _blind(method: UnseenMethod) -> Predict:
     """A method does not see the labels of the pool."""
     return lambda batch, labels, images: method.logits(batch, images)
 
@@ -555,7 +641,8 @@ def _build(
         keep = [i for i in range(len(source.names)) if i not in equal]
         bank = NamedBank(embed.named(source), source.names, names(source.names))
         parts.append(bank.select(keep))
-    train, valid, map = _prepare(_join(parts), seed)
+    whole, valid, map = _prepare(_join(parts), seed)
+    train, held = _hold_images(whole, _HELD_IMAGES)
     tasks = [
         sample_tasks(
             valid,
@@ -569,7 +656,10 @@ def _build(
         if way <= len(valid.names)
     ]
     scenes = [_scene(t, embed, names, map, pool, seed) for t in targets]
-    world = TransferWorld(net.mapped(map), names, train, tasks, p.recipe, p.thorough, Path(scratch))
+    gate = Gate.fit(train, held, tasks)
+    world = TransferWorld(
+        gate, net.mapped(map), names, train, tasks, p.recipe, p.thorough, Path(scratch)
+    )
     about = {
         "source": {
             "sets": [s.name for s in sources],
@@ -623,6 +713,17 @@ def _join(parts: Sequence[NamedBank]) -> NamedBank:
     origin = torch.cat([torch.full((len(p.names),), i) for i, p in enumerate(parts)])
     names = tuple(n for p in parts for n in p.names)
     return NamedBank(bank, names, torch.cat([p.text for p in parts]), origin)
+
+
+def _hold_images(source: NamedBank, count: int) -> tuple[NamedBank, NamedBank]:
+    """The last `count` images of every class apart, for the generalised setting alone."""
+    b = source.bank
+    groups = [b.features[b.offsets[c] : b.offsets[c + 1]] for c in range(len(source.names))]
+    out = []
+    for part in ([g[:-count] for g in groups], [g[-count:] for g in groups]):
+        offsets = torch.tensor([0, *map(len, part)]).cumsum(0)
+        out.append(replace(source, bank=FeatureBank(torch.cat(part), offsets, b.classes)))
+    return out[0], out[1]
 
 
 def _prepare(whole: NamedBank, seed: int) -> tuple[NamedBank, NamedBank, FeatureMap]:
@@ -684,93 +785,79 @@ def _subtasks(scene: Scene, tasks: int, p: TransferPreset, seed: int) -> _Run:
 # ---- measuring ------------------------------------------------------------------------------
 
 
+_SUFFIXES = {"": "accuracy", "/5-way": "accuracy", "/generalised": "harmonic mean"}
+
+
 def _measure(
     name: str,
     kind: str,
-    predict: Callable[[TaskBatch, Tensor, Tensor], Tensor],
+    predict: Predict,
     scenes: Sequence[Scene],
     runs: Sequence[_Run],
-    seconds: float,
-    method: UnseenMethod | None,
-    condition: str,
+    gate: Gate,
+    seconds: tuple[float, float],
+    seed: int,
     progress: Progress,
 ) -> tuple[dict[str, Tensor], list[Row]]:
-    """Rows of one method, and its score on every sub-task."""
+    """Rows of one method, and its score on every test image and every sub-task.
+
+    Args:
+        name: Of the method.
+        kind: Of the method.
+        predict: Its logits.
+        scenes: The targets.
+        runs: Their sub-tasks.
+        gate: For the generalised setting.
+        seconds: Of weight preparation and of training.
+        seed: Of the bootstrap.
+        progress: Called as progress(stage, done, total, text).
+    """
     scores: dict[str, Tensor] = {}
+    found: dict[str, list[tuple[float, float]]] = {suffix: [] for suffix in _SUFFIXES}
     rows: list[Row] = []
-    prepare = method.prepare_s if isinstance(method, GeneratedUnseen) else 0.0
-    train = method.train_s if isinstance(method, GeneratedUnseen) else seconds
-    found: dict[str, list[tuple[float, float]]] = {"": [], "/5-way": []}
     with torch.no_grad():
-        if name == _CEILING and condition == "text":
-            scenes, runs = (), ()  # there is no pool to know the labels of
         latency = _latency(predict, scenes)
+
+        def add(where: str, suffix: str, value: float, ci: float, episodes: int) -> None:
+            metric, cost = _SUFFIXES[suffix], (latency, *seconds, peak_mb())
+            rows.append(Row(name, kind, metric, value, ci, episodes, *cost, where + suffix))
+
         for number, (scene, run) in enumerate(zip(scenes, runs, strict=True)):
             progress(name, number, len(scenes), scene.name)
             logits = predict(scene.batch, scene.labels.unsqueeze(0), scene.test.unsqueeze(0))
             right = (logits.squeeze(0).argmax(-1) == scene.answers).double()
-            mean = float(right.mean())
-            half = 1.96 * (mean * (1 - mean) / len(right)) ** 0.5
             each = torch.cat(
                 [_right(predict, run, slice(i, i + 50)) for i in range(0, len(run.batch), 50)]
             )
-            scores[scene.name] = each
-            few = summarise(each)
-            for suffix, value, ci, count in (
-                ("", mean, half, 1),
-                ("/5-way", few.mean, few.ci95, few.episodes),
+            scores[scene.name], scores[f"{scene.name}/5-way"] = right, each
+            passed = gate.passes(scene.test)
+            for suffix, (value, ci), episodes in (
+                ("", _interval(right), 1),
+                ("/5-way", _interval(each), len(each)),
+                ("/generalised", gate.harmonic(right, passed, seed), 1),
             ):
                 found[suffix].append((value, ci))
-                where = f"{scene.name}{suffix}"
-                rows.append(
-                    Row(
-                        name,
-                        kind,
-                        "accuracy",
-                        value,
-                        ci,
-                        count,
-                        latency,
-                        prepare,
-                        train,
-                        peak_mb(),
-                        where,
-                    )
-                )
+                add(scene.name, suffix, value, ci, episodes)
     for suffix, values in found.items():
         if values:
             mean = sum(v for v, _ in values) / len(values)
             ci = sum(c * c for _, c in values) ** 0.5 / len(values)
-            count = 1 if not suffix else len(runs[0].batch)
-            rows.append(
-                Row(
-                    name,
-                    kind,
-                    "accuracy",
-                    mean,
-                    ci,
-                    count,
-                    latency,
-                    prepare,
-                    train,
-                    peak_mb(),
-                    f"mean{suffix}",
-                )
-            )
+            add("mean", suffix, mean, ci, len(runs[0].batch) if suffix == "/5-way" else 1)
     return scores, rows
 
 
-def _right(
-    predict: Callable[[TaskBatch, Tensor, Tensor], Tensor], run: _Run, which: slice
-) -> Tensor:
+def _interval(values: Tensor) -> tuple[float, float]:
+    s = summarise(values)
+    return s.mean, s.ci95
+
+
+def _right(predict: Predict, run: _Run, which: slice) -> Tensor:
     """Accuracy of every sub-task of a slice."""
     logits = predict(run.batch[which], run.labels[which], run.images[which])
     return (logits.argmax(-1) == run.answers).double().mean(-1)
 
 
-def _latency(
-    predict: Callable[[TaskBatch, Tensor, Tensor], Tensor], scenes: Sequence[Scene]
-) -> float:
+def _latency(predict: Predict, scenes: Sequence[Scene]) -> float:
     """Median milliseconds for the head of the first target (of 10 classes, where one has them)."""
     ten = [s for s in scenes if s.batch.way == 10] or list(scenes)
     if not ten:
@@ -784,24 +871,28 @@ def _latency(
 
 
 def _paired(scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
-    """lt-di minus every other method, on the same sub-tasks, by target and over all."""
+    """lt-di minus every other method, on the same images and sub-tasks, by target and over all."""
     if "lt-di" not in scores:
         return {}
-    ours, out = scores["lt-di"], {}
-    for target in [*ours, "mean"]:
-        pairs = {}
-        for name, theirs in scores.items():
-            if name == "lt-di" or not theirs:
-                continue
-            d = (
-                torch.stack([ours[t] - theirs[t] for t in ours]).mean(0)
-                if target == "mean"
-                else ours[target] - theirs[target]
-            )
-            s = summarise(d)
-            pairs[name] = {"mean": round(s.mean, 5), "ci95": round(s.ci95, 5)}
-        out[f"{target}/5-way"] = pairs
+    ours = scores["lt-di"]
+    out: dict[str, dict[str, Any]] = {}
+    for name, theirs in scores.items():
+        if name == "lt-di" or not theirs:
+            continue
+        groups: dict[str, list[tuple[float, float]]] = {}
+        for target, values in ours.items():
+            found = _interval(values - theirs[target])
+            groups.setdefault("mean" + target[len(target.partition("/")[0]) :], []).append(found)
+            out.setdefault(target, {})[name] = _pair(*found)
+        for target, pairs in groups.items():
+            mean = sum(v for v, _ in pairs) / len(pairs)
+            ci = sum(c * c for _, c in pairs) ** 0.5 / len(pairs)
+            out.setdefault(target, {})[name] = _pair(mean, ci)
     return out
+
+
+def _pair(mean: float, ci: float) -> dict[str, float]:
+    return {"mean": round(mean, 5), "ci95": round(ci, 5)}
 
 
 def _plain(value: Any) -> Any:

@@ -21,7 +21,11 @@ def test_every_target_has_rows_for_all_its_classes_and_for_sub_tasks(tmp_path: P
     outcome = bench(methods=methods, preset=TINY)
     rows = outcome.result.rows
     assert {row.method for row in rows} == set(methods)
-    assert {row.dataset for row in rows} == {"glyphs", "glyphs/5-way", "mean", "mean/5-way"}
+    assert {row.dataset for row in rows} == {
+        f"{where}{suffix}"
+        for where in ("glyphs", "mean")
+        for suffix in ("", "/5-way", "/generalised")
+    }
     assert {row.episodes for row in rows if row.dataset == "glyphs/5-way"} == {20}
     kinds = {row.method: row.kind for row in rows}
     assert kinds == {
@@ -31,6 +35,11 @@ def test_every_target_has_rows_for_all_its_classes_and_for_sub_tasks(tmp_path: P
         "devise": "peer",
         "devise+em": "peer",
     }
+    joint = {row.method: row for row in rows if row.dataset == "glyphs/generalised"}
+    assert {row.metric for row in joint.values()} == {"harmonic mean"}
+    # The gate only takes away: no method is better among all classes than among the target's.
+    plain = {row.method: row.mean for row in rows if row.dataset == "glyphs"}
+    assert all(0 <= joint[m].mean <= 2 * plain[m] / (1 + plain[m]) for m in plain)
     settings = outcome.result.settings
     assert set(settings["paired"]["glyphs/5-way"]) == set(methods[1:])
     assert settings["source"]["removed"] == {"glyphs": {}}
