@@ -39,6 +39,8 @@ from ltdi.zoo import Group, SolvedTasks, Zoo
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
+# Bytes of features that are kept in every frame.
+FRAMED = 1 << 28
 
 
 def make_anchor(recipe: Recipe, train: FeatureBank, valid: FeatureBank) -> Anchor:
@@ -371,6 +373,9 @@ class HeadObjective:
     ) -> None:
         self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+        # Whether the loss asks for predictions.
+        self.probes = recipe.diffusion.loss != "weight"
+        self.framed: dict[int, Tensor] = {}
         self.see(data.groups)
 
     def see(self, groups: list[Group]) -> None:
@@ -378,11 +383,25 @@ class HeadObjective:
         self.groups = groups
         self.spaces = {int(g.setting["way"]): g.space for g in groups}
 
+    def features(self, frame: int, items: Tensor) -> Tensor:
+        """Features [..., D] of items of the bank, in a frame.
+
+        All of a bank is taken into every frame once, where there is room for that: to do it for
+        the items of each batch takes longer than everything else that is drawn.
+        """
+        bank, frames = self.data.bank.features, self.data.frames
+        if bank.nbytes * len(frames) > FRAMED:
+            return frames[frame].enter(bank[items])
+        if frame not in self.framed:
+            self.framed[frame] = frames[frame].enter(bank)
+        return self.framed[frame][items]
+
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
         g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
         pick = torch.randint(len(g), (tasks,), generator=rng)
-        held = g.read(pick, ("theta", "anchor", "support", "query"))
+        columns = ("theta", "anchor", "support", *(("query",) if self.probes else ()))
+        held = g.read(pick, columns)
         space, anchor = self.spaces[int(g.setting["way"])], held["anchor"]
         d = self.recipe.diffusion
         noised = draw(
@@ -393,14 +412,15 @@ class HeadObjective:
             first=d.first,
             rng=rng,
         )
-        features, frame = self.data.bank.features, self.data.frames[int(g.setting["frame"])]
-        support = frame.enter(features[held["support"]])
+        frame = int(g.setting["frame"])
+        query = held["query"] if self.probes else held["support"][..., :0]
+        support = self.features(frame, held["support"])
         return {
             **vars(noised),
             "anchor": anchor,
-            "between": frame.between.expand(tasks, -1),
+            "between": self.data.frames[frame].between.expand(tasks, -1),
             "support": support,
-            "query": frame.enter(features[held["query"]]).flatten(1, 2),
+            "query": self.features(frame, query).flatten(1, 2),
             **self.told(g, held["support"], support, rng),
         }
 
@@ -423,7 +443,7 @@ class HeadObjective:
         """Loss of one base learner."""
         support = batch["support"]
         space = self.spaces[support.shape[1]]
-        mask = torch.ones(support.shape[:3])
+        mask = torch.ones(support.shape[:3], device=support.device)
         output = functional_call(
             self.network,
             params,

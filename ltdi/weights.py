@@ -227,11 +227,15 @@ class WeightSpace:
     def tokenize(self, theta: Tensor) -> Tensor:
         """Flat vectors [..., n] -> tokens [..., tokens, token_size], zero-padded."""
         self._check(theta)
+        if self.plain:
+            return theta.unflatten(-1, (-1, self.token_size))
         padded = torch.cat([theta, theta.new_zeros(*theta.shape[:-1], 1)], -1)
         return padded[..., self.tokens.gather.to(theta.device)]
 
     def untokenize(self, tokens: Tensor) -> Tensor:
         """Tokens [..., tokens, token_size] -> flat vectors [..., n]; padding is dropped."""
+        if self.plain:
+            return tokens.flatten(-2)
         return tokens.flatten(-2)[..., self.tokens.scatter.to(tokens.device)]
 
     @cached_property
@@ -261,6 +265,13 @@ class WeightSpace:
         scatter[grid.flatten()[real]] = real
         return Tokens(
             grid, scatter, torch.tensor(layer_of), torch.tensor(position), torch.tensor(class_of)
+        )
+
+    @cached_property
+    def plain(self) -> bool:
+        """Whether tokens are the flat vector cut into pieces, as those of a head are."""
+        return self.tokens.gather.numel() == self.size and bool(
+            (self.tokens.gather.flatten() == torch.arange(self.size)).all()
         )
 
     @cached_property
@@ -338,15 +349,15 @@ class Normaliser:
 
     def scale(self, space: WeightSpace) -> Tensor:
         """[n] standard deviation of every entry of the flat vector."""
-        return self.std[space.param_of]
+        return self.std[space.param_of.to(self.std.device)]
 
     def normalise(self, theta: Tensor, space: WeightSpace) -> Tensor:
         """Weights [..., n] -> normalised weights [..., n]."""
-        return (theta - self.mean[space.param_of]) / self.scale(space)
+        return (theta - self.mean[space.param_of.to(self.mean.device)]) / self.scale(space)
 
     def denormalise(self, theta: Tensor, space: WeightSpace) -> Tensor:
         """The inverse of `normalise`."""
-        return theta * self.scale(space) + self.mean[space.param_of]
+        return theta * self.scale(space) + self.mean[space.param_of.to(self.mean.device)]
 
 
 def head_space(features: int, way: int) -> WeightSpace:

@@ -104,10 +104,14 @@ class TokenTransformer(nn.Module):
         """
         layout = space.tokens
         h = self.read(space.tokenize(x))
-        h = h + self.layer(layout.layer) + self.position(layout.position)
+        layer, position = (i.to(x.device) for i in (layout.layer, layout.position))
+        h = h + self.layer(layer) + self.position(position)
         if space.way is not None:
-            classes = F.pad(self.of_class(condition.classes), (0, 0, 0, 1))
-            h = h + classes[:, layout.class_of]
+            classes = self.of_class(condition.classes)
+            if space.plain and len(layout.class_of) == classes.shape[1]:
+                h = h + classes  # a token is a class, in their order
+            else:
+                h = h + F.pad(classes, (0, 0, 0, 1))[:, layout.class_of.to(x.device)]
         time = self.of_time(time_features(t, self.steps, h.shape[-1]).to(h))
         context = self.of_task(condition.task) + time
         for block in self.blocks:
