@@ -30,6 +30,7 @@ from ltdi.checkpoint import (
     save_checkpoint,
 )
 from ltdi.errors import DivergedError, InputError, unknown
+from ltdi.team import ALONE, Team
 
 Params = dict[str, Tensor]
 Batch = dict[str, Tensor]
@@ -145,6 +146,8 @@ class MetaTrainer:
         config: See `MetaConfig`.
         run: Further settings that a resumed run must share.
         before: Called with the number of every iteration before it begins.
+        team: Device and processes; the module is on the device. Every process draws the same
+            batches and works on its share of their base learners.
     """
 
     def __init__(
@@ -155,8 +158,9 @@ class MetaTrainer:
         config: MetaConfig,
         run: Mapping[str, Any] | None = None,
         before: Callable[[int], None] | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self.before = before
+        self.before, self.team = before, team
         self.module, self.loss, self.draw, self.config = module, loss, draw, config
         self.names = [name for name, _ in module.named_parameters()]
         self.phi = dict(module.named_parameters())
@@ -184,7 +188,10 @@ class MetaTrainer:
         if self.before:
             self.before(self.step)
         batches = [self._batch(learners, tasks) for _ in range(inner)]
-        moved, loss = reptile_displacement(self.phi, batches, self.loss, c.inner_lr)
+        with self.team.cast():
+            moved, loss = reptile_displacement(self.phi, batches, self.loss, c.inner_lr)
+        moved = self.team.mean({**moved, "": loss})
+        loss = moved.pop("")
         # A step too far shows in the loss only one step later.
         sums = torch._foreach_norm(list(moved.values()), float("inf"))
         if not bool(torch.stack([loss, *sums]).isfinite().all()):
@@ -227,7 +234,8 @@ class MetaTrainer:
             log: Called with one record per logged iteration.
         """
         if checkpoint is not None:
-            message = self.resume(checkpoint)
+            with self.team.main_first():
+                message = self.resume(checkpoint)
             if message and log:
                 log({"event": "warning", "message": message})
         total = self.config.iterations
@@ -252,7 +260,9 @@ class MetaTrainer:
                 p.copy_(self.ema[k])
 
     def save(self, path: Path) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint; where there are several processes, the main one does."""
+        if not self.team.main:
+            return
         groups = {
             "model": {k: p.detach() for k, p in self.phi.items()},
             "ema": self.ema,
@@ -277,7 +287,7 @@ class MetaTrainer:
 
     def _batch(self, learners: int, tasks: int) -> Batch:
         flat = self.draw(self.rng, learners * tasks)
-        return {k: v.unflatten(0, (learners, tasks)) for k, v in flat.items()}
+        return self.team.part({k: v.unflatten(0, (learners, tasks)) for k, v in flat.items()})
 
     def _decay(self) -> float:
         c = self.config

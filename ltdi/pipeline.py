@@ -34,6 +34,7 @@ from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.parts import Parts, build_network, check_sampling
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank, sample_episodes
+from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
 from ltdi.zoo import Group, SolvedTasks, Zoo
 
@@ -449,7 +450,8 @@ class HeadObjective:
             params,
             (batch["x_t"], batch["t"], support, mask, space, self.guide(batch)),
         )
-        probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
+        scale = self.normaliser.scale(space).to(support.device)
+        probe = Probe(batch["query"], batch["anchor"], scale)
         loss = LOSSES[self.recipe.diffusion.loss]
         return loss(output, batch["target"], batch["weight"], probe)
 
@@ -467,6 +469,7 @@ def train_generator(
     objective: type[HeadObjective] = HeadObjective,
     progress: Progress | None = None,
     log: Log | None = None,
+    team: Team = ALONE,
 ) -> HeadGenerator:
     """Meta-train a generator.
 
@@ -484,6 +487,7 @@ def train_generator(
         objective: What is minimised.
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
+        team: Device and processes of meta-training.
 
     Raises:
         InputError: If the network or the sampling cannot be, or the zoo is empty.
@@ -508,6 +512,7 @@ def train_generator(
         progress,
         log,
         data.arrivals,
+        team,
     )
     parts = Parts(
         data.space,
@@ -571,6 +576,7 @@ def meta_train(
     progress: Progress | None,
     log: Log | None,
     arrivals: Arrivals | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Meta-train a network, with a checkpoint in `out` where there is one.
 
@@ -584,7 +590,9 @@ def meta_train(
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
         arrivals: Where the zoo is being filled: what is seen of it at which iteration.
+        team: Device and processes.
     """
+    network.to(team.device)
     run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
     run |= arrivals.settings if arrivals else {}
     trainer = MetaTrainer(
@@ -594,6 +602,7 @@ def meta_train(
         recipe.meta,
         run=plain({**run, "space": space.fingerprint, "backbone": host}),
         before=functools.partial(_see_arrivals, arrivals, objective, progress, log),
+        team=team,
     )
     with _ctrl_c_between_iterations() as interrupt:
 
@@ -603,6 +612,7 @@ def meta_train(
             interrupt()
 
         trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
+    network.to("cpu")
     if arrivals:
         arrivals.end()
 

@@ -228,7 +228,8 @@ class WeightSpace:
         """Flat vectors [..., n] -> tokens [..., tokens, token_size], zero-padded."""
         self._check(theta)
         if self.plain:
-            return theta.unflatten(-1, (-1, self.token_size))
+            out: Tensor = theta.unflatten(-1, (-1, self.token_size))
+            return out
         padded = torch.cat([theta, theta.new_zeros(*theta.shape[:-1], 1)], -1)
         return padded[..., self.tokens.gather.to(theta.device)]
 

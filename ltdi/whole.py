@@ -33,6 +33,7 @@ from ltdi.parts import Parts, check_sampling
 from ltdi.pipeline import Log, Progress, meta_train, plain, tuned
 from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import FeatureBank, sample_episodes
+from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group, Zoo
 
@@ -354,6 +355,7 @@ def train_net_generator(
     about: dict[str, Any] | None = None,
     progress: Progress | None = None,
     log: Log | None = None,
+    team: Team = ALONE,
 ) -> NetGenerator:
     """Meta-train a generator of whole networks; see `ltdi.pipeline.train_generator`."""
     d = recipe.diffusion
@@ -381,6 +383,7 @@ def train_net_generator(
         progress,
         log,
         data.arrivals,
+        team,
     )
     parts = Parts(
         data.space,

@@ -42,6 +42,7 @@ ROOMS = (
     "analysis",
     "zoo",
     "checkpoint",
+    "team",
     "meta",
     "recipe",
     "engine",

@@ -27,9 +27,10 @@ from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
 from ltdi.meta import MetaConfig
 from ltdi.metrics import measure
-from ltdi.progress import Bars, JsonLog
+from ltdi.progress import Bars
 from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.report.table import Result, Row
+from ltdi.team import Log
 from ltdi.zoo import Zoo
 
 DEFAULT = AdapterRecipe()
@@ -97,7 +98,7 @@ def train_adapters(
     meta: MetaConfig,
     sampling: Sampling,
     progress: Bars,
-    log: JsonLog,
+    log: Log,
 ) -> AdapterGenerator:
     """Meta-train a generator of adapters; settings that were left alone are those of adapters."""
     recipe = replace(

@@ -57,6 +57,13 @@ def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path
     write_text(options, resolved)
 
 
+@contextmanager
+def silent(out: str) -> Iterator[tuple[Path, Bars, JsonLog]]:
+    """What `run_in` gives, for a process that neither writes nor prints."""
+    with JsonLog(None) as log, bars(Console(quiet=True)) as progress:
+        yield Path(out), progress, log
+
+
 def check_target(generator: Generator, target: str | None) -> None:
     """Refuse a generator of another kind of weights than the one asked for.
 

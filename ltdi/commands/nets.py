@@ -10,9 +10,10 @@ from ltdi.data import ImageSet
 from ltdi.engine import Arrivals
 from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetHost, learn_initial
-from ltdi.progress import Bars, JsonLog
+from ltdi.progress import Bars
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
+from ltdi.team import ALONE, Log, Team
 from ltdi.tracks.fewshot import hold_out
 from ltdi.whole import (
     NetCollection,
@@ -62,7 +63,8 @@ def train_nets(
     *,
     arrivals: Arrivals | None = None,
     progress: Bars,
-    log: JsonLog,
+    log: Log,
+    team: Team = ALONE,
 ) -> NetGenerator:
     """Meta-train a generator of whole networks on a zoo of them."""
     held = zoo.shared(VALID)
@@ -70,8 +72,11 @@ def train_nets(
         NetSet.of(zoo, arrivals),
         recipe,
         out=out,
-        valid=FeatureBank(held["features"], held["offsets"], tuple(zoo.note(VALID))),
+        valid=FeatureBank(held["features"], held["offsets"], tuple(zoo.note(VALID)))
+        if team.main
+        else None,
         about={"data": zoo.about["data"], "zoo": zoo.about},
         progress=progress,
         log=log,
+        team=team,
     )

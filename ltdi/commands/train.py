@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from ltdi.backbone import Backbone
 from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
-from ltdi.commands.common import OUT, run_in
+from ltdi.commands.common import OUT, run_in, silent
 from ltdi.commands.nets import train_nets
 from ltdi.engine import Arrivals, Engine
 from ltdi.engine.arrivals import JOURNAL
@@ -17,8 +18,9 @@ from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, load_shared, recipe_of, train_generator
-from ltdi.progress import Bars, JsonLog
+from ltdi.progress import Bars
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Sampling
+from ltdi.team import Log, Team, tracked
 from ltdi.whole import net_recipe_of
 from ltdi.zoo import Zoo
 from ltdi.zoo.remote import is_url
@@ -37,6 +39,9 @@ def train(
     workers: int = 1,
     arrivals: str = "planned",
     target: str | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+    trackers: list[str] | None = None,
     resolved: str = "",
 ) -> None:
     """Meta-train a generator on a zoo; an interrupted run goes on from its checkpoint.
@@ -59,6 +64,9 @@ def train(
             same generator whenever they land; or "landed", all that are there, noted in
             arrivals.jsonl.
         target: "head", "net" or "adapter": what the zoo must hold; a check for scripts.
+        device: "auto" (a GPU where there is one), "cpu" or "cuda".
+        precision: Of the denoiser's products: "auto" (bfloat16 on a GPU), "float32" or "bfloat16".
+        trackers: Any of tensorboard, trackio and wandb, through Accelerate.
         resolved: The command's options, saved beside the run.
     """
     if collect is not None and (is_url(zoo) or backbone is not None or target is not None):
@@ -67,12 +75,24 @@ def train(
             "target that --collect.target names",
             where="--zoo, --backbone and --target",
         )
+    team = Team.join(device, precision)
+    if collect is not None and team.size > 1:
+        raise InputError(
+            f"--collect is for one training process, here are {team.size}",
+            where="--collect",
+            fix="start `ltdi collect` on its own, and train on its zoo",
+        )
     made_by = Engine(engine, workers)
     chosen = (diffusion, network, meta, sampling)
-    whole = None if collect is not None else _whole(zoo, backbone, target)
-    with run_in(out, "generator", "train.yaml", resolved) as (path, progress, log):
+    whole = None if collect is not None else _whole(zoo, backbone, target, team)
+    settings = {"zoo": zoo, "meta": asdict(meta), "network": asdict(network)}
+    with ExitStack() as stack:
+        place = run_in(out, "generator", "train.yaml", resolved) if team.main else silent(out)
+        path, progress, plain_log = stack.enter_context(place)
+        told = trackers or [] if team.main else []
+        log = stack.enter_context(tracked(plain_log, told, path, settings))
         if whole is not None:
-            made = _train(whole, None, chosen, path, progress, log)
+            made = _train(whole, None, chosen, path, progress, log, team)
         else:
             assert collect is not None
             collection = begin(own_directory(zoo, "zoo"), collect, progress)
@@ -80,9 +100,11 @@ def train(
                 seen = collection.arrivals(
                     meta.iterations, running, rule=arrivals, journal=path / JOURNAL
                 )
-                made = _train(collection.zoo, seen, chosen, path, progress, log)
-        made.save(path)
-    OUT.print(f"generator  {path}  revision {made.revision}", soft_wrap=True)
+                made = _train(collection.zoo, seen, chosen, path, progress, log, team)
+        if team.main:
+            made.save(path)
+    if team.main:
+        OUT.print(f"generator  {path}  revision {made.revision}", soft_wrap=True)
 
 
 def _train(
@@ -91,11 +113,18 @@ def _train(
     chosen: tuple[Diffusion, Network, MetaConfig, Sampling],
     path: Path,
     progress: Bars,
-    log: JsonLog,
+    log: Log,
+    team: Team,
 ) -> Generator:
     """A generator of the kind that the zoo holds, with what was chosen or suits the kind."""
     diffusion, network, meta, sampling = chosen
     if kind_of(zoo) == AdapterGenerator.kind:
+        if team.size > 1 or team.device.type != "cpu":
+            raise InputError(
+                "a generator of adapters is trained in one process, on the CPU",
+                where="--device",
+                fix="give --device cpu, and start one process",
+            )
         return train_adapters(
             zoo,
             path,
@@ -115,7 +144,9 @@ def _train(
             meta=suits.meta if meta == MetaConfig() else meta,
             sampling=sampling,
         )
-        return train_nets(zoo, recipe, path, arrivals=arrivals, progress=progress, log=log)
+        return train_nets(
+            zoo, recipe, path, arrivals=arrivals, progress=progress, log=log, team=team
+        )
     shared = load_shared(zoo)
     return train_generator(
         TrainingSet.of(zoo, arrivals),
@@ -123,10 +154,11 @@ def _train(
         shared.backbone,
         replace(recipe_of(zoo), diffusion=diffusion, network=network, meta=meta, sampling=sampling),
         out=path,
-        valid=shared.valid,
+        valid=shared.valid if team.main else None,
         about={"data": zoo.about["data"], "zoo": zoo.about},
         progress=progress,
         log=log,
+        team=team,
     )
 
 
@@ -135,7 +167,7 @@ def kind_of(zoo: Zoo) -> str:
     return str(zoo.about.get("kind", HeadGenerator.kind))
 
 
-def _whole(zoo: str, backbone: str | None, target: str | None) -> Zoo:
+def _whole(zoo: str, backbone: str | None, target: str | None, team: Team) -> Zoo:
     """A zoo that is to be trained on as it is, verified."""
     store = Zoo.open(zoo)
     if target not in (None, kind_of(store)):
@@ -153,7 +185,9 @@ def _whole(zoo: str, backbone: str | None, target: str | None) -> Zoo:
                 where="--backbone",
                 fix="leave --backbone out, or collect a zoo on this backbone",
             )
-    if store.remote is None:  # a damaged shard is better found now than in the middle of the run
+    if (
+        store.remote is None and team.main
+    ):  # a damaged shard is better found now than in the middle of the run
         for problem in store.verify():
             raise problem
     return store
