@@ -95,7 +95,14 @@ _OWN = {"size": 64, "channels": 3, "mapping": FeatureMapping()}
 # Photographs of classes that ImageNet has: only a backbone trained here is honest.
 TRAINED = {
     "smoke": Preset(ClassifierTraining(epochs=1), _SMOKE, 15, 600, valid_episodes=40, **_OWN),  # type: ignore[arg-type]
-    "standard": Preset(ClassifierTraining(epochs=40), _REFINED, 1500, 1000, **_OWN),  # type: ignore[arg-type]
+    # A handful of classes is too few to refine an anchor on.
+    "standard": Preset(
+        ClassifierTraining(epochs=40),
+        replace(_REFINED, refine=()),
+        1500,
+        1000,
+        **_OWN,  # type: ignore[arg-type]
+    ),
     "paper": Preset(ClassifierTraining(epochs=200), _PAPER, 6000, 10_000, **_OWN),  # type: ignore[arg-type]
 }
 
