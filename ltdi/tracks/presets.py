@@ -75,7 +75,7 @@ def _both_ways(recipe: Recipe) -> Recipe:
 STROKES = {
     "smoke": Preset(ProtoTraining(iterations=110, classes=48), _SMOKE, 15, 600, valid_episodes=40),
     "standard": Preset(
-        ProtoTraining(iterations=4800), _both_ways(_REFINED), 1500, 1000, rotations=True
+        ProtoTraining(iterations=4800), _both_ways(_STANDARD), 1500, 1000, rotations=True
     ),
     # The paper's meta-training budget; for a GPU, or a night.
     "paper": Preset(
