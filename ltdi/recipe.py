@@ -206,15 +206,15 @@ RECIPES = (
 
 # What `lt-di` is for whole networks.
 NET_RECIPE = Recipe(
-    tasks=Tasks(ways=(5,), query=9, probe=6, per_setting=400, shard=100, folds=0),
+    tasks=Tasks(ways=(5,), query=9, probe=6, per_setting=320, shard=80, folds=0),
     prepare=Preparation(lr=0.005, steps=24, segments=4, batch=30),
     diffusion=Diffusion(first=0.5),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
-        iterations=400,
+        iterations=300,
         meta_batch=2,
         inner_steps=2,
-        inner_lr=1e-3,
+        inner_lr=1e-4,
         tasks=4,
         meta_lr=1e-3,
         warmup=20,

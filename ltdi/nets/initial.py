@@ -32,7 +32,7 @@ class InitialTraining:
         seed: Of everything.
     """
 
-    iterations: int = 6000
+    iterations: int = 5000
     classes: int = 64
     images: int = 6
     lr: float = 5e-3

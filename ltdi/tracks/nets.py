@@ -88,7 +88,7 @@ PRESETS: Mapping[str, NetPreset] = {
     "smoke": NetPreset(
         NetConfig(), InitialTraining(iterations=600), _SMOKE, 4, 300, 30, rotations=False
     ),
-    "standard": NetPreset(NetConfig(), InitialTraining(), NET_RECIPE, 200, 1000),
+    "standard": NetPreset(NetConfig(), InitialTraining(), NET_RECIPE, 120, 1000),
     "paper": NetPreset(NetConfig(), InitialTraining(iterations=60_000), _PAPER, 6000, 10_000),
 }
 
