@@ -204,19 +204,20 @@ RECIPES = (
     "anchored-regression",
 )
 
-# What `lt-di` is for whole networks.
+# What `lt-di` is for whole networks. Few iterations: the start is good, and more of them learn the
+# training classes by heart (docs/lab-notes.md).
 NET_RECIPE = Recipe(
     tasks=Tasks(ways=(5,), query=9, probe=6, per_setting=320, shard=80, folds=0),
     prepare=Preparation(lr=0.005, steps=24, segments=4, batch=30),
     diffusion=Diffusion(first=0.5),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
-        iterations=300,
+        iterations=100,
         meta_batch=2,
         inner_steps=2,
         inner_lr=1e-4,
         tasks=4,
-        meta_lr=1e-3,
+        meta_lr=5e-4,
         warmup=20,
         ema=0.97,
     ),

@@ -77,7 +77,7 @@ _SMOKE = replace(
     NET_RECIPE,
     tasks=replace(NET_RECIPE.tasks, per_setting=64, shard=32),
     prepare=replace(NET_RECIPE.prepare, steps=12),
-    meta=replace(NET_RECIPE.meta, iterations=12, warmup=3, ema=0.9),
+    meta=replace(NET_RECIPE.meta, iterations=8, warmup=2, ema=0.9),
 )
 _PAPER = replace(
     NET_RECIPE,
@@ -86,7 +86,7 @@ _PAPER = replace(
 )
 PRESETS: Mapping[str, NetPreset] = {
     "smoke": NetPreset(
-        NetConfig(), InitialTraining(iterations=600), _SMOKE, 4, 300, 30, rotations=False
+        NetConfig(), InitialTraining(iterations=600), _SMOKE, 4, 200, 24, rotations=False
     ),
     "standard": NetPreset(NetConfig(), InitialTraining(), NET_RECIPE, 120, 1000),
     "paper": NetPreset(NetConfig(), InitialTraining(iterations=60_000), _PAPER, 6000, 10_000),
