@@ -356,4 +356,4 @@ def options_of(recipe: UnseenRecipe) -> Sequence[dict[str, float]]:
     """The samplings that validation classes choose from, cheapest first."""
     total = recipe.diffusion.steps
     steps = [s for s in (1, 2, 4, 8, 16) if s <= total]
-    return [{"steps": s, "strength": strength} for s in steps for strength in (0.5, 1.0)]
+    return [{"steps": s, "strength": strength} for s in steps for strength in (0.25, 0.5, 1.0)]

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
+from ltdi import cli
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
 from ltdi.errors import InputError, MismatchError
+from ltdi.files import read_json, read_metadata
 from ltdi.generator import Generator, NamedHost, UnseenGenerator
 from ltdi.meta import MetaConfig
 from ltdi.names import NameEncoder
@@ -159,3 +162,33 @@ def test_a_control_changes_one_idea() -> None:
     assert unseen_recipe("anchored-regression", RECIPE).diffusion.steps == 1
     with pytest.raises(InputError, match="unknown recipe 'lt-dii'"):
         unseen_recipe("lt-dii", RECIPE)
+
+
+def test_the_command_goes_from_names_to_a_classifier(
+    made: UnseenGenerator, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = made.save(tmp_path / "generator")
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i in range(4):
+        shade = Image.new("L", (28, 28), 60 * i)
+        shade.save(photos / f"{i}.png")
+    head = tmp_path / "head.safetensors"
+    command = ["generate", "--generator", str(path), "--out", str(head)]
+    assert cli.main([*command, "--classes", "cat, dog", "--unlabelled", str(photos)]) == 0
+    assert "2-way head from names" in capsys.readouterr().out
+    assert read_metadata(head)["task"] == '["cat", "dog"]'
+    out = tmp_path / "classifier"
+    arguments = ["--generator", str(path), "--weights", str(head), "--out", str(out)]
+    assert cli.main(["export", *arguments]) == 0
+    assert read_json(out / "config.json")["classes"] == ["cat", "dog"]
+    for more, message in (
+        ([], "either by --support or by --classes"),
+        (["--classes", "cat,cat", "--unlabelled", str(photos)], "given more than once"),
+        (["--classes", "cat,", "--unlabelled", str(photos)], "non-empty text"),
+        (["--classes", "cat,dog"], "trained with unlabelled images, and none are given"),
+        (["--support", str(photos)], "does not go by labelled images"),
+    ):
+        head.unlink(missing_ok=True)
+        assert cli.main([*command, *more]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
