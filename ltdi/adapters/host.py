@@ -191,6 +191,9 @@ class LanguageHost:
         priors = {"generated": [given], "fitted": [zero], "auto": [given, zero]}[head]
         tried = (float("inf"),) if head == "generated" else PRECISIONS
         losses = held_out_losses(torch.stack(priors), x, targets, precisions=tried)
+        for number, prior in enumerate(priors):
+            if prior is zero:  # a head of zeros is none, however little the support says
+                losses[number, -1] = float("inf")
         i, j = divmod(int(losses.argmin()), len(tried))
         if tried[j] == float("inf") and priors[i] is given:
             return Refined(theta, float(losses[i, j]))

@@ -79,6 +79,14 @@ class AdapterDenoiser(nn.Module):
             self.get_buffer("known_text"),
         )
 
+    def familiar(self, own: Facts) -> bool:
+        """Whether a task is nearer to a known one than known ones are to each other, by half."""
+        known = self.get_buffer("known_task")
+        if len(known) < 2:
+            return len(known) == 1
+        apart = float(torch.pdist(known).min())
+        return float(torch.cdist(own.task, known).min()) < 0.5 * apart
+
     def forward(
         self,
         z: Tensor,

@@ -37,8 +37,8 @@ class TextSupport:
         head: "generated"; "fitted" to the rows, under the generated factors; or "auto", which lets
             cross-validation on the rows choose, and how much of the generated head is kept.
         search: Whether the conditions of known tasks are tried beside the support's own, and the
-            adapter is taken under which a head predicts held-out rows of the support best. It
-            costs a forward pass over the support for each, and pays for tasks unlike the known.
+            adapter is taken under which a head predicts held-out rows of the support best, unless
+            the task is one of the known ones. It costs a forward pass over the support for each.
     """
 
     texts: TextSet
@@ -145,7 +145,7 @@ class AdapterGenerator(Generator):
             return first
         space, inputs = self.space(texts.outputs), host.inputs(texts.texts)
         best = host.refine(first, space, inputs, texts.targets, head=support.head)
-        if not support.search:
+        if not support.search or self.network.familiar(own):
             return best.theta
         known = self.network.recall(texts.outputs)
         for i in range(len(known.task)):

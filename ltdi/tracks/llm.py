@@ -71,6 +71,7 @@ class Preset:
         support: Support rows.
         full: Full fine-tuning.
         full_seeds: Seeds of full fine-tuning.
+        control_seeds: Seeds of generated controls and peers on what is unseen.
         warm_steps: Steps of LoRA that starts at a generated adapter; 0 leaves that out.
         warm_seeds: Seeds of that.
         few_steps: Steps of LoRA on the support rows.
@@ -82,13 +83,14 @@ class Preset:
     rows: int = 8000
     dev: int = 1050
     valid: int = 400
-    support: int = 64
+    support: int = 128
     full: Preparation = field(
         default_factory=lambda: Preparation(
             "adamw", lr=1e-4, steps=200, segments=1, weight_decay=0.01, batch=16
         )
     )
     full_seeds: int = 1
+    control_seeds: int = 1
     warm_steps: int = 300
     warm_seeds: int = 1
     few_steps: int = 30
@@ -143,6 +145,7 @@ PRESETS = {
         dev=10_000,
         full=Preparation("adamw", lr=2e-5, steps=5000, weight_decay=0.01, batch=32, segments=1),
         full_seeds=3,
+        control_seeds=3,
         warm_steps=2500,
     ),
 }
@@ -192,6 +195,7 @@ def bench(
     target_modules: str = "query,value",
     trunks: int | None = None,
     branches: int | None = None,
+    warm: bool = True,
     seed: int = 0,
     *,
     methods: Sequence[str],
@@ -217,6 +221,7 @@ def bench(
         target_modules: Comma-separated linear layers with factors, by the ends of their names.
         trunks: Long runs of each task; the preset's number by default.
         branches: Runs of each task that branch from them; the preset's number by default.
+        warm: Whether LoRA is also started from generated adapters of unseen tasks.
         seed: Fixes everything.
         methods: Names of methods.
         preset: How much is spent.
@@ -243,7 +248,7 @@ def bench(
         trunks=p.recipe.runs.trunks if trunks is None else trunks,
         branches=p.recipe.runs.branches if branches is None else branches,
     )
-    p = replace(p, recipe=replace(p.recipe, runs=runs))
+    p = replace(p, recipe=replace(p.recipe, runs=runs), warm_steps=p.warm_steps if warm else 0)
     names = p.tasks if tasks is None else _listed(tasks)
     if len(names) < 2 and "unseen" in wanted:
         raise InputError(
@@ -286,7 +291,7 @@ def _run(
         sum(float(zoo.columns(e)["seconds"].sum()) for e in zoo.shards if e["setting"]["task"] == t)
         for t in range(len(sources))
     ]
-    kept = Kept(work / "pieces", {"zoo": zoo.about, "preset": preset})
+    kept = Kept(work / "pieces", {"zoo": zoo.about, "preset": preset, "support": p.support})
 
     def snapshots(task: int, number: int) -> Tensor:
         """[k, n] local targets of a trunk."""
@@ -334,6 +339,7 @@ def _run(
         "sampling": {n: {"valid": chosen[n], **asdict(shared.sampling[n])} for n in chosen},
         "notes": {n: NOTES[n] for n in methods if n in NOTES},
         "paired": trial.paired,
+        "scores": trial.each(),
     }
     if "lt-di" in methods and "known" in wanted:
         facts["speed"] = trial.speed([s for s in places if "," not in s.name], zoo)
@@ -426,7 +432,7 @@ class _Trial:
         for number, method in enumerate(methods):
             if self.progress:
                 self.progress(place.name, number, len(methods), method)
-            pieces = [self._piece(place, method, s) for s in range(self._seeds(method))]
+            pieces = [self._piece(place, method, s) for s in range(self._seeds(method, place))]
             logits = [piece["logits"] for piece in pieces]
             took = [float(piece["seconds"]) for piece in pieces]
             scores = [measure(metric, x, place.labels) for x in logits]
@@ -449,6 +455,13 @@ class _Trial:
                 for m in draws
                 if m != "lt-di"
             }
+
+    def each(self) -> dict[str, dict[str, list[float]]]:
+        """Scores of every seed, by setting and method."""
+        out: dict[str, dict[str, list[float]]] = {}
+        for (setting, method), scores in self.scores.items():
+            out.setdefault(setting, {})[method] = _round(scores, 4)
+        return out
 
     def means(self) -> list[Row]:
         """Means over the tasks of each setting."""
@@ -541,9 +554,11 @@ class _Trial:
 
         return self.bench.kept(f"trunk-dev/{name}", make)["dev"]
 
-    def _seeds(self, method: str) -> int:
-        """As many as are asked for; no fit is counted twice."""
+    def _seeds(self, method: str, place: Setting) -> int:
+        """As many as are asked for and the preset can pay; no fit is counted twice."""
         most = {"full-finetune": self.p.full_seeds, "lora": self.bench.recipe.runs.trunks}
+        if place.name.partition(", ")[2]:
+            most |= {m: self.p.control_seeds for m in GENERATED if m != "lt-di"}
         return min(self.seeds, most.get(method, self.seeds))
 
     def _piece(self, place: Setting, method: str, seed: int) -> dict[str, Tensor]:
