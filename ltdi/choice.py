@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ltdi.errors import InputError
@@ -61,15 +62,20 @@ def choose_sampling(
     return choose_among(trials, recipe)
 
 
-def choose_among(trials: Sequence[Trial], recipe: Recipe) -> tuple[Sampling, dict[str, float]]:
+def choose_among(
+    trials: Sequence[Trial], recipe: Recipe, *, patient: bool = True
+) -> tuple[Sampling, dict[str, float]]:
     """The same on any tasks.
 
     Args:
         trials: For each setting the weights [E, n] of its tasks as a function of the options of
             `generate`, and the logits [E, way, Q, way] of their queries under such weights.
         recipe: For the candidates.
+        patient: Whether the lowest NLL is taken whatever it costs. If not, it is the lowest among
+            the fewest steps that reach it within one standard error of the paired difference.
     """
     scores: dict[tuple[float, int, float, float], float] = {}
+    each: dict[tuple[float, int, float, float], list[Tensor]] = {}
     for weights, judge in trials:
         start = weights(strength=0.0, sharpness=1.0)
         for end, steps in _chains(recipe):
@@ -79,9 +85,15 @@ def choose_among(trials: Sequence[Trial], recipe: Recipe) -> tuple[Sampling, dic
                 logits = judge(start + strength * change)
                 for sharpness in _SHARPNESS:
                     key = (end, steps, strength, sharpness)
-                    nll = float(negative_log_likelihood(sharpness * logits).mean())
-                    scores[key] = scores.get(key, 0.0) + nll / len(trials)
+                    found = negative_log_likelihood(sharpness * logits)
+                    each.setdefault(key, []).append(found)
+                    scores[key] = scores.get(key, 0.0) + float(found.mean()) / len(trials)
     best = min(scores, key=lambda key: scores[key])
+    if not patient:
+        lowest = torch.cat(each[best])
+        near = [key for key, found in each.items() if _level(torch.cat(found) - lowest)]
+        fewest = min(steps for _, steps, _, _ in near)
+        best = min((k for k in near if k[1] == fewest), key=lambda key: scores[key])
     named: dict[str, float] = {}
     for (end, steps, strength, _), nll in scores.items():
         name = f"end {end:.2f}, {steps} steps, strength {strength}"
@@ -89,6 +101,12 @@ def choose_among(trials: Sequence[Trial], recipe: Recipe) -> tuple[Sampling, dic
     end, steps, strength, sharpness = best
     chosen = replace(recipe.sampling, end=end, steps=steps, strength=strength, sharpness=sharpness)
     return chosen, named
+
+
+def _level(difference: Tensor) -> bool:
+    """Whether the mean of [E] is no more than one standard error above zero."""
+    error = float(difference.std()) / float(len(difference)) ** 0.5
+    return bool(float(difference.mean()) <= error)
 
 
 def _judge(generator: ImageGenerator, query: Tensor, theta: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ltdi.backbone import Backbone
 from ltdi.crossfit import Fold
 from ltdi.denoiser import DomainGuide, Guide
-from ltdi.domain import DomainAnchor, DomainView, Scene, level_of
+from ltdi.domain import DomainAnchor, DomainView, Scene, level_of, source_head
 from ltdi.engine import Collection, plan_of
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy, negative_log_likelihood, query_logits
@@ -40,6 +40,8 @@ from ltdi.zoo import Group, Zoo
 
 RIDGES = (1.0, 3.0)
 DRIFTS = (0.5, 1.0, 2.0, 4.0)
+BLENDS = (0.0, 0.3, 1.0, 3.0)
+_DECAY = 1e-5
 TRUSTS = (0.0, 0.1, 0.3, 1.0)
 HEATS = (0.1, 0.3, 1.0)
 _SCALES = tuple(0.02 * 1.25**i for i in range(20))
@@ -138,8 +140,8 @@ def fit_domain_anchor(
 ) -> tuple[DomainAnchor, list[DomainAnchor]]:
     """The anchor of all domains, and for each domain that of the others.
 
-    Ridge and drift, then trust and heat, have the highest mean accuracy on tasks of domains that
-    are held out in turn; the inverse temperature has the lowest NLL there.
+    Ridge, drift and blend, then trust and heat, have the highest mean accuracy on tasks of domains
+    that are held out in turn; the inverse temperature has the lowest NLL there.
 
     Args:
         domains: Source domains.
@@ -151,17 +153,18 @@ def fit_domain_anchor(
     """
     trials = [Trial.of(d, shapes, episodes, seed + i) for i, d in enumerate(domains)]
     rest = [[d for d in domains if d is not held] for held in domains]
-    scored: list[tuple[float, int, float, float]] = []
+    heads = [head_of(others) for others in rest]
+    scored: list[tuple[float, int, float, float, float]] = []
     for ridge in RIDGES:
-        left_out = [make_anchor(others, ridge) for others in rest]
-        for factor in DRIFTS:
-            anchors = [a.changed(drift=factor * float(a.drift)) for a in left_out]
-            scored.append((_mean(trials, anchors, named), -len(scored), ridge, factor))
-    _, _, ridge, factor = max(scored)
-    left_out = [make_anchor(others, ridge) for others in rest]
-    left_out = [a.changed(drift=factor * float(a.drift)) for a in left_out]
-    anchor = make_anchor(domains, ridge)
-    anchor = anchor.changed(drift=factor * float(anchor.drift))
+        left_out = [make_anchor(o, ridge, h) for o, h in zip(rest, heads, strict=True)]
+        for factor, blend in itertools.product(DRIFTS, BLENDS):
+            anchors = [a.changed(drift=factor * float(a.drift), blend=blend) for a in left_out]
+            scored.append((_mean(trials, anchors, named), -len(scored), ridge, factor, blend))
+    _, _, ridge, factor, blend = max(scored)
+    left_out = [make_anchor(o, ridge, h) for o, h in zip(rest, heads, strict=True)]
+    left_out = [a.changed(drift=factor * float(a.drift), blend=blend) for a in left_out]
+    anchor = make_anchor(domains, ridge, head_of(domains))
+    anchor = anchor.changed(drift=factor * float(anchor.drift), blend=blend)
     for level in (0, 1):
         # Where there are no tasks of this level the numbers are those of all tasks.
         same = [(w, s) for w, s in shapes if level_of(s) == level] or shapes
@@ -185,10 +188,17 @@ def fit_domain_anchor(
     return anchor.changed(scale=scale), [a.changed(scale=scale) for a in left_out]
 
 
-def make_anchor(domains: Sequence[Domain], ridge: float) -> DomainAnchor:
+def make_anchor(
+    domains: Sequence[Domain], ridge: float, head: Tensor | None = None
+) -> DomainAnchor:
     """An anchor that is fitted, not chosen."""
     bank = domains[0].bank
-    return DomainAnchor(bank.width, bank.classes).fit([d.full for d in domains], ridge)
+    return DomainAnchor(bank.width, bank.classes).fit([d.full for d in domains], ridge, head)
+
+
+def head_of(domains: Sequence[Domain]) -> Tensor:
+    """The softmax head of some source domains; see `source_head`."""
+    return source_head([d.full for d in domains], [d.pool.mean(0) for d in domains], _DECAY)
 
 
 @dataclass(frozen=True)

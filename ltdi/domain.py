@@ -38,6 +38,7 @@ class Scene:
         prior: [B, way, D] means that other domains lead to expect of the task's classes.
         others: [B, C, D + 1] rows of all classes known, as they are in this domain.
         absent: [B, C] logarithm of how likely each of them is none of the task's.
+        lean: [B, way, D] what the source head has added to the weights.
         scale: [B] inverse temperature of the anchor's heads.
     """
 
@@ -45,6 +46,7 @@ class Scene:
     prior: Tensor
     others: Tensor
     absent: Tensor
+    lean: Tensor
     scale: Tensor
 
     def repeat(self, copies: int) -> Scene:
@@ -59,7 +61,9 @@ class DomainAnchor(Anchor):
 
     In the basis the spread within a class and domain is the identity. A class's mean in a new
     domain is drawn from N(prior, drift); n labelled samples count n, a sample of the pool counts
-    `trust` times its responsibility, the prior 1 / drift.
+    `trust` times its responsibility, the prior 1 / drift. To the Gaussian logits those of a softmax
+    head of the source domains are added, `blend` times: it knows what the class means do not, and
+    the means follow a new domain where it cannot.
 
     Args:
         features: D.
@@ -74,6 +78,8 @@ class DomainAnchor(Anchor):
         self.register_buffer("basis", torch.eye(features))
         self.register_buffer("between", torch.ones(features))
         self.register_buffer("prior", torch.zeros(len(self.classes), features))
+        self.register_buffer("rows", torch.zeros(len(self.classes), features + 1))
+        self.register_buffer("blend", torch.tensor(0.0))
         self.register_buffer("drift", torch.tensor(1.0))
         # For tasks of few shots, and for those of more.
         self.register_buffer("trust", torch.zeros(2))
@@ -83,6 +89,8 @@ class DomainAnchor(Anchor):
         self.basis: Tensor
         self.between: Tensor
         self.prior: Tensor
+        self.rows: Tensor
+        self.blend: Tensor
         self.drift: Tensor
         self.trust: Tensor
         self.heat: Tensor
@@ -90,12 +98,15 @@ class DomainAnchor(Anchor):
         self.rounds: Tensor
 
     @torch.no_grad()
-    def fit(self, domains: Sequence[FeatureBank], ridge: float) -> DomainAnchor:
-        """Estimate all but trust, heat and scale on source domains.
+    def fit(
+        self, domains: Sequence[FeatureBank], ridge: float, head: Tensor | None = None
+    ) -> DomainAnchor:
+        """Estimate all but trust, heat, blend and scale on source domains.
 
         Args:
             domains: Features of at least two domains with the same classes.
             ridge: Isotropic part added to the spread within, as a share of its mean variance.
+            head: [C, D + 1] of `source_head`; none leaves the logits Gaussian.
         """
         means, within = [], torch.zeros(len(self.basis), len(self.basis), dtype=torch.double)
         for bank in domains:
@@ -123,6 +134,9 @@ class DomainAnchor(Anchor):
         self.prior.copy_(prior @ basis)
         self.drift.copy_(drift.clamp(min=1e-6))
         self.between.copy_(value.clamp(min=0) + drift)
+        if head is not None:
+            weight = torch.linalg.solve(basis, head[:, :-1].double().mT).mT
+            self.rows.copy_(torch.cat([weight, head[:, -1:].double()], -1))
         return self
 
     def changed(self, level: int | None = None, **values: float) -> DomainAnchor:
@@ -211,14 +225,24 @@ class DomainView(Anchor):
         total = torch.cat([mean, torch.zeros_like(prior[:, way:])], 1) * shots
         bias = torch.cat([torch.zeros_like(count), absent], 1)
         pool = self.pool.expand(len(z), -1, -1)
+        lean = w.blend * torch.cat([likely @ w.rows, w.rows.expand(len(z), -1, -1)], 1)
+        if float(w.blend):
+            bias = (
+                heat * (pool @ lean[..., :-1].mT + lean[..., -1].unsqueeze(1))
+            ) + bias.unsqueeze(1)
+        else:
+            bias = bias.unsqueeze(1)
         means = posterior(prior, w.drift, total, shots)
         for _ in range(int(w.rounds) if float(trust) > 0 else 0):
             share = trust * responsibilities(pool, means, heat, bias)
             seen = share.sum(1).unsqueeze(-1)
             means = posterior(prior, w.drift, total + share.mT @ pool, shots + seen)
         head = prototype_head(means, w.scale)
-        rows = torch.cat([head["weight"], head["bias"].unsqueeze(-1)], -1)
-        scene = Scene(pool, expected, rows[:, way:], absent, w.scale.expand(len(z)))
+        lean = w.scale * lean
+        rows = torch.cat([head["weight"], head["bias"].unsqueeze(-1)], -1) + lean
+        scene = Scene(
+            pool, expected, rows[:, way:], absent, lean[:, :way, :-1], w.scale.expand(len(z))
+        )
         return rows[:, :way].flatten(1), scene
 
     def _identity(self, mean: Tensor, count: Tensor, heat: Tensor) -> Tensor:
@@ -230,10 +254,46 @@ class DomainView(Anchor):
         distance = torch.cdist(mean, w.prior.expand(len(mean), -1, -1)).square()
         # Of a Gaussian around the prior; the same temperature as for the pool.
         score = -0.5 * heat * distance / (w.drift + 1 / count).unsqueeze(-1)
+        score = score + heat * w.blend * (mean @ w.rows[:, :-1].mT + w.rows[:, -1])
         for _ in range(10):  # a class known is at most one of the task's
             score = score - score.logsumexp(-1, keepdim=True)
             score = score - score.logsumexp(1, keepdim=True).clamp(min=0)
         return score.exp()
+
+
+def source_head(domains: Sequence[FeatureBank], origins: Sequence[Tensor], decay: float) -> Tensor:
+    """A softmax head of all classes on source domains, each seen from its own origin.
+
+    Minimises the mean cross entropy, every domain counting the same, + decay |weight|^2 by L-BFGS,
+    in units in which features have length one on average.
+
+    Args:
+        domains: Features of domains with the same classes.
+        origins: [D] of each.
+        decay: Strength of the penalty.
+
+    Returns:
+        [C, D + 1] weights for features seen from the origin, and bias.
+    """
+    x = torch.cat([d.features - origin for d, origin in zip(domains, origins, strict=True)])
+    unit = float(x.square().sum(-1).mean().sqrt()) or 1.0
+    x, y = x / unit, torch.cat([labels_of(d) for d in domains])
+    counts = torch.tensor([float(len(d.features)) for d in domains])
+    share = (1 / counts / len(domains)).repeat_interleave(counts.long())
+    theta = torch.zeros(len(domains[0].classes), x.shape[1] + 1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([theta], max_iter=60, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        losses = F.cross_entropy(x @ theta[:, :-1].T + theta[:, -1], y, reduction="none")
+        loss = (share * losses).sum() + decay * theta[:, :-1].square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(closure)
+    found = theta.detach()
+    return torch.cat([found[:, :-1] / unit, found[:, -1:]], -1)
 
 
 def level_of(shots: float) -> int:
@@ -254,9 +314,9 @@ def posterior(prior: Tensor, drift: Tensor, total: Tensor, count: Tensor) -> Ten
 
 
 def responsibilities(pool: Tensor, means: Tensor, heat: Tensor, bias: Tensor) -> Tensor:
-    """[B, P, classes] of samples [B, P, D] under means [B, classes, D] and bias [B, classes]."""
+    """[B, P, classes] of samples [B, P, D] under means [B, classes, D]; bias broadcasts to that."""
     logits = pool @ means.mT - 0.5 * means.square().sum(-1).unsqueeze(1)
-    return (heat * logits + bias.unsqueeze(1)).softmax(-1)
+    return (heat * logits + bias).softmax(-1)
 
 
 def labels_of(bank: FeatureBank) -> Tensor:

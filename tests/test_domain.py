@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from ltdi.crossdomain import anchor_logits, make_anchor
+from ltdi.crossdomain import anchor_logits, head_of, make_anchor
 from ltdi.domain import DomainAnchor, level_of, posterior, responsibilities
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy
@@ -64,6 +65,37 @@ def test_other_domains_and_the_pool_each_help(anchor: DomainAnchor):
     prior = accuracy(logits(anchor)).mean()
     pooled = accuracy(logits(anchor.changed(trust=1.0))).mean()
     assert alone + 0.02 < prior < pooled
+
+
+def test_the_source_heads_logits_are_added(anchor: DomainAnchor):
+    head = head_of(DOMAINS[:3])
+    blended = make_anchor(DOMAINS[:3], 0.1, head).changed(scale=0.5, blend=2.0)
+    x = QUERY - TARGET.pool.mean(0)
+    of_task = (head[:, :-1][TASKS.classes], head[:, -1][TASKS.classes])
+    added = torch.einsum("ewqd,ecd->ewqc", x, of_task[0]) + of_task[1][:, None, None]
+    expected = logits(anchor) + 0.5 * 2.0 * added
+    torch.testing.assert_close(logits(blended), expected, atol=1e-2, rtol=1e-3)
+
+
+def test_the_source_head_is_a_minimum():
+    """Any step away from it raises the regularised loss."""
+    head = head_of(DOMAINS[:3])
+
+    def loss(rows: torch.Tensor) -> float:
+        unit = torch.cat([d.full.features - d.pool.mean(0) for d in DOMAINS[:3]])
+        size = float(unit.square().sum(-1).mean().sqrt())
+        total = 0.0
+        for d in DOMAINS[:3]:
+            x = d.full.features - d.pool.mean(0)
+            y = torch.arange(6).repeat_interleave(d.full.offsets.diff())
+            total += float(F.cross_entropy(x @ rows[:, :-1].T + rows[:, -1], y)) / 3
+        return total + 1e-5 * float((rows[:, :-1] * size).square().sum())
+
+    rng = torch.Generator().manual_seed(0)
+    best = loss(head)
+    for _ in range(5):
+        step = torch.randn(head.shape, generator=rng) * head.abs().mean() * 0.3
+        assert loss(head + step) > best
 
 
 def test_a_shift_of_the_whole_domain_changes_nothing(anchor: DomainAnchor):

@@ -59,9 +59,14 @@ class DomainDenoiser(EquivariantDenoiser):
         return vectors, facts, confusion
 
     def tie(self, weight: Tensor, change: Tensor, guide: Guide) -> Tensor:
-        """Bias of a Gaussian head: -|w|^2 / (4 scale), which moves with the weights."""
-        moved = ((weight + change).square() - weight.square()).sum(-1)
-        return -moved / (4 * _scene(guide).scale.unsqueeze(-1))
+        """Bias of a Gaussian head: -|w|^2 / (4 scale), which moves with the weights.
+
+        What a source head has added has a bias of its own, which does not.
+        """
+        scene = _scene(guide)
+        own = weight - scene.lean
+        moved = ((own + change).square() - own.square()).sum(-1)
+        return -moved / (4 * scene.scale.unsqueeze(-1))
 
 
 def _scene(guide: Guide) -> Scene:

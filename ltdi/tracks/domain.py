@@ -53,6 +53,7 @@ Log = Callable[[dict[str, Any]], None]
 
 RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 UNNAMED = "lt-di-unnamed"
+FAST = "lt-di-fast"
 LEARNED = "lt-di-learned-em"
 ANCHORS = ("anchor", "anchor-unnamed", "anchor-no-em")
 _FEW_SHOT = (ProtoNet, SimpleShot, LinearProbe, FineTune, Ocd)
@@ -64,7 +65,7 @@ PEERS: dict[str, Callable[[], DomainMethod]] = {
     "erm-finetune": ErmFineTune,
     "w-diff": WDiff,
 }
-ALL_METHODS = ("lt-di", UNNAMED, *RECIPES[1:], LEARNED, *ANCHORS, *PEERS)
+ALL_METHODS = ("lt-di", FAST, UNNAMED, *RECIPES[1:], LEARNED, *ANCHORS, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ _RECIPE = Recipe(
 )
 _SMOKE = replace(
     _RECIPE,
-    tasks=replace(_RECIPE.tasks, per_setting=48),
+    tasks=replace(_RECIPE.tasks, per_setting=24),
     network=Network(kind="domain", width=32, depth=1),
-    meta=replace(_RECIPE.meta, iterations=10, warmup=2, ema=0.9),
+    meta=replace(_RECIPE.meta, iterations=6, tasks=4, warmup=2, ema=0.9),
 )
 _PAPER = replace(
     _RECIPE,
@@ -109,7 +110,7 @@ _PAPER = replace(
     meta=replace(_RECIPE.meta, iterations=6000, tasks=32, ema=0.99),
 )
 PRESETS = {
-    "smoke": Preset(_SMOKE, 10, 60, 8, 1, ProtoTraining(iterations=80, classes=48)),
+    "smoke": Preset(_SMOKE, 5, 60, 6, 1, ProtoTraining(iterations=80, classes=48)),
     "standard": Preset(_RECIPE, 200, 600, 40),
     "paper": Preset(_PAPER, 6000, 10_000, 200, None, ProtoTraining(iterations=20_000)),
 }
@@ -322,6 +323,8 @@ def make_method(name: str, recipe: Recipe, world: DomainWorld, seed: int) -> Dom
         return GeneratedForDomain(name, name, recipe, world)
     if name == UNNAMED:
         return GeneratedForDomain(name, "lt-di", recipe, world, named=False)
+    if name == FAST:
+        return GeneratedForDomain(name, "lt-di", recipe, world, patient=False)
     if name == LEARNED:
         return GeneratedForDomain(name, "lt-di", recipe, world, pooled=False)
     if name in ANCHORS:
@@ -411,7 +414,9 @@ def _run(
     anchor = {}
     if (True, True) in world.anchors:
         found = world.anchors[True, True][0]
-        anchor = {n: getattr(found, n).tolist() for n in ("drift", "trust", "heat", "scale")}
+        anchor = {
+            n: getattr(found, n).tolist() for n in ("drift", "blend", "trust", "heat", "scale")
+        }
     return Run(
         title,
         scores,
@@ -425,7 +430,7 @@ def _run(
 
 def kind_of(name: str) -> str:
     """Whether a method is ours, a control or a peer."""
-    if name in ("lt-di", UNNAMED):
+    if name in ("lt-di", FAST, UNNAMED):
         return "ours"
     return "peer" if name in PEERS else "control"
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ltdi.crossdomain import make_anchor
+from ltdi.crossdomain import head_of, make_anchor
 from ltdi.denoiser import DomainDenoiser, DomainGuide, Guide
 from ltdi.domain import Scene
 from ltdi.errors import InputError
@@ -32,7 +32,8 @@ def example() -> tuple[torch.Tensor, torch.Tensor, DomainGuide]:
     """Support, its mask, and all that is known of five tasks."""
     target = DOMAINS[-1]
     tasks = target.episodes(4, 2, 5, 5, 0)
-    seen = make_anchor(DOMAINS[:3], 0.3).at(target.pool, tasks.classes)
+    anchor = make_anchor(DOMAINS[:3], 0.3, head_of(DOMAINS[:3])).changed(blend=1.0)
+    seen = anchor.at(target.pool, tasks.classes)
     z = seen.frame(12).enter(target.bank.features[tasks.support])
     mask = torch.ones(z.shape[:3])
     start, scene = seen.look(z, mask, SPACE)
@@ -73,7 +74,8 @@ def test_permuting_classes_permutes_rows():
     def moved(flat: torch.Tensor) -> torch.Tensor:
         return flat.unflatten(-1, (4, 13))[:, order].flatten(1)
 
-    scene = replace(guide.scene, prior=guide.scene.prior[:, order])
+    s = guide.scene
+    scene = replace(s, prior=s.prior[:, order], lean=s.lean[:, order])
     other = replace(guide, anchor=moved(guide.anchor), scene=scene)
     permuted = predict(net, moved(X), z[:, order], mask, other)
     torch.testing.assert_close(permuted, out[:, order], atol=1e-4, rtol=1e-4)
@@ -82,7 +84,7 @@ def test_permuting_classes_permutes_rows():
 def test_the_order_of_the_pool_and_of_the_other_classes_does_not_matter():
     z, mask, guide = example()
     net, s = network(), guide.scene
-    turned = Scene(s.pool.flip(1), s.prior, s.others.flip(1), s.absent.flip(1), s.scale)
+    turned = Scene(s.pool.flip(1), s.prior, s.others.flip(1), s.absent.flip(1), s.lean, s.scale)
     torch.testing.assert_close(
         predict(net, X, z, mask, replace(guide, scene=turned)),
         predict(net, X, z, mask, guide),

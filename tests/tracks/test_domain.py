@@ -92,7 +92,13 @@ def test_the_json_says_what_was_chosen(outcome: Outcome, tmp_path: Path):
     paired = kept["settings"]["paired"]
     ours = [paired[f"glyphs/{d} 4w3s"]["erm"]["mean"] for d in ("ink", "wax")]
     assert paired["glyphs 4w3s"]["erm"]["mean"] == pytest.approx(sum(ours) / 2, abs=1e-5)
-    assert set(kept["settings"]["anchor"]["ink"]) == {"drift", "trust", "heat", "scale"}
+    assert set(kept["settings"]["anchor"]["ink"]) == {
+        "drift",
+        "blend",
+        "trust",
+        "heat",
+        "scale",
+    }
     assert set(kept["settings"]["notes"]) == set(SOME)
 
 
@@ -133,7 +139,7 @@ def test_every_method_runs():
     assert [r.method for r in rows] == list(ALL_METHODS)
     assert {r.kind for r in rows if r.method in domain.PEERS} == {"peer"}
     ours = [r.method for r in rows if r.kind == "ours"]
-    assert ours == ["lt-di", "lt-di-unnamed"]
+    assert ours == ["lt-di", "lt-di-fast", "lt-di-unnamed"]
     assert TRACKS["domain"].bench is bench and TRACKS["domain"].methods == ALL_METHODS
 
 
