@@ -9,12 +9,12 @@ components live here, not in meta-training (paper, section 4.2): sharpness-aware
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad, vmap
 
 from ltdi.errors import InputError, unknown
 from ltdi.weights import WeightSpace
@@ -74,39 +74,49 @@ class Trajectories:
     finite: Tensor
 
 
-@dataclass
-class _State:
-    """Moments of the batched optimiser, [E, n] each."""
-
-    first: Tensor
-    second: Tensor
-    step: int = 0
-
-
-def _adam(theta: Tensor, g: Tensor, state: _State, lr: float) -> Tensor:
-    state.first = 0.9 * state.first + 0.1 * g
-    state.second = 0.999 * state.second + 0.001 * g * g
-    m = state.first / (1 - 0.9**state.step)
-    v = state.second / (1 - 0.999**state.step)
-    return theta - lr * m / (v.sqrt() + 1e-8)
+# Torch's own, each over the weights of all tasks as one tensor.
+OPTIMISERS: dict[str, Callable[[Tensor, float], torch.optim.Optimizer]] = {
+    "adam": lambda theta, lr: torch.optim.Adam([theta], lr, fused=True),
+    # Its decay is towards theta_0, not towards zero, and not the optimiser's.
+    "adamw": lambda theta, lr: torch.optim.Adam([theta], lr, fused=True),
+    "sgd": lambda theta, lr: torch.optim.SGD([theta], lr, momentum=0.9),
+}
+# Bytes of samples that stay in a core's cache while their tasks are solved.
+CACHE = 1 << 22
 
 
-def _sgd(theta: Tensor, g: Tensor, state: _State, lr: float) -> Tensor:
-    state.first = 0.9 * state.first + g
-    return theta - lr * state.first
+class HeadPredictor:
+    """Logits of a linear head, and the gradient of its loss in closed form.
 
+    Args:
+        space: Weight space of the head.
+    """
 
-OPTIMISERS = {"adam": _adam, "adamw": _adam, "sgd": _sgd}
+    def __init__(self, space: WeightSpace) -> None:
+        self.space = space
 
-
-def head_predictor(space: WeightSpace) -> Predict:
-    """Logits of a linear head: (theta [n], features [P, D]) -> [P, way]."""
-
-    def predict(theta: Tensor, features: Tensor) -> Tensor:
-        head = space.unflatten(theta)
+    def __call__(self, theta: Tensor, features: Tensor) -> Tensor:
+        """(theta [n], features [P, D]) -> [P, way]."""
+        head = self.space.unflatten(theta)
         return F.linear(features, head["weight"], head["bias"])
 
-    return predict
+    def gradient(self, theta: Tensor, features: Tensor, target: Tensor) -> Tensor:
+        """Gradients [E, n] of the mean cross entropy of E tasks.
+
+        Args:
+            theta: [E, n]; a row of it is a class's weights and bias.
+            features: [E, P, D + 1], the last one is 1.
+            target: [E, way, P] probabilities.
+        """
+        rows = theta.view(len(theta), -1, features.shape[-1])
+        # Classes first: the long side of the product is what the processor works along.
+        wrong = (rows @ features.mT).softmax(1).sub_(target).div_(features.shape[1])
+        return (wrong @ features).flatten(1)
+
+
+def head_predictor(space: WeightSpace) -> HeadPredictor:
+    """Logits of a linear head: (theta [n], features [P, D]) -> [P, way]."""
+    return HeadPredictor(space)
 
 
 def module_predictor(module: nn.Module, space: WeightSpace) -> Predict:
@@ -140,28 +150,27 @@ def optimise(
     """
     p = preparation
     labels = labels.expand(len(theta_0), -1) if labels.ndim == 1 else labels
-
-    def loss_of(theta: Tensor, start: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        loss = F.cross_entropy(predict(theta, x), y, label_smoothing=p.label_smoothing)
-        pull = 0.0 if p.optimiser == "adamw" else 0.5 * p.weight_decay
-        return loss + pull * (theta - start).square().sum()
-
-    gradient = vmap(grad_and_value(loss_of))
-    update = OPTIMISERS[p.optimiser]
-    theta, kept = theta_0, []
-    state = _State(torch.zeros_like(theta), torch.zeros_like(theta))
+    if isinstance(predict, HeadPredictor) and not 0 < p.batch < inputs.shape[1]:
+        each = max(1, CACHE // max(1, inputs[0].nbytes))
+        if len(theta_0) > each:
+            chunks = zip(theta_0.split(each), inputs.split(each), labels.split(each), strict=True)
+            return _joined([optimise(predict, *chunk, p) for chunk in chunks])
+    gradient = _gradient(predict, p, inputs, labels)
+    theta, kept = theta_0.detach().clone(), []
+    optimiser = OPTIMISERS[p.optimiser](theta, p.lr)
     every = p.steps // p.segments
-    for state.step in range(1, p.steps + 1):
-        x, y = _minibatch(inputs, labels, p.batch, rng)
-        g, _ = gradient(theta, theta_0, x, y)
+    for step in range(1, p.steps + 1):
+        pick = _minibatch(labels, p.batch, rng)
+        g = gradient(theta, theta_0, pick)
         if p.sam_rho > 0:
             climb = p.sam_rho * g / g.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            g, _ = gradient(theta + climb, theta_0, x, y)
+            g = gradient(theta + climb, theta_0, pick)
         if p.optimiser == "adamw":
-            theta = theta - p.lr * p.weight_decay * (theta - theta_0)
-        theta = update(theta, g, state, p.lr)
-        if state.step % every == 0:
-            kept.append(theta)
+            theta.sub_(theta - theta_0, alpha=p.lr * p.weight_decay)
+        theta.grad = g
+        optimiser.step()
+        if step % every == 0:
+            kept.append(theta.clone())
     path = torch.stack(kept, 1)
     logits = vmap(predict)(theta, inputs)
     loss = F.cross_entropy(logits.transpose(1, 2), labels, reduction="none").mean(1)
@@ -169,11 +178,48 @@ def optimise(
     return Trajectories(path, loss, accuracy, path.isfinite().all(-1).all(-1) & loss.isfinite())
 
 
-def _minibatch(
-    inputs: Tensor, labels: Tensor, batch: int, rng: torch.Generator | None
-) -> tuple[Tensor, Tensor]:
-    if batch <= 0 or batch >= inputs.shape[1]:
-        return inputs, labels
-    pick = torch.rand(labels.shape, generator=rng).argsort(1)[:, :batch]
+Gradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _gradient(predict: Predict, p: Preparation, inputs: Tensor, labels: Tensor) -> Gradient:
+    """Gradients `(theta [E, n], theta_0, picked samples [E, batch] or None) -> [E, n]`."""
+    pull = 0.0 if p.optimiser == "adamw" else p.weight_decay
     rows = torch.arange(len(inputs))[:, None]
-    return inputs[rows, pick], labels[rows, pick]
+    if isinstance(predict, HeadPredictor):
+        way = int(predict.space.params[0].units)
+        ones = inputs.new_ones(*inputs.shape[:-1], 1)
+        samples = torch.cat([inputs, ones], -1)
+        hot = F.one_hot(labels, way).to(inputs.dtype)
+        target = hot * (1 - p.label_smoothing) + p.label_smoothing / way
+
+        def closed(theta: Tensor, start: Tensor, pick: Tensor | None) -> Tensor:
+            x, y = (samples, target) if pick is None else (samples[rows, pick], target[rows, pick])
+            g = predict.gradient(theta, x, y.mT)
+            return g.add_(theta - start, alpha=pull) if pull else g
+
+        return closed
+
+    def loss_of(theta: Tensor, start: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        loss = F.cross_entropy(predict(theta, x), y, label_smoothing=p.label_smoothing)
+        return loss + 0.5 * pull * (theta - start).square().sum() if pull else loss
+
+    each = vmap(grad(loss_of))
+
+    def general(theta: Tensor, start: Tensor, pick: Tensor | None) -> Tensor:
+        x, y = (inputs, labels) if pick is None else (inputs[rows, pick], labels[rows, pick])
+        out: Tensor = each(theta, start, x, y)
+        return out
+
+    return general
+
+
+def _joined(parts: list[Trajectories]) -> Trajectories:
+    names = [f.name for f in fields(Trajectories)]
+    return Trajectories(*(torch.cat([getattr(p, name) for p in parts]) for name in names))
+
+
+def _minibatch(labels: Tensor, batch: int, rng: torch.Generator | None) -> Tensor | None:
+    """Samples [E, batch] of every task, or None for all of them."""
+    if batch <= 0 or batch >= labels.shape[1]:
+        return None
+    return torch.rand(labels.shape, generator=rng).argsort(1)[:, :batch]

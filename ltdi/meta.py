@@ -107,32 +107,41 @@ def reptile_displacement(
         (1/B) sum_i (phi_i - phi) and the mean loss [].
     """
     learners = len(next(iter(batches[0].values())))
-    start = {k: p.detach().expand(learners, *p.shape) for k, p in phi.items()}
+    start = [p.detach() for p in phi.values()]
     # Summed on its own: phi_i - phi would lose small movements to rounding.
-    moved = {k: torch.zeros_like(p) for k, p in start.items()}
+    moved = [p.new_zeros(learners, *p.shape) for p in start]
+    # Written over in each step: to ask for so much new memory takes longer than to fill it.
+    weights = {
+        k: p.repeat(learners, *[1] * p.ndim).requires_grad_()
+        for k, p in zip(phi, start, strict=True)
+    }
     losses = []
-    for batch in batches:
-        gradient, value = _gradient({k: start[k] + moved[k] for k in start}, batch, loss)
-        moved = {k: m.sub(gradient[k], alpha=inner_lr) for k, m in moved.items()}
+    for number, batch in enumerate(batches):
+        if number:
+            with torch.no_grad():
+                for w, p, m in zip(weights.values(), start, moved, strict=True):
+                    torch.add(p, m, out=w)
+        gradient, value = _gradient(weights, batch, loss)
+        torch._foreach_add_(moved, gradient, alpha=-inner_lr)
         losses.append(value)
-    return {k: m.mean(0) for k, m in moved.items()}, torch.stack(losses).mean()
+    mean = {k: m.mean(0) for k, m in zip(phi, moved, strict=True)}
+    return mean, torch.stack(losses).mean()
 
 
-def _gradient(params: Params, batch: Batch, loss: Loss) -> tuple[Params, Tensor]:
+def _gradient(params: Params, batch: Batch, loss: Loss) -> tuple[list[Tensor], Tensor]:
     """Gradients [B, ...] and losses [B] of B learners on their own batches.
 
     Only the loss is vectorised, and the sum over learners differentiated: the parameters of one do
     not enter the loss of another, and a plain backward pass is faster than a vectorised one.
     """
-    params = {k: p.requires_grad_() for k, p in params.items()}
     if len(next(iter(batch.values()))) == 1:
         alone = loss({k: p[0] for k, p in params.items()}, {k: x[0] for k, x in batch.items()})
         losses = alone.unsqueeze(0)
     else:
         losses = vmap(loss)(params, batch)
     used = torch.autograd.grad(losses.sum(), list(params.values()), allow_unused=True)
-    pairs = zip(params.items(), used, strict=True)
-    return {k: torch.zeros_like(p) if g is None else g for (k, p), g in pairs}, losses.detach()
+    pairs = zip(params.values(), used, strict=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in pairs], losses.detach()
 
 
 class MetaTrainer:

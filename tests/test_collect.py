@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -289,10 +290,10 @@ def test_minibatches_are_drawn_per_task_without_replacement() -> None:
     """The gradient of the loss mean over a batch of 4 of 12 samples, for the drawn samples."""
     theta_0, inputs, labels = problem()
     preparation = Preparation("sgd", lr=1.0, steps=1, segments=1, batch=4)
-    seen: list[tuple[Tensor, Tensor]] = []
+    seen: list[Tensor] = []
 
-    def spy(x: Tensor, y: Tensor, size: int, rng: torch.Generator | None) -> object:
-        seen.append(original(x, y, size, rng))
+    def spy(y: Tensor, size: int, rng: torch.Generator | None) -> object:
+        seen.append(original(y, size, rng))
         return seen[-1]
 
     import ltdi.collect as collect
@@ -302,17 +303,33 @@ def test_minibatches_are_drawn_per_task_without_replacement() -> None:
         patch.setattr(collect, "_minibatch", spy)
         rng = torch.Generator().manual_seed(0)
         found = optimise(PREDICT, theta_0, inputs, labels, preparation, rng=rng).theta[:, 0]
-    (x, y), = seen  # fmt: skip
-    assert x.shape == (E, 4, D)
-    picks = []
+    (pick,) = seen
+    assert pick.shape == (E, 4)
     for e in range(E):
-        match = (x[e][:, None] == inputs[e][None]).all(-1)
-        assert match.sum(1).tolist() == [1] * 4  # each is a sample of its own task
-        picks.append(match.nonzero()[:, 1].tolist())
-        assert len(set(picks[-1])) == 4
-        assert torch.equal(y[e], labels[e][picks[-1]])
-        torch.testing.assert_close(found[e], theta_0[e] - gradient(theta_0[e], x[e], y[e]))
-    assert len({tuple(p) for p in picks}) == E
+        assert len(set(pick[e].tolist())) == 4
+        x, y = inputs[e][pick[e]], labels[e][pick[e]]
+        torch.testing.assert_close(found[e], theta_0[e] - gradient(theta_0[e], x, y))
+    assert len({tuple(p.tolist()) for p in pick}) == E
+
+
+@pytest.mark.parametrize("name", OPTIMISERS)
+@pytest.mark.parametrize("change", [{}, {"batch": 5}, {"sam_rho": 0.1, "label_smoothing": 0.2}])
+def test_the_closed_form_of_heads_is_their_gradient(
+    name: str, change: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As automatic differentiation has it, whatever the number of tasks in the cache."""
+    theta_0, inputs, labels = problem()
+    preparation = replace(
+        Preparation(name, lr=0.01, steps=6, segments=2, weight_decay=0.1), **change
+    )
+    paths = []
+    for predict, cache in ((PREDICT, 1 << 22), (PREDICT, 1), (lambda t, x: PREDICT(t, x), 1)):
+        monkeypatch.setattr("ltdi.collect.CACHE", cache)
+        rng = torch.Generator().manual_seed(0)
+        paths.append(optimise(predict, theta_0, inputs, labels, preparation, rng=rng))
+    for other in paths[1:]:
+        torch.testing.assert_close(other.theta, paths[0].theta, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(other.loss, paths[0].loss, rtol=1e-4, atol=1e-5)
 
 
 def test_the_generator_fixes_minibatches() -> None:
