@@ -107,25 +107,21 @@ def reptile_displacement(
         (1/B) sum_i (phi_i - phi) and the mean loss [].
     """
     learners = len(next(iter(batches[0].values())))
-    start = [p.detach() for p in phi.values()]
-    # Summed on its own: phi_i - phi would lose small movements to rounding.
-    moved = [p.new_zeros(learners, *p.shape) for p in start]
     # Written over in each step: to ask for so much new memory takes longer than to fill it.
     weights = {
-        k: p.repeat(learners, *[1] * p.ndim).requires_grad_()
-        for k, p in zip(phi, start, strict=True)
+        k: p.detach().repeat(learners, *[1] * p.ndim).requires_grad_() for k, p in phi.items()
     }
+    # Summed on its own: phi_i - phi would lose small movements to rounding.
+    moved = [torch.zeros_like(p.detach()) for p in phi.values()]
     losses = []
-    for number, batch in enumerate(batches):
-        if number:
-            with torch.no_grad():
-                for w, p, m in zip(weights.values(), start, moved, strict=True):
-                    torch.add(p, m, out=w)
+    for number, batch in enumerate(batches, 1):
         gradient, value = _gradient(weights, batch, loss)
-        torch._foreach_add_(moved, gradient, alpha=-inner_lr)
+        torch._foreach_add_(moved, [g.mean(0) for g in gradient], alpha=-inner_lr)
+        if number < len(batches):
+            with torch.no_grad():
+                torch._foreach_add_(list(weights.values()), gradient, alpha=-inner_lr)
         losses.append(value)
-    mean = {k: m.mean(0) for k, m in zip(phi, moved, strict=True)}
-    return mean, torch.stack(losses).mean()
+    return dict(zip(phi, moved, strict=True)), torch.stack(losses).mean()
 
 
 def _gradient(params: Params, batch: Batch, loss: Loss) -> tuple[list[Tensor], Tensor]:
