@@ -336,9 +336,9 @@ def generate(repeats: int) -> list[Figure]:
 
 # Solved and trained in about the same time on one core each.
 BOTH = Recipe(
-    tasks=Tasks(per_setting=12_000, shard=250, folds=0),
+    tasks=Tasks(per_setting=7000, shard=125, folds=0),
     prepare=Preparation(lr=0.02, steps=48, segments=4),
-    meta=MetaConfig(iterations=110, tasks=16, warmup=10, ema=0.9),
+    meta=MetaConfig(iterations=75, tasks=16, warmup=10, ema=0.9),
     anchor="prototype",
 )
 
@@ -395,7 +395,7 @@ def overlap(repeats: int) -> list[Figure]:
 def workers(repeats: int) -> list[Figure]:
     """Shards a second of one worker and of two, once they run."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    recipe = replace(BOTH, tasks=replace(BOTH.tasks, per_setting=8000))
+    recipe = replace(BOTH, tasks=replace(BOTH.tasks, per_setting=6000))
     for _ in range(repeats):
         for number, found in rates.items():
             with tempfile.TemporaryDirectory() as folder:
