@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -399,7 +400,7 @@ def bench(
     rows: list[Row] = []
     scores: dict[str, Scores] = {}
     adapt: dict[str, float] = {}
-    with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread():
+    with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread(), flushed():
         start = time.perf_counter()
         world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
         initial_s = time.perf_counter() - start
@@ -456,6 +457,19 @@ def bench(
 
 def _note(method: NetMethod) -> str:
     return method.learner.note if isinstance(method, Tuned) else method.note
+
+
+@contextmanager
+def flushed() -> Iterator[None]:
+    """Denormal numbers are zero: gradients of a solved support are full of them.
+
+    Arithmetic on them takes five times as long, which would flatter whoever takes no gradient.
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def adapt_ms(method: NetMethod, bank: FeatureBank, episodes: Episodes, repeats: int = 30) -> float:
