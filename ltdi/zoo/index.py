@@ -29,13 +29,10 @@ def write_line(entry: Entry) -> str:
     return f'{_HEAD}{_checksum(body.encode())}", {body}\n'
 
 
-def read_line(line: bytes) -> Entry | None:
-    """The inverse of `write_line`, or None if the line is not whole."""
+def body_of(line: bytes) -> bytes | None:
+    """The entry of a line as JSON, or None if the line is not whole."""
     head = f'{_HEAD}{_checksum(line[_BODY:])}", '.encode()
-    if line[:_BODY] != head:
-        return None
-    found: Entry = json.loads(b"{" + line[_BODY:])
-    return found
+    return b"{" + line[_BODY:] if line[:_BODY] == head else None
 
 
 class Index:
@@ -68,25 +65,26 @@ class Index:
         with self.path.open("rb") as stream:
             stream.seek(self.read)
             data = stream.read()
-        before = len(self.entries)
+        found: list[bytes] = []
         for line in data.splitlines(keepends=True):
             whole = line.endswith(b"\n")
-            entry = read_line(line[:-1] if whole else line)
-            if entry is None:
+            body = body_of(line[:-1] if whole else line)
+            if body is None:
                 # A kill can cut the last line short, never change it.
-                if not whole and read_line(line[:-1]) is None:
+                if not whole and body_of(line[:-1]) is None:
                     break
                 raise DamagedFileError(
-                    f"line {len(self.entries) + 1} of {NAME} does not match its checksum",
+                    f"line {len(self.entries) + len(found) + 1} of {NAME} does not match its "
+                    "checksum",
                     where=str(self.path),
                     fix="restore the file from a copy, or delete that line and collect again: "
                     "only its shard is made anew",
                 )
-            self.entries.append(entry)
+            found.append(body)
             self.read += len(line) if whole else len(line) + 1
-            if not whole:
-                break
-        return len(self.entries) > before
+        # One text is parsed faster than a hundred thousand.
+        self.entries += json.loads(b"[" + b",".join(found) + b"]")
+        return bool(found)
 
     def append(self, entry: Entry) -> None:
         """Add a line and flush it to disk; the caller holds the lock and has refreshed."""
