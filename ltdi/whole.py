@@ -315,13 +315,14 @@ class NetObjective:
         """Loss of one base learner."""
         support, anchor = batch["support"], batch["anchor"]
         space = self.spaces[support.shape[1]]
+        scale = self.normaliser.scale(space).to(support.device)
         task = NetTask(
             self.host,
-            self.normaliser.scale(space),
+            scale,
             space,
             anchor,
             support,
-            torch.ones(support.shape[:3]),
+            torch.ones(support.shape[:3], device=support.device),
         )
         x, t, signal, stage = (batch[n] for n in ("x_t", "t", "signal", "stage"))
         frozen = {k: p.detach() for k, p in params.items()}
@@ -338,7 +339,7 @@ class NetObjective:
         probe = Probe(
             batch["query"],
             anchor,
-            self.normaliser.scale(space),
+            scale,
             lambda theta, images: self.host.logits(theta, images, space),
         )
         loss = LOSSES[self.recipe.diffusion.loss]
