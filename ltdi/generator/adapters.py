@@ -36,9 +36,10 @@ class TextSupport:
         description: What the task is, in a sentence; may be empty.
         head: "generated"; "fitted" to the rows, under the generated factors; or "auto", which lets
             cross-validation on the rows choose, and how much of the generated head is kept.
-        search: Whether the conditions of known tasks are tried beside the support's own, and the
-            adapter is taken under which a head predicts held-out rows of the support best, unless
-            the task is one of the known ones. It costs a forward pass over the support for each.
+        search: Whether other adapters are tried beside the one of the support's own condition:
+            those of the known tasks, their mean, and none at all. That is taken under which a head
+            predicts held-out rows of the support best. It costs a forward pass over the support
+            for each, and is left out for a task that is itself a known one.
     """
 
     texts: TextSet
@@ -147,6 +148,11 @@ class AdapterGenerator(Generator):
         best = host.refine(first, space, inputs, texts.targets, head=support.head)
         if not support.search or self.network.familiar(own):
             return best.theta
+        # What adapts nothing, and the mean of the known adapters, may be better than any of them.
+        middle = torch.zeros(self.network.latent(texts.outputs).size)
+        for plain in (host.adapter(texts.outputs).theta_0, self.network.basis.leave(middle, space)):
+            found = host.refine(plain, space, inputs, texts.targets, head=support.head)
+            best = min(best, found, key=lambda x: x.loss)
         known = self.network.recall(texts.outputs)
         for i in range(len(known.task)):
             one = Facts(known.task[[i]], known.outputs[[i]], known.text[[i]])
