@@ -1,0 +1,44 @@
+"""`ltdi.choice`: the lowest validation loss, or the fewest steps that reach it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ltdi.choice import choose_among
+from ltdi.recipe import Network, Recipe
+
+RECIPE = Recipe(network=Network(kind="transformer"))
+EPISODES, WAY = 60, 3
+
+
+def trial(gain: float, noise: float):
+    """Tasks whose logits get better by `gain` with ten steps, in the mean and with noise."""
+    rng = torch.Generator().manual_seed(0)
+    each = noise * torch.randn(EPISODES, 1, generator=rng)
+
+    def weights(*, strength: float, steps: int = 1, end: float = 1.0, sharpness: float) -> Tensor:
+        moved = strength * (1.0 + (gain + each if steps == 10 else 0.0))
+        return torch.zeros(EPISODES, 1) + moved
+
+    def judge(theta: Tensor) -> Tensor:
+        return theta.view(-1, 1, 1, 1) * torch.eye(WAY)[:, None].expand(EPISODES, WAY, 4, WAY)
+
+    return weights, judge
+
+
+@pytest.mark.parametrize(
+    ("gain", "noise", "steps"), [(0.5, 0.1, 10), (0.05, 3.0, 1), (0.0, 0.0, 1), (-0.5, 0.1, 1)]
+)
+def test_more_steps_must_be_worth_more_than_a_standard_error(gain: float, noise: float, steps: int):
+    sampling, scores = choose_among([trial(gain, noise)], RECIPE, patient=False)
+    assert sampling.steps == steps and sampling.strength == 1.0
+    assert "end 1.00, 10 steps, strength 0.25" in scores
+
+
+def test_patience_takes_the_lowest_loss():
+    sampling, _ = choose_among([trial(0.05, 0.0)], RECIPE)
+    assert sampling.steps == 10
+    both, _ = choose_among([trial(0.05, 0.0), trial(-0.5, 0.0)], RECIPE)
+    assert both.steps != 10
