@@ -19,7 +19,7 @@ from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenera
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, load_shared, recipe_of, train_generator
 from ltdi.progress import Bars
-from ltdi.recipe import NET_RECIPE, Diffusion, Network, Sampling
+from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling
 from ltdi.team import Log, Team, tracked
 from ltdi.whole import net_recipe_of
 from ltdi.zoo import Zoo
@@ -97,8 +97,9 @@ def train(
             assert collect is not None
             collection = begin(own_directory(zoo, "zoo"), collect, progress)
             with collection.start(made_by) as running:
+                iterations = _recipe(collection.zoo, chosen).meta.iterations
                 seen = collection.arrivals(
-                    meta.iterations, running, rule=arrivals, journal=path / JOURNAL
+                    iterations, running, rule=arrivals, journal=path / JOURNAL
                 )
                 made = _train(collection.zoo, seen, chosen, path, progress, log, team)
         if team.main:
@@ -135,15 +136,8 @@ def _train(
             progress=progress,
             log=log,
         )
+    recipe = _recipe(zoo, chosen)
     if kind_of(zoo) == NetGenerator.kind:
-        collected, suits = net_recipe_of(zoo), NET_RECIPE
-        recipe = replace(
-            collected,
-            diffusion=suits.diffusion if diffusion == Diffusion() else diffusion,
-            network=suits.network if network == Network() else network,
-            meta=suits.meta if meta == MetaConfig() else meta,
-            sampling=sampling,
-        )
         return train_nets(
             zoo, recipe, path, arrivals=arrivals, progress=progress, log=log, team=team
         )
@@ -152,13 +146,30 @@ def _train(
         TrainingSet.of(zoo, arrivals),
         shared.anchor,
         shared.backbone,
-        replace(recipe_of(zoo), diffusion=diffusion, network=network, meta=meta, sampling=sampling),
+        recipe,
         out=path,
         valid=shared.valid if team.main else None,
         about={"data": zoo.about["data"], "zoo": zoo.about},
         progress=progress,
         log=log,
         team=team,
+    )
+
+
+def _recipe(zoo: Zoo, chosen: tuple[Diffusion, Network, MetaConfig, Sampling]) -> Recipe:
+    """How a zoo was collected, with what was chosen, or suits nets where nothing was."""
+    diffusion, network, meta, sampling = chosen
+    if kind_of(zoo) == NetGenerator.kind:
+        suits = NET_RECIPE
+        return replace(
+            net_recipe_of(zoo),
+            diffusion=suits.diffusion if diffusion == Diffusion() else diffusion,
+            network=suits.network if network == Network() else network,
+            meta=suits.meta if meta == MetaConfig() else meta,
+            sampling=sampling,
+        )
+    return replace(
+        recipe_of(zoo), diffusion=diffusion, network=network, meta=meta, sampling=sampling
     )
 
 
