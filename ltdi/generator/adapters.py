@@ -151,7 +151,7 @@ class AdapterGenerator(Generator):
         # What adapts nothing, and the mean of the known adapters, may be better than any of them.
         middle = torch.zeros(self.network.latent(texts.outputs).size)
         for plain in (host.adapter(texts.outputs).theta_0, self.network.basis.leave(middle, space)):
-            found = host.refine(plain, space, inputs, texts.targets, head=support.head)
+            found = host.refine(plain, space, inputs, texts.targets, head="fitted")
             best = min(best, found, key=lambda x: x.loss)
         known = self.network.recall(texts.outputs)
         for i in range(len(known.task)):
