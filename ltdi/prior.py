@@ -21,6 +21,7 @@ from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, prototype_head
 
 _BALANCE_ROUNDS = 3
+_TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -210,14 +211,16 @@ def responsibilities(mean: Tensor, task: Named, hardness: float, balance: float 
     """
     inner = 2 * task.pool @ mean.mT - mean.square().sum(-1).unsqueeze(1)
     logits = hardness * inner
-    if balance > 0:
-        absent = (task.mask.unsqueeze(-1) - 1) * 1e9
-        equal = (task.mask.sum(1) / mean.shape[1]).clamp(min=1e-6).log()[:, None, None]
-        for _ in range(_BALANCE_ROUNDS):
-            logits = logits.log_softmax(-1)
-            size = (logits + absent).logsumexp(1, keepdim=True)
-            logits = logits - balance * (size - equal)
-    return logits.softmax(-1) * task.mask.unsqueeze(-1)
+    if balance == 0:
+        return logits.softmax(-1) * task.mask.unsqueeze(-1)
+    # Of every image the likeliest class has 1, so no row can vanish.
+    share = (logits - logits.amax(-1, keepdim=True)).exp() * task.mask.unsqueeze(-1)
+    equal = (task.mask.sum(1) / mean.shape[1])[:, None, None]
+    for _ in range(_BALANCE_ROUNDS):
+        share = share / (share.sum(-1, keepdim=True) + _TINY)
+        size = share.sum(1, keepdim=True)
+        share = share * (equal / (size + _TINY)) ** balance
+    return share / (share.sum(-1, keepdim=True) + _TINY)
 
 
 def _kernel(a: Tensor, b: Tensor, sharpness: float) -> Tensor:
