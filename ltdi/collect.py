@@ -156,7 +156,7 @@ def optimise(
             chunks = zip(theta_0.split(each), inputs.split(each), labels.split(each), strict=True)
             return _joined([optimise(predict, *chunk, p) for chunk in chunks])
     gradient = _gradient(predict, p, inputs, labels)
-    theta, kept = theta_0.detach().clone(), []
+    theta, kept = theta_0.detach().clone(memory_format=torch.contiguous_format), []
     optimiser = OPTIMISERS[p.optimiser](theta, p.lr)
     every = p.steps // p.segments
     for step in range(1, p.steps + 1):
@@ -167,7 +167,7 @@ def optimise(
             g = gradient(theta + climb, theta_0, pick)
         if p.optimiser == "adamw":
             theta.sub_(theta - theta_0, alpha=p.lr * p.weight_decay)
-        theta.grad = g
+        theta.grad = g.contiguous()  # the fused optimisers read memory in order
         optimiser.step()
         if step % every == 0:
             kept.append(theta.clone())

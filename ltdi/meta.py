@@ -108,20 +108,30 @@ def reptile_displacement(
     """
     learners = len(next(iter(batches[0].values())))
     # Written over in each step: to ask for so much new memory takes longer than to fill it.
-    weights = {
-        k: p.detach().repeat(learners, *[1] * p.ndim).requires_grad_() for k, p in phi.items()
-    }
+    weights = {k: _copies(p.detach(), learners) for k, p in phi.items()}
     # Summed on its own: phi_i - phi would lose small movements to rounding.
-    moved = [torch.zeros_like(p.detach()) for p in phi.values()]
+    moved = [torch.zeros_like(w.detach()[0]) for w in weights.values()]
     losses = []
     for number, batch in enumerate(batches, 1):
         gradient, value = _gradient(weights, batch, loss)
-        torch._foreach_add_(moved, [g.mean(0) for g in gradient], alpha=-inner_lr)
+        for one in range(learners):
+            torch._foreach_add_(moved, [g[one] for g in gradient], alpha=-inner_lr / learners)
         if number < len(batches):
             with torch.no_grad():
                 torch._foreach_add_(list(weights.values()), gradient, alpha=-inner_lr)
         losses.append(value)
-    return dict(zip(phi, moved, strict=True)), torch.stack(losses).mean()
+    mean = {k: m.contiguous() for k, m in zip(phi, moved, strict=True)}
+    return mean, torch.stack(losses).mean()
+
+
+def _copies(p: Tensor, learners: int) -> Tensor:
+    """A parameter for each learner [B, ...], laid out in memory as its gradient will be.
+
+    The gradient of a matrix comes transposed; to add it to one that is not takes twice as long.
+    """
+    if p.ndim == 2:
+        return p.mT.repeat(learners, 1, 1).mT.requires_grad_()
+    return p.repeat(learners, *[1] * p.ndim).requires_grad_()
 
 
 def _gradient(params: Params, batch: Batch, loss: Loss) -> tuple[list[Tensor], Tensor]:
