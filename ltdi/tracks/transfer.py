@@ -43,7 +43,7 @@ from ltdi.meta import MetaConfig
 from ltdi.names import NameEncoder
 from ltdi.parts import Parts
 from ltdi.prior import NamePrior
-from ltdi.recipe import Network
+from ltdi.recipe import Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.fewshot import check_counts, one_thread
@@ -111,13 +111,14 @@ PRESETS: Mapping[str, TransferPreset] = {
             query=4,
             tasks=16,
             folds=4,
+            diffusion=Diffusion(steps=4),
             network=Network(kind="naming", width=32, depth=1),
             meta=replace(_META, iterations=6, tasks=2, warmup=2, ema=0.9),
         ),
         20,
         valid_tasks=(6, 2),
         valid_ways=(5, 10),
-        subtasks=600,
+        subtasks=100,
         thorough=False,
     ),
     "standard": TransferPreset(_STANDARD, 400),
