@@ -34,7 +34,8 @@ from torch import Tensor
 from ltdi.evaluate import Summary, query_logits, score, summarise
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.figure import plot_curves
-from ltdi.tracks.fewshot import build_world, load_parts
+from ltdi.tracks.episodes import load_parts
+from ltdi.tracks.fewshot import build_world
 from ltdi.tracks.generated import World
 from ltdi.tracks.presets import NAMES, Preset, preset_of
 

@@ -55,7 +55,8 @@ from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, solve, train_generator
 from ltdi.recipe import Recipe
 from ltdi.report.style import COLOURS, MARKERS, STYLE, save
-from ltdi.tracks.fewshot import build_world, check_counts, load_parts, one_thread
+from ltdi.tracks.episodes import check_counts, load_parts, one_thread
+from ltdi.tracks.fewshot import build_world
 from ltdi.tracks.generated import World
 from ltdi.tracks.presets import STROKES, Preset
 from ltdi.weights import head_space

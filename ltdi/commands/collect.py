@@ -39,7 +39,7 @@ from ltdi.pipeline import begin_zoo, check_start, make_anchor, save_shared
 from ltdi.progress import Bars
 from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import sample_episodes
-from ltdi.tracks import fewshot
+from ltdi.tracks.episodes import hold_out
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
     about = {"data": o.data, "split": o.split, "held_out": o.held_out}
     held = parts["train"]
     if o.backbone is None:
-        _, held = fewshot.hold_out(held, o.held_out, o.seed)
+        _, held = hold_out(held, o.held_out, o.seed)
     _check_tasks(recipe, held.offsets)
     if o.target == "head":
         return _begin_heads(path, parts, o, body, about, progress)
@@ -176,7 +176,7 @@ def _begin_heads(
     """Train a backbone where none was named; then features, anchor and folds."""
     o, recipe, train = options, options.recipe, parts["train"]
     if o.backbone is None:
-        rest, train = fewshot.hold_out(train, o.held_out, o.seed)
+        rest, train = hold_out(train, o.held_out, o.seed)
     if net is None:
         net = train_backbone(
             rest,

@@ -30,7 +30,7 @@ from ltdi.memory import peak_mb
 from ltdi.progress import bars
 from ltdi.report.table import Result, Row, show
 from ltdi.tasks import Episodes
-from ltdi.tracks import fewshot
+from ltdi.tracks.episodes import check_counts
 from ltdi.weights import head_space, prototype_head
 
 
@@ -83,7 +83,7 @@ def evaluate(
         description: What a text task is, in a sentence.
         resolved: The command's options.
     """
-    fewshot.check_counts(shot=shot, query=query, episodes=episodes)
+    check_counts(shot=shot, query=query, episodes=episodes)
     file = claim_file(json, "result") if json else None
     loaded = Generator.from_pretrained(generator)
     check_target(loaded, target)

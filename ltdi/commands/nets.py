@@ -14,7 +14,7 @@ from ltdi.progress import Bars
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
 from ltdi.team import ALONE, Log, Team
-from ltdi.tracks.fewshot import hold_out
+from ltdi.tracks.episodes import hold_out
 from ltdi.whole import (
     NetCollection,
     NetSet,

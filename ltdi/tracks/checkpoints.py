@@ -32,7 +32,7 @@ from ltdi.parts import Parts
 from ltdi.pipeline import meta_train, plain
 from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks, named_recipe
 from ltdi.report.table import Result, Row
-from ltdi.tracks.fewshot import one_thread
+from ltdi.tracks.episodes import one_thread
 from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group
 

@@ -46,7 +46,7 @@ from ltdi.tracks.domain_methods import (
     GeneratedForDomain,
     publish,
 )
-from ltdi.tracks.fewshot import check_counts, one_thread, shapes_of
+from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]

@@ -36,7 +36,7 @@ from ltdi.nets import Initial, InitialTraining, NetConfig, NetHost, learn_initia
 from ltdi.recipe import NET_RECIPE, RECIPES, Recipe, named_recipe
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
-from ltdi.tracks.fewshot import check_counts, hold_out, load_parts, one_thread
+from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread
 from ltdi.tracks.presets import preset_of
 from ltdi.whole import NetSet, image_bank, prepare_net_zoo, train_net_generator
 

@@ -46,7 +46,7 @@ from ltdi.prior import NamePrior
 from ltdi.recipe import Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tasks import FeatureBank
-from ltdi.tracks.fewshot import check_counts, one_thread
+from ltdi.tracks.episodes import check_counts, one_thread
 from ltdi.unseen import (
     NamedBank,
     TaskBatch,

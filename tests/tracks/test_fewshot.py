@@ -18,8 +18,9 @@ from ltdi.files import digest
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import RECIPES, Network, Recipe, Tasks
-from ltdi.tracks import TRACKS, fewshot, generated
-from ltdi.tracks.fewshot import ALL_METHODS, Outcome, bench, hold_out, kind_of
+from ltdi.tracks import TRACKS, episodes, fewshot, generated
+from ltdi.tracks.episodes import hold_out
+from ltdi.tracks.fewshot import ALL_METHODS, Outcome, bench, kind_of
 from ltdi.tracks.generated import Generated
 from ltdi.tracks.presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
 from ltdi.weights import head_space
@@ -61,7 +62,7 @@ def few_classes(glyphs: dict[str, ImageSet]):
         "test": glyphs["test"].select(range(0, 96, 4)),
     }
     patch = pytest.MonkeyPatch()
-    patch.setattr(fewshot, "load_data", lambda *_, **__: parts)
+    patch.setattr(episodes, "load_data", lambda *_, **__: parts)
     yield parts
     patch.undo()
 
@@ -376,7 +377,7 @@ def test_nothing_that_is_learnt_or_chosen_depends_on_test_images(few_classes, mo
     seen = run(names)
     blank = replace(few_classes["test"], images=torch.zeros_like(few_classes["test"].images))
     parts = {**few_classes, "test": blank}
-    monkeypatch.setattr(fewshot, "load_data", lambda *_, **__: parts)
+    monkeypatch.setattr(episodes, "load_data", lambda *_, **__: parts)
     unseen = run(names)
     assert state(seen) == state(unseen)
     assert seen.result.rows[0].mean != unseen.result.rows[0].mean
