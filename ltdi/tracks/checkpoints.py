@@ -39,7 +39,7 @@ from ltdi.zoo import Group
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
 _RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level")
-_PEERS = ("noise", "average-2", "average", "gaussian", "gaussian-full")
+_PEERS = ("noise", "average-2", "average-run", "average", "gaussian", "gaussian-full")
 ALL_METHODS = ("originals", *_RECIPES, *_PEERS)
 # Nets whose predictions are worked out at once, and steps of training between fresh images.
 _AT_ONCE, _CHUNK, _POOL = 25, 40, 1024
@@ -328,9 +328,9 @@ def plain_samples(
 
     Args:
         name: "noise" adds noise to a checkpoint, in proportion to each weight's spread, until it is
-            as far from it as `distance`; "average-2" is the mean of two checkpoints, "average" of
-            all of one training; "gaussian" draws every weight by itself, "gaussian-full" with the
-            covariance of the checkpoints.
+            as far from it as `distance`; "average-2" is the mean of two checkpoints, "average-run"
+            of all of one training, "average" of all; "gaussian" draws every weight by itself,
+            "gaussian-full" with the covariance of the checkpoints.
         zoo: Checkpoints.
         count: How many.
         rng: Source of randomness.
@@ -345,6 +345,8 @@ def plain_samples(
         return noisy
     if name == "average-2":
         return (theta[pick[0]] + theta[pick[1]]) / 2
+    if name == "average-run":
+        return centres(zoo)[zoo.run[pick[0]]]
     if name == "average":
         return theta.mean(0).expand(count, -1)
     mean = theta.mean(0)
@@ -355,10 +357,15 @@ def plain_samples(
     return drawn
 
 
+def centres(zoo: Checkpoints) -> Tensor:
+    """[runs, n] mean of the checkpoints of every training."""
+    runs = range(int(zoo.run.max()) + 1)
+    return torch.stack([zoo.last[zoo.run == r].mean(0) for r in runs])
+
+
 def within(zoo: Checkpoints) -> Tensor:
     """[E, n] checkpoints minus the mean of their training."""
-    centres = torch.stack([zoo.last[zoo.run == r].mean(0) for r in range(int(zoo.run.max()) + 1)])
-    out: Tensor = zoo.last - centres[zoo.run]
+    out: Tensor = zoo.last - centres(zoo)[zoo.run]
     return out
 
 

@@ -67,6 +67,9 @@ def test_plain_generators_are_what_they_say(zoo: track.Checkpoints):
         return track.plain_samples(name, zoo, count, rng, 0.5)
 
     assert torch.allclose(made("average"), zoo.last.mean(0))
+    own = torch.stack([zoo.last[:4].mean(0), zoo.last[4:].mean(0)])
+    apart = (made("average-run")[:, None] - own).norm(dim=-1)
+    assert float(apart.min(1).values.max()) < 1e-4
     gap = torch.cdist(made("noise"), zoo.last).min(1).values
     torch.testing.assert_close(gap, torch.full_like(gap, 0.5), rtol=0.02, atol=1e-3)
     gaussian = made("gaussian")
