@@ -120,6 +120,12 @@ class Team:
         if self.accelerator is not None:
             self.accelerator.wait_for_everyone()
 
+    def leave(self) -> None:
+        """Part when everybody is done: one that ended early could abort those still talking."""
+        if self.accelerator is not None:
+            self.wait()
+            self.accelerator.end_training()
+
     @contextmanager
     def main_first(self) -> Iterator[None]:
         """The main process goes through the block before the others."""

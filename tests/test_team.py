@@ -40,6 +40,7 @@ for meta in ("reptile", "none"):
     phi = fitted(meta, team)
     if team.main:
         write_tensors(Path({out!r}) / f"{{meta}}.safetensors", phi)
+team.leave()
 """
 
 

@@ -106,6 +106,7 @@ def train(
             made.save(path)
     if team.main:
         OUT.print(f"generator  {path}  revision {made.revision}", soft_wrap=True)
+    team.leave()
 
 
 def _train(
