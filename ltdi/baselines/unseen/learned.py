@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from itertools import product
 from typing import ClassVar
@@ -90,9 +91,9 @@ class _Trained(UnseenMethod):
         enter = self.coordinates.frame.enter
         return TaskBatch(batch.text, enter(batch.pool), batch.mask, enter(batch.query))
 
+    @abstractmethod
     def _rows(self, batch: TaskBatch) -> Tensor:
         """Class means [E, way, D] of a task in the coordinates, from its names and images."""
-        raise NotImplementedError
 
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
         """See `UnseenMethod.logits`."""
