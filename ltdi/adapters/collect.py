@@ -44,10 +44,12 @@ def open_zoo(
     if not sources:
         raise InputError("there is no text task", where="tasks", fix="name one or more")
     outputs = sorted({s.outputs for s in sources})
+    own = {s.name: asdict(recipe.own[s.name]) for s in sources if s.name in recipe.own}
     about = {
         "kind": "adapter",
         "base": host.describe(),
         "prepare": asdict(recipe.prepare),
+        "own": own,
         "shared": recipe.runs.shared,
         "seed": seed,
         "names": [s.name for s in sources],
@@ -94,7 +96,8 @@ def collect_runs(
                 trunk = None
                 if run.branch:
                     trunk = zoo.columns(zoo.entry(f"{source.name}-trunk-{run.trunk}"))["theta"][0]
-                found = solve(adapter, source, run, recipe.prepare, recipe.runs, trunk)
+                prepare = recipe.preparation(source.name)
+                found = solve(adapter, source, run, prepare, recipe.runs, trunk)
                 record = {
                     "theta": found.theta,
                     **shown(host, source, run.rows, run.seed),

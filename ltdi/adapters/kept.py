@@ -18,6 +18,7 @@ from ltdi.files import (
     write_json,
     write_tensors,
 )
+from ltdi.memory import peak_mb
 
 ABOUT = "about.json"
 
@@ -29,6 +30,10 @@ class Kept:
         path: Directory of its own; None keeps pieces for this process alone.
         about: What all pieces depend on; JSON-able.
 
+    Attributes:
+        seconds: What each piece took.
+        peak_mb: Most memory of a process that made one of the pieces that were asked for.
+
     Raises:
         MismatchError: If the directory's pieces depend on something else.
     """
@@ -36,6 +41,7 @@ class Kept:
     def __init__(self, path: Path | None, about: Mapping[str, Any]) -> None:
         self.path = None if path is None else own_directory(path, "work")
         self.seconds: dict[str, float] = {}
+        self.peak_mb = 0.0
         self._here: dict[str, dict[str, Tensor]] = {}
         if self.path is None:
             return
@@ -61,13 +67,17 @@ class Kept:
             return self._here[name]
         file = None if self.path is None else self.path / f"{name}.safetensors"
         if file is not None and file.is_file():
-            self.seconds[name] = float(read_metadata(file)["seconds"])
+            about = read_metadata(file)
+            self.seconds[name] = float(about["seconds"])
+            self.peak_mb = max(self.peak_mb, float(about.get("peak_mb", 0)))
             return read_tensors(file)
         start = time.perf_counter()
         piece = make()
-        self.seconds[name] = time.perf_counter() - start
+        self.seconds[name], peak = time.perf_counter() - start, peak_mb()
+        self.peak_mb = max(self.peak_mb, peak)
         if file is None:
             self._here[name] = piece
         else:
-            write_tensors(file, piece, {"seconds": f"{self.seconds[name]:.4f}"})
+            about = {"seconds": f"{self.seconds[name]:.4f}", "peak_mb": f"{peak:.0f}"}
+            write_tensors(file, piece, about)
         return piece

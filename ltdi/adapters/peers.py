@@ -34,18 +34,35 @@ def full_model(base: Base, outputs: int) -> Adapter:
     return Adapter(base, LoraSpec(), net, space, space.flatten(chosen))
 
 
+def task_adapters(
+    groups: Sequence[Solved], spaces: Sequence[WeightSpace], outputs: int = 0
+) -> dict[int, dict[str, Tensor]]:
+    """The adapter of each known task, averaged over its runs.
+
+    Args:
+        groups: Known runs.
+        spaces: Of each group.
+        outputs: A task with as many keeps its head.
+
+    Returns:
+        State dicts by number of the task.
+    """
+    found = {}
+    for group, space in zip(groups, spaces, strict=True):
+        lost = () if group.outputs == outputs else head_names(space)
+        for task in group.task.unique().tolist():
+            weights = space.unflatten(group.theta[group.task == task, -1].mean(0))
+            found[task] = {n: w for n, w in weights.items() if n not in lost}
+    return found
+
+
 def average(groups: Sequence[Solved], spaces: Sequence[WeightSpace]) -> dict[str, Tensor]:
     """The soup: factors averaged over tasks, each task's over its runs; heads are not averaged.
 
     Returns:
         State dict without the head.
     """
-    means = []
-    for group, space in zip(groups, spaces, strict=True):
-        final = group.theta[:, -1]
-        for task in group.task.unique().tolist():
-            weights = space.unflatten(final[group.task == task].mean(0))
-            means.append({n: w for n, w in weights.items() if n not in head_names(space)})
+    means = list(task_adapters(groups, spaces).values())
     return {name: torch.stack([m[name] for m in means]).mean(0) for name in means[0]}
 
 
@@ -68,23 +85,18 @@ def nearest(
     Returns:
         State dict, with the head if it has as many outputs, and the number of the task.
     """
-    best, found, number = -2.0, {}, -1
+    best, number = -2.0, -1
     known = [facts(g.features, g.targets, g.outputs, g.text).task for g in groups]
     centre = torch.cat(known).mean(0)
     text = groups[0].text.new_zeros(1, groups[0].text.shape[1])
     own = facts(features[None], targets[None], outputs, text).task[0]
-    for group, space, task in zip(groups, spaces, known, strict=True):
+    for group, task in zip(groups, known, strict=True):
         for which in group.task.unique().tolist():
-            of = group.task == which
-            near = float(F.cosine_similarity(task[of].mean(0) - centre, own - centre, dim=0))
-            if near <= best:
-                continue
-            weights = space.unflatten(group.theta[of, -1].mean(0))
-            keep = group.outputs == outputs
-            names = [] if keep else head_names(space)
-            best, number = near, which
-            found = {n: w for n, w in weights.items() if n not in names}
-    return found, number
+            of = task[group.task == which].mean(0)
+            near = float(F.cosine_similarity(of - centre, own - centre, dim=0))
+            if near > best:
+                best, number = near, which
+    return task_adapters(groups, spaces, outputs)[number], number
 
 
 def head_names(space: WeightSpace) -> list[str]:

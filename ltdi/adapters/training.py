@@ -31,6 +31,8 @@ class AdapterRecipe:
     """Everything between text tasks and an adapter generator.
 
     Attributes:
+        own: How single tasks are solved, by name, that `prepare` does not suit; with as many
+            segments.
         rank: Directions per block that are generated (`Basis`).
         rows: Whether support rows are a condition.
         text: Whether descriptions of tasks are; half of the time they are left out in training.
@@ -43,6 +45,7 @@ class AdapterRecipe:
             "adamw", lr=3e-3, steps=600, segments=5, weight_decay=0.01, batch=16
         )
     )
+    own: Mapping[str, Preparation] = field(default_factory=dict)
     diffusion: Diffusion = field(default_factory=lambda: Diffusion(loss="weight"))
     network: Network = field(default_factory=lambda: Network("transformer", 64, 2, 4))
     meta: MetaConfig = field(
@@ -55,6 +58,10 @@ class AdapterRecipe:
     rows: bool = True
     text: bool = True
     seen: int = 32
+
+    def preparation(self, task: str) -> Preparation:
+        """How a task of that name is solved."""
+        return self.own.get(task, self.prepare)
 
 
 def named_recipe(name: str, base: AdapterRecipe) -> AdapterRecipe:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ltdi.adapters.collect import validation
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
-from ltdi.adapters.peers import average, complete, full_model, nearest
+from ltdi.adapters.peers import average, complete, full_model, nearest, task_adapters
 from ltdi.adapters.source import Source
 from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import (
@@ -34,13 +34,14 @@ from ltdi.recipe import Sampling
 from ltdi.weights import Normaliser
 
 GENERATED = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "anchored-regression", "hypernetwork")
-MADE = ("base", "soup", "nearest")
+MADE = ("base", "soup", "nearest", "zoo-search")
 FITTED = ("lora", "lora-support", "full-finetune")
 METHODS = (*GENERATED, *MADE, *FITTED)
 KINDS = {
     "lt-di": "ours",
     "hypernetwork": "peer",
-    **dict.fromkeys(("mv-di", "tw-di", "mv-di-matched", "anchored-regression", "base"), "control"),
+    **dict.fromkeys(("mv-di", "tw-di", "mv-di-matched", "anchored-regression"), "control"),
+    **dict.fromkeys(("base", "zoo-search"), "control"),
 }
 NOTES = {
     "lt-di": "trajectory diffusion over adapters, from support rows and a description",
@@ -49,6 +50,8 @@ NOTES = {
     "base": "the frozen base with a head fitted to the support",
     "soup": "average of the zoo's adapters, with a head fitted to the support",
     "nearest": "adapter of the known task whose rows are most alike",
+    "zoo-search": "what lt-di tries for an unseen task, with the zoo's own adapters: of each known "
+    "task, their average and the base, each with a fitted head; held-out support rows choose",
     "lora": "LoRA fitted to all training rows",
     "lora-support": "LoRA fitted to the support rows alone",
     "full-finetune": "all weights but word embeddings, fitted to all training rows",
@@ -62,6 +65,8 @@ class Setting:
 
     Attributes:
         name: Such as "sst-2" or "sst-2, unseen".
+        weights_of: Name of the setting whose weights are measured: its own, or that of another
+            which only measures them on other rows.
         task: Number of the task.
         source: The task.
         known: Tasks whose runs may be learnt from.
@@ -77,6 +82,17 @@ class Setting:
     pool: Tensor
     inputs: Tensor
     labels: Tensor
+    weights_of: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What is unseen of the task; nothing of one that is known as a whole."""
+        return self.name.partition(", ")[2]
+
+    @property
+    def piece(self) -> str:
+        """For names of files: what is fitted and generated."""
+        return (self.weights_of or self.name).replace(", ", "-").replace(" ", "-")
 
 
 @dataclass
@@ -108,9 +124,9 @@ class Bench:
     support: int
     full: Preparation
     few_steps: int
-    trunks: Callable[[int, int], tuple[Tensor, float]]
-    snapshots: Callable[[int, int], Tensor]
+    trunk: Callable[[int, int], tuple[Tensor, float]]
     sampling: dict[str, Sampling] = field(default_factory=dict)
+    heads: dict[str, str] = field(default_factory=dict)
     train_s: dict[str, list[float]] = field(default_factory=dict)
     generators: dict[Any, AdapterGenerator] = field(default_factory=dict)
     progress: Progress | None = None
@@ -182,41 +198,58 @@ class Bench:
     def make(self, method: str, setting: Setting, seed: int) -> Made:
         """Weights of one method."""
         if method == "lora":
-            return Made(*self.trunks(setting.task, seed))
+            theta, seconds = self.trunk(setting.task, seed)
+            return Made(theta[-1], seconds)
         if method == "full-finetune":
             return self._full(setting, seed)
-        support = self.support_of(setting, seed)
         if method == "lora-support":
-            return self._few(setting, support, seed)
+            return self._few(setting, self.support_of(setting, seed), seed)
+
+        def make() -> dict[str, Tensor]:
+            theta, seconds = self.weights(method, setting, seed)
+            return {"theta": theta, "seconds": torch.tensor(seconds)}
+
+        learnt = f"{self.mark}-" if method != "base" else ""
+        piece = self.kept(f"weights/{learnt}{setting.piece}-{method}-{seed}", make)
+        return Made(piece["theta"], float(piece["seconds"]))
+
+    def weights(self, method: str, setting: Setting, seed: int) -> tuple[Tensor, float]:
+        """From support rows alone: weights [n], and seconds."""
+        support = self.support_of(setting, seed)
+        if setting.task in setting.known:
+            support = replace(support, head=self.heads.get(method, support.head))
         host, outputs = self.host, setting.source.outputs
-        gen = self.generator(method, setting.known, seed) if method in GENERATED else None
+        adapter = host.adapter(outputs)
+        host.adapter(host.base.width)  # a template, made once in the life of a host
+        if method in GENERATED:
+            gen = self.generator(method, setting.known, seed)
+            start = time.perf_counter()
+            return gen.theta(support, seed=seed), time.perf_counter() - start
         known = self.known(setting.known)
+        spaces = self.spaces(known)
         start = time.perf_counter()
-        if gen is not None:
-            return Made(gen.theta(support, seed=seed), time.perf_counter() - start)
-        adapter, head = host.adapter(outputs), "fitted"
-        weights: dict[str, Tensor] = {}
+        tried: list[tuple[dict[str, Tensor], str]] = [({}, "fitted")]
         if method == "soup":
-            weights = average(known, self.spaces(known))
+            tried = [(average(known, spaces), "fitted")]
         elif method == "nearest":
             features = host.features(support.texts.texts)
-            weights, _ = nearest(
-                known, self.spaces(known), features, support.texts.targets, outputs
-            )
-            head = "auto"
-        found = host.refine(
-            complete(adapter, weights),
-            adapter.space,
-            host.inputs(support.texts.texts),
-            support.texts.targets,
-            head=head,
-        )
-        return Made(found.theta, time.perf_counter() - start)
+            near, _ = nearest(known, spaces, features, support.texts.targets, outputs)
+            tried = [(near, support.head)]
+        elif method == "zoo-search":
+            tried.append((average(known, spaces), "fitted"))
+            each = task_adapters(known, spaces, outputs)
+            tried += [(weights, support.head) for weights in each.values()]
+        inputs = host.inputs(support.texts.texts)
+        found = [
+            host.refine(complete(adapter, w), adapter.space, inputs, support.texts.targets, head=h)
+            for w, h in tried
+        ]
+        return min(found, key=lambda x: x.loss).theta, time.perf_counter() - start
 
     def _few(self, setting: Setting, support: TextSupport, seed: int) -> Made:
-        name = f"few-{setting.name.replace(', ', '-').replace(' ', '-')}-{seed}"
-        steps = self.few_steps
-        preparation = replace(self.recipe.prepare, steps=steps, segments=1)
+        name = f"few-{setting.piece}-{seed}"
+        prepare = self.recipe.preparation(setting.source.name)
+        preparation = replace(prepare, steps=self.few_steps, segments=1)
 
         def make() -> dict[str, Tensor]:
             rng = torch.Generator().manual_seed(self.seed + seed)
@@ -242,26 +275,62 @@ class Bench:
         theta = self.kept(name, make)["theta"].float()
         return Made(theta, self.kept.seconds[name], full=True)
 
-    def warm(self, setting: Setting, seed: int, preparation: Preparation) -> dict[str, Tensor]:
-        """Snapshots of LoRA that starts at our generated adapter: "theta" [k, n]."""
+    def again(
+        self, setting: Setting, start: str, seed: int, preparation: Preparation
+    ) -> dict[str, Tensor]:
+        """A short run of LoRA on all rows of a setting's pool.
+
+        Args:
+            setting: The task.
+            start: "lt-di" starts it at our generated adapter, "scratch" at θ_0, with the same
+                batches.
+            seed: Of batches, and of what is generated.
+            preparation: Of the run.
+
+        Returns:
+            Its "start" [n] and its snapshots "theta" [k, n].
+        """
         source = setting.source
 
         def make() -> dict[str, Tensor]:
-            start = self.make("lt-di", setting, seed).theta
             rng = torch.Generator().manual_seed(self.seed + 31 * seed + 1)
             adapter = self.host.adapter(source.outputs)
-            rows = setting.pool
-            found = fit_adapter(
-                adapter,
-                source.inputs[rows],
-                source.train.targets[rows],
-                preparation,
-                rng,
-                start=start,
-            )
-            return {"theta": found.theta, "start": start}
+            first = adapter.theta_0 if start == "scratch" else self.make(start, setting, seed).theta
+            inputs, targets = source.inputs[setting.pool], source.train.targets[setting.pool]
+            found = fit_adapter(adapter, inputs, targets, preparation, rng, start=first)
+            return {"theta": found.theta, "start": first}
 
-        return self.kept(f"warm/{self.mark}-{source.name}-{seed}", make)
+        learnt = "" if start == "scratch" else f"{self.mark}-"
+        return self.kept(f"again/{learnt}{setting.piece}-{start}-{seed}", make)
+
+
+# Seeds of the support that a head is chosen by.
+_HEAD_SEEDS = 2
+
+
+def choose_head(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:
+    """Whether a known task keeps the head that comes with its weights, by validation rows.
+
+    The other choice is "auto", which lets the support have a say. The mean metric over the tasks
+    decides, for each method apart.
+    """
+    heads = ("auto", "generated")
+
+    def make() -> dict[str, Tensor]:
+        found = []
+        for head in heads:
+            bench.heads[name] = head
+            scores = [
+                validation(bench.host, s.source, bench.weights(name, s, seed)[0])
+                for s in settings
+                for seed in range(_HEAD_SEEDS)
+            ]
+            found.append(scores)
+        return {"scores": torch.tensor(found, dtype=torch.float64)}
+
+    scores = bench.kept(f"head/{bench.mark}-{name}", make)["scores"].mean(1).tolist()
+    bench.heads[name] = heads[int(scores[1] >= scores[0])]
+    return dict(zip(heads, (round(s, 5) for s in scores), strict=True))
 
 
 def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:

@@ -11,6 +11,7 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.peers import average, complete, full_model, nearest
+from ltdi.adapters.runs import Runs
 from ltdi.adapters.source import Source
 from ltdi.adapters.training import (
     AdapterObjective,
@@ -39,6 +40,24 @@ def test_a_zoo_holds_every_run_and_goes_on(
         open_zoo(
             zoo.path, host, sources, {}, replace(RECIPE, prepare=replace(RECIPE.prepare, lr=1))
         )
+
+
+def test_a_task_may_be_solved_in_its_own_way(
+    host: LanguageHost, sources: list[Source], tmp_path: Path
+) -> None:
+    own = replace(RECIPE.prepare, steps=4)
+    recipe = replace(RECIPE, own={"tone": own, "other": own}, runs=Runs(trunks=1, branches=0))
+    assert recipe.preparation("tone") == own and recipe.preparation("amount") == recipe.prepare
+    some = sources[:1]
+    zoo = open_zoo(tmp_path / "zoo", host, some, {}, recipe)
+    assert list(zoo.about["own"]) == ["tone"] and zoo.about["own"]["tone"]["steps"] == 4
+    collect_runs(zoo, host, some, recipe)
+    rng = torch.Generator().manual_seed(1_000_003)
+    s = some[0]
+    alone = fit_adapter(host.adapter(2), s.inputs[s.fit], s.train.targets[s.fit], own, rng)
+    assert torch.equal(zoo.columns(zoo.entry("tone-trunk-0"))["theta"][0], alone.theta)
+    with pytest.raises(MismatchError, match="own"):
+        open_zoo(tmp_path / "zoo", host, some, {}, replace(recipe, own={"tone": RECIPE.prepare}))
 
 
 def test_a_fit_that_failed_is_left_out(zoo: Zoo, host: LanguageHost) -> None:
@@ -157,6 +176,7 @@ def test_pieces_are_made_once(tmp_path: Path) -> None:
     assert torch.equal(kept("a/b", make)["x"], torch.arange(3))
     later = Kept(tmp_path / "work", {"lr": 1})
     assert torch.equal(later("a/b", make)["x"], torch.arange(3)) and len(made) == 1
+    assert kept.peak_mb == pytest.approx(later.peak_mb, abs=1) and later.peak_mb > 10
     assert later.seconds["a/b"] == pytest.approx(kept.seconds["a/b"], abs=1e-3)
     with pytest.raises(MismatchError, match="lr = 1, now 2"):
         Kept(tmp_path / "work", {"lr": 2})

@@ -4,13 +4,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import ltdi
+from ltdi.adapters.kept import Kept
 from ltdi.cli import main
 from ltdi.errors import InputError
 from ltdi.generator import AdapterGenerator
 from ltdi.report.table import Result
-from ltdi.tracks import TRACKS, llm
+from ltdi.tracks import TRACKS, adapted, llm, llm_trial
+from ltdi.tracks.llm_presets import DEV, SETTINGS, UNSEEN, settings_of
 from tests.lora.conftest import libraries, offline
 
 __all__ = ["libraries", "offline"]
@@ -29,7 +32,7 @@ def tiny() -> pytest.MonkeyPatch:
     )
     full = replace(p.full, steps=2)
     small = replace(p, recipe=recipe, full=full, dev=40, warm_steps=5, few_steps=2)
-    patch.setattr(llm, "RESAMPLES", 10)
+    patch.setattr(llm_trial, "RESAMPLES", 10)
     patch.setitem(llm.PRESETS, "smoke", small)  # type: ignore[arg-type]
     yield patch
     patch.undo()
@@ -50,11 +53,12 @@ def test_every_method_has_a_row_in_every_setting(outcome: llm.LlmOutcome) -> Non
     rows = outcome.result.rows
     for task in ("tone", "same", "amount"):
         found = {r.method for r in rows if r.dataset == task}
-        assert found == set(llm.ALL_METHODS) - {"lora-support"}
-        unseen = {r.method for r in rows if r.dataset == f"{task}, unseen"}
-        assert unseen == set(llm.ALL_METHODS) - {"lora", "full-finetune"}
+        assert found == set(llm.ALL_METHODS) - {"lora-support", "zoo-search"}
+        for kind in ("unseen", "unseen, dev rows"):
+            unseen = {r.method for r in rows if r.dataset == f"{task}, {kind}"}
+            assert unseen == set(llm.ALL_METHODS) - {"lora", "full-finetune"}
     means = {r.dataset for r in rows if r.metric == "score"}
-    assert {"mean of 3", "mean of 3, unseen"} <= means
+    assert {"mean of 3", "mean of 3, unseen", "mean of 3, unseen, dev rows"} <= means
     assert {r.kind for r in rows if r.method == "lt-di"} == {"ours"}
     metrics = {r.dataset: r.metric for r in rows if r.method == "lora"}
     assert metrics["amount"] == "spearman" and metrics["tone"] == "accuracy"
@@ -67,7 +71,9 @@ def test_the_result_is_json_and_says_what_was_compared(outcome: llm.LlmOutcome) 
     assert set(s["speed"]) == {"tone", "same", "amount"}
     assert all(v["ratio"] > 0 and v["of"] == 1 for v in s["speed"].values())
     warm = s["warm start"]["tone"]
-    assert list(warm["warm"]) == ["0", "1", "2", "3", "4", "5"]
+    assert list(warm["warm"]) == list(warm["short"]) == ["0", "1", "2", "3", "4", "5"]
+    assert set(s["chosen"]["lt-di"]["heads"]) == {"auto", "generated"}
+    assert s["peak MB"] >= max(r["peak_mb"] for r in data["rows"]) - 1
     assert s["paired"]["tone"]["lora"]["ci95"] >= 0
 
 
@@ -82,6 +88,41 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(
     assert [p.stat().st_mtime_ns for p in pieces] == times
     for a, b in zip(first.result.rows, second.result.rows, strict=True):
         assert (a.method, a.dataset, a.mean, a.ci95) == (b.method, b.dataset, b.mean, b.ci95)
+
+
+def test_unseen_tasks_are_measured_on_rows_that_nothing_else_uses(
+    outcome: llm.LlmOutcome,
+) -> None:
+    shared = outcome.bench
+    places = settings_of(shared.sources, SETTINGS, llm.PRESETS["smoke"])
+    for held in (p for p in places if p.kind == UNSEEN):
+        s = held.source
+        used = torch.cat([held.pool, s.valid, s.unseen])
+        rest = torch.tensor(sorted(set(range(len(s.train))) - set(used.tolist())))
+        assert len(rest) == len(held.labels) == 40 and held.task not in held.known
+        labels = s.train.select(rest).labels
+        assert labels is not None and torch.equal(labels.sort()[0], held.labels.sort()[0])
+        (dev,) = (p for p in places if p.kind == DEV and p.task == held.task)
+        assert dev.piece == held.piece and torch.equal(dev.pool, held.pool)
+        # The same weights, on other rows.
+        a, b = (shared.make("zoo-search", p, 0).theta for p in (held, dev))
+        assert torch.equal(a, b)
+
+
+def test_a_head_is_chosen_for_known_tasks_by_validation_rows(
+    outcome: llm.LlmOutcome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = replace(outcome.bench, kept=Kept(None, {}), heads={})
+    place = settings_of(shared.sources, ("known",), llm.PRESETS["smoke"])[0]
+    for better in ("auto", "generated"):
+
+        def score(*_: object, better: str = better) -> float:
+            return float(shared.heads["nearest"] == better)
+
+        monkeypatch.setattr(adapted, "validation", score)
+        shared.kept = Kept(None, {})
+        found = adapted.choose_head(shared, "nearest", [place])
+        assert shared.heads["nearest"] == better and found[better] == 1.0
 
 
 def test_it_publishes_a_generator(outcome: llm.LlmOutcome, tmp_path: Path) -> None:

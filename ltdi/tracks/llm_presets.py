@@ -1,0 +1,158 @@
+"""Presets of the llm track, and the settings that its tasks are measured in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from ltdi.adapters.runs import Runs
+from ltdi.adapters.source import Source
+from ltdi.adapters.training import AdapterRecipe
+from ltdi.collect import Preparation
+from ltdi.data.text import rules
+from ltdi.errors import InputError
+from ltdi.meta import MetaConfig
+from ltdi.recipe import Diffusion, Network
+from ltdi.tracks.adapted import Setting
+
+GLUE = ("sst-2", "cola", "mrpc", "sts-b", "rte", "qnli")
+RULES = tuple(f"rule:{name}" for name in rules.TASKS)
+SETTINGS = ("known", "unseen", "slices")
+# How `Setting.kind` calls them; unseen tasks are measured on two kinds of rows.
+UNSEEN, DEV, SLICE = "unseen", "unseen, dev rows", "unseen slice"
+KINDS_OF = ("", UNSEEN, DEV, SLICE)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What is spent.
+
+    Attributes:
+        base: Base model.
+        tasks: Text tasks.
+        recipe: Of `lt-di`; controls change one idea of it.
+        rows: Most training rows of a task.
+        dev: Most dev rows.
+        held: Training rows that unseen tasks are measured on: in no support, no fit and no choice
+            that has to do with them.
+        valid: Validation rows.
+        support: Support rows.
+        full: Full fine-tuning.
+        full_seeds: Seeds of full fine-tuning.
+        control_seeds: Seeds of generated controls and peers on what is unseen.
+        warm_steps: Steps of LoRA that starts at a generated adapter, and of its control that starts
+            from scratch; 0 leaves that out.
+        warm_seeds: Seeds of that.
+        few_steps: Steps of LoRA on the support rows.
+    """
+
+    base: str
+    tasks: tuple[str, ...]
+    recipe: AdapterRecipe
+    rows: int = 8000
+    dev: int = 1050
+    held: int = 420
+    valid: int = 400
+    support: int = 128
+    full: Preparation = field(
+        default_factory=lambda: Preparation(
+            "adamw", lr=1e-4, steps=400, segments=1, weight_decay=0.01, batch=16
+        )
+    )
+    full_seeds: int = 1
+    control_seeds: int = 3
+    warm_steps: int = 300
+    warm_seeds: int = 3
+    few_steps: int = 30
+
+
+_STANDARD = AdapterRecipe(runs=Runs(trunks=3, branches=3))
+_TINY = Preparation("adamw", lr=2e-2, steps=30, segments=5, weight_decay=0.01, batch=16)
+PRESETS = {
+    "smoke": Preset(
+        "tiny",
+        RULES,
+        replace(
+            _STANDARD,
+            runs=Runs(trunks=1, branches=3, shared=0.6),
+            prepare=_TINY,
+            diffusion=Diffusion(steps=5, loss="weight"),
+            network=Network("transformer", 32, 1, 2),
+            meta=MetaConfig(iterations=20, meta_batch=2, tasks=4, warmup=2, ema=0.8),
+            rank=8,
+        ),
+        dev=100,
+        held=40,
+        valid=50,
+        support=32,
+        full=replace(_TINY, lr=2e-3, segments=1),
+        warm_steps=15,
+        few_steps=10,
+    ),
+    "short": Preset(
+        "minilm",
+        ("sst-2", "cola", "mrpc"),
+        replace(
+            _STANDARD,
+            runs=Runs(trunks=1, branches=2),
+            prepare=replace(_STANDARD.prepare, steps=200),
+        ),
+        rows=4000,
+        dev=500,
+        valid=200,
+        warm_steps=100,
+    ),
+    "standard": Preset("minilm", GLUE, _STANDARD),
+    "paper": Preset(
+        "roberta-base",
+        GLUE,
+        replace(
+            _STANDARD,
+            runs=Runs(trunks=8, branches=64),
+            prepare=replace(_STANDARD.prepare, steps=5000, lr=5e-4, batch=32),
+            meta=replace(_STANDARD.meta, iterations=6000),
+        ),
+        rows=100_000,
+        dev=10_000,
+        full=Preparation("adamw", lr=2e-5, steps=5000, weight_decay=0.01, batch=32, segments=1),
+        full_seeds=3,
+        warm_steps=2500,
+    ),
+}
+
+
+def settings_of(sources: Sequence[Source], wanted: Sequence[str], p: Preset) -> list[Setting]:
+    """What is measured: known tasks, then unseen ones on both kinds of rows, then unseen slices.
+
+    Raises:
+        InputError: If a dev part has no labels.
+    """
+    out: dict[str, list[Setting]] = {kind: [] for kind in KINDS_OF}
+    everything = tuple(range(len(sources)))
+    for task, s in enumerate(sources):
+        labels = s.dev.labels
+        if labels is None:
+            raise InputError(f"the dev part of {s.name} has no labels", where="--tasks")
+        if "known" in wanted:
+            out[""].append(Setting(s.name, task, s, everything, s.fit, s.dev_inputs, labels))
+        if "unseen" in wanted:
+            others = tuple(t for t in everything if t != task)
+            name, cut = f"{s.name}, {UNSEEN}", len(s.fit) - min(p.held, len(s.fit) // 3)
+            pool, half = s.fit[:cut], slice(None, max(100, p.dev // 5 * 2))
+            held = s.inputs[s.fit[cut:]], _labels(s, s.fit[cut:])
+            out[UNSEEN].append(Setting(name, task, s, others, pool, *held))
+            dev = s.dev_inputs[half], labels[half]
+            out[DEV].append(Setting(f"{s.name}, {DEV}", task, s, others, pool, *dev, name))
+        if "slices" in wanted and len(s.unseen) >= p.support:
+            pool, test = s.unseen[::2], s.unseen[1::2]
+            own = s.inputs[test], _labels(s, test)
+            out[SLICE].append(Setting(f"{s.name}, {SLICE}", task, s, everything, pool, *own))
+    return [place for places in out.values() for place in places]
+
+
+def _labels(source: Source, rows: Tensor) -> Tensor:
+    labels = source.train.select(rows).labels
+    assert labels is not None
+    return labels
