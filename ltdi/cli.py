@@ -81,6 +81,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 RESUMABLE = ("collect", "train")
+_EXAMPLES = "examples:"
 
 
 class Parser(jsonargparse.ArgumentParser):
@@ -97,6 +98,15 @@ class Parser(jsonargparse.ArgumentParser):
             f"error: {explain(message, option_names(self), choices_of(self))}", markup=False
         )
         sys.exit(2)
+
+
+class HelpLines(jsonargparse.DefaultHelpFormatter):
+    """Help in which every example keeps its line, so that it can be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(_EXAMPLES):
+            return "\n".join(indent + line for line in text.splitlines())
+        return super()._fill_text(text, width, indent)
 
 
 def explain(message: str, known: Sequence[str], choices: Collection[str] = ()) -> str:
@@ -171,6 +181,8 @@ def make_parser() -> Parser:
         prog="ltdi",
         description="Generate neural-network weights for unseen tasks, without gradients.",
         epilog="Start with: ltdi demo",
+        # Subcommands take it from here.
+        formatter_class=HelpLines,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ltdi {version()}")
@@ -206,8 +218,7 @@ def make_parser() -> Parser:
 def _command_parser(function: Callable[..., object], examples: Sequence[str]) -> Parser:
     return Parser(
         description=(function.__doc__ or "").split("\n\n")[0],
-        epilog="\n  ".join(["examples:", *examples]),
-        formatter_class=jsonargparse.DefaultHelpFormatter,
+        epilog="\n  ".join([_EXAMPLES, *examples]),
         allow_abbrev=False,
     )
 
