@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltdi.errors import InputError
-from ltdi.evaluate import negative_log_likelihood
+from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import ImageGenerator
 from ltdi.parts import EQUIVARIANT, chain_end
 from ltdi.recipe import Recipe, Sampling
@@ -98,7 +98,10 @@ def choose_among(
     for (end, steps, strength, _), nll in scores.items():
         name = f"end {end:.2f}, {steps} steps, strength {strength}"
         named[name] = min(round(nll, 6), named.get(name, math.inf))
-    end, steps, strength, sharpness = best
+    end, steps, strength, _ = best
+    plain: dict[str, Any] = {"end": end, "steps": steps, "strength": strength, "sharpness": 1.0}
+    # Candidates are compared on a grid; the temperature of the best is exact, like the peers'.
+    sharpness = calibrate(*(judge(weights(**plain)) for weights, judge in trials))
     chosen = replace(recipe.sampling, end=end, steps=steps, strength=strength, sharpness=sharpness)
     return chosen, named
 

@@ -29,6 +29,7 @@ PRESET = replace(
     STROKES["standard"],
     backbone=ProtoTraining(iterations=500),
     rotations=False,
+    wiggle=False,
     recipe=PHOTOS["standard"].recipe,
     peer_iterations=300,
 )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.errors import InputError
+from ltdi.errors import DivergedError, InputError
 from ltdi.tasks import Episodes, FeatureBank
 from ltdi.weights import head_logits
 
@@ -72,6 +74,38 @@ def query_logits(theta: Tensor, query: Tensor) -> Tensor:
     way, count = query.shape[1:3]
     logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, (way, count))
     return logits
+
+
+def calibrate(*logits: Tensor) -> float:
+    """Inverse temperature s that minimises the likelihood loss of `s * logits`.
+
+    The loss is convex in s, so its slope is bisected. The targets are smoothed by one
+    pseudo-observation (Platt, 1999), which keeps s finite where every query is right.
+
+    Args:
+        *logits: [E, way, Q, way] on validation episodes; several kinds of episodes count the same.
+
+    Raises:
+        DivergedError: If a logit is not finite.
+    """
+    sets, aim = [], 0.0
+    for given in logits:
+        flat = given.double() - given.double().mean(-1, keepdim=True)
+        if not bool(flat.isfinite().all()):
+            raise DivergedError("logits on validation episodes are not finite", where="calibration")
+        way, own = flat.shape[-1], flat.diagonal(dim1=1, dim2=3).mean()
+        flat = flat.reshape(-1, way)
+        # Centred logits have mean zero, so the uniform part of a smoothed target adds nothing.
+        aim += float(own) * (1 - way / (len(flat) + way))
+        sets.append(flat)
+    low, high = math.log(1e-6), math.log(1e6)
+    unit = max(max(float(flat.std()) for flat in sets), 1e-12)
+    for _ in range(40):
+        middle = (low + high) / 2
+        s = math.exp(middle) / unit
+        found = sum(float((F.softmax(s * flat, -1) * flat).sum(-1).mean()) for flat in sets)
+        low, high = (middle, high) if found < aim else (low, middle)
+    return math.exp((low + high) / 2) / unit
 
 
 @dataclass(frozen=True)

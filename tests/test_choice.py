@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltdi.choice import choose_among
+from ltdi.choice import Trial, choose_among
+from ltdi.evaluate import negative_log_likelihood
 from ltdi.recipe import Network, Recipe
 
 RECIPE = Recipe(network=Network(kind="transformer"))
@@ -42,3 +43,30 @@ def test_patience_takes_the_lowest_loss():
     assert sampling.steps == 10
     both, _ = choose_among([trial(0.05, 0.0), trial(-0.5, 0.0)], RECIPE)
     assert both.steps != 10
+
+
+def test_the_temperature_is_the_best_one_not_the_nearest_candidate():
+    """Two kinds of tasks, both over-confident by a factor that lies between two candidates."""
+    rng = torch.Generator().manual_seed(0)
+    factor = 1 / 1.04
+
+    def judged(queries: int) -> Trial:
+        logits = torch.randn(EPISODES, WAY, queries, WAY, generator=rng)
+        uniform = torch.rand(logits.shape, generator=rng).clamp_min(1e-9)
+        label = (factor * logits - (-uniform.log()).log()).argmax(-1, keepdim=True)
+        # Classes are turned until the label of a query is its own.
+        own = torch.arange(WAY).view(1, -1, 1, 1)
+        turned = logits.gather(-1, (torch.arange(WAY) + label - own) % WAY)
+        return lambda strength, sharpness, **_: torch.full((EPISODES, 1), sharpness), (
+            lambda theta: theta.view(-1, 1, 1, 1) * turned
+        )
+
+    trials = [judged(20), judged(30)]
+    found, _ = choose_among(trials, RECIPE)
+
+    def nll(sharpness: float) -> float:
+        theta = torch.full((EPISODES, 1), sharpness)
+        return sum(float(negative_log_likelihood(judge(theta)).mean()) for _, judge in trials)
+
+    least = min((0.5 * 1.005**i for i in range(280)), key=nll)
+    assert found.sharpness == pytest.approx(least, rel=0.01)

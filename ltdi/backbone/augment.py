@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,16 @@ from torch import Tensor
 
 from ltdi.errors import InputError, unknown
 
+# Maps from output to input positions, in half sides; see `wiggle`.
+_STEP, _COS, _SIN = 2 / 28, math.cos(0.12), math.sin(0.12)
+_WIGGLES = torch.tensor(
+    [
+        *([[1.0, 0.0, x], [0.0, 1.0, y]] for x, y in ((_STEP, 0.0), (-_STEP, 0.0))),
+        *([[1.0, 0.0, x], [0.0, 1.0, y]] for x, y in ((0.0, _STEP), (0.0, -_STEP))),
+        *([[_COS, -s, 0.0], [s, _COS, 0.0]] for s in (_SIN, -_SIN)),
+        *([[s, 0.0, 0.0], [0.0, s, 0.0]] for s in (1.1, 0.92)),
+    ]
+)
 MIXES = ("none", "mixup", "cutmix")
 
 
@@ -133,6 +144,15 @@ def distort(x: Tensor, strength: float, rng: torch.Generator) -> Tensor:
         torch.stack([sin, cos * stretch[:, 1], shift[:, 1]], -1),
     ]
     return _warp(x, torch.stack(rows, 1))
+
+
+def wiggle(x: Tensor) -> list[Tensor]:
+    """Images [n, channels, size, size] as they are, and in eight views that differ a little.
+
+    They are shifted by 1/28 of the side in each direction, turned by 0.12 rad either way, and
+    seen a tenth smaller and larger.
+    """
+    return [x, *(_warp(x, view.expand(len(x), -1, -1)) for view in _WIGGLES)]
 
 
 def _warp(x: Tensor, affine: Tensor, outside: str = "zeros") -> Tensor:

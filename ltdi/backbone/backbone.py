@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ltdi.backbone.augment import wiggle
 from ltdi.backbone.conv import ConvNet
 from ltdi.backbone.features import FeatureMap, FeatureMapping, MappedNet, mapped_config
 from ltdi.backbone.precision import autocast
@@ -80,14 +81,16 @@ class Backbone(nn.Module):
         for start in range(0, max(1, len(images)), size):
             x = self.transform(images[start : start + size], first=start)
             with autocast(self.precision if precision == "auto" else precision):
-                parts.append(self._views(x.contiguous(memory_format=torch.channels_last)))
+                parts.append(self._views(x))
         return torch.cat(parts)
 
     def _views(self, x: Tensor) -> Tensor:
-        # A map is of the mean of both views, as when it was fitted.
+        # A map is of the mean of all views, as when it was fitted.
         net = self.net.net if isinstance(self.net, MappedNet) else self.net
-        z: Tensor = net(x).float()
-        z = (z + net(x.flip(-1)).float()) / 2 if self.transform.flip else z
+        views = wiggle(x) if self.transform.wiggle else [x]
+        views += [view.flip(-1) for view in views] if self.transform.flip else []
+        total = sum(net(v.contiguous(memory_format=torch.channels_last)).float() for v in views)
+        z: Tensor = total / len(views)
         return self.net.map(z) if isinstance(self.net, MappedNet) else z
 
     def bank(

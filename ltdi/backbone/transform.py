@@ -13,7 +13,7 @@ from ltdi.errors import InputError, unknown
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 # Fields that the first files did not have: at these values they are left out of `fields`.
-_LATER: dict[str, Any] = {"interpolation": "bilinear", "flip": False}
+_LATER: dict[str, Any] = {"interpolation": "bilinear", "flip": False, "wiggle": False}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class InputTransform:
         interpolation: "bilinear" or "bicubic", how images of another size are resized; both are
             antialiased, and bicubic is clamped to the range of pixels.
         flip: Whether an image is seen twice, as it is and mirrored, and its features averaged.
+        wiggle: Whether it is seen in eight further views that differ a little, likewise; see
+            `ltdi.backbone.augment.wiggle`.
     """
 
     size: int = 28
@@ -39,6 +41,7 @@ class InputTransform:
     std: tuple[float, ...] = (1.0,)
     interpolation: str = "bilinear"
     flip: bool = False
+    wiggle: bool = False
 
     def __post_init__(self) -> None:
         if self.size < 1:

@@ -15,7 +15,6 @@ from ltdi.baselines.simpleshot import SimpleShot
 from ltdi.baselines.tuning import (
     Batch,
     accuracy,
-    calibrate,
     choose,
     cross_entropy,
     validation_episodes,
@@ -56,7 +55,6 @@ __all__ = [
     "Reptile",
     "SimpleShot",
     "accuracy",
-    "calibrate",
     "choose",
     "cross_entropy",
     "fitted",

@@ -18,10 +18,11 @@ from torch import Tensor
 from ltdi.baselines.domains import DomainMethod, Sources, aligned
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory
 from ltdi.baselines.method import Budget, Progress
-from ltdi.baselines.tuning import calibrate, choose, cross_entropy, score
+from ltdi.baselines.tuning import choose, cross_entropy, score
 from ltdi.crossdomain import Domain
 from ltdi.domain import labels_of
 from ltdi.errors import InputError
+from ltdi.evaluate import calibrate
 from ltdi.tasks import Episodes
 
 T = TypeVar("T")

@@ -13,14 +13,8 @@ from ltdi.baselines.inner import Adam, Weights, linear, trajectory, zero_head
 from ltdi.baselines.method import Budget, Method, Progress, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Reduction, Scaling, scalings
-from ltdi.baselines.tuning import (
-    Batch,
-    calibrate,
-    choose,
-    cross_entropy,
-    score,
-    validation_episodes,
-)
+from ltdi.baselines.tuning import Batch, choose, cross_entropy, score, validation_episodes
+from ltdi.evaluate import calibrate
 from ltdi.tasks import FeatureBank
 from ltdi.weights import prototype_head
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from ltdi.baselines.inner import Weights, linear
 from ltdi.baselines.method import Budget, Method, Progress, fitted
 from ltdi.baselines.scaling import Scaling, scalings
-from ltdi.baselines.tuning import calibrate, choose, score, validation_episodes
+from ltdi.baselines.tuning import choose, score, validation_episodes
+from ltdi.evaluate import calibrate
 from ltdi.tasks import FeatureBank
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)

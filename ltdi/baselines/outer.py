@@ -14,16 +14,9 @@ from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget, Method, Progress, fitted
 from ltdi.baselines.scaling import Reduction
-from ltdi.baselines.tuning import (
-    Batch,
-    calibrate,
-    choose,
-    cross_entropy,
-    draw,
-    score,
-    validation_episodes,
-)
+from ltdi.baselines.tuning import Batch, choose, cross_entropy, draw, score, validation_episodes
 from ltdi.errors import DivergedError
+from ltdi.evaluate import calibrate
 from ltdi.tasks import FeatureBank
 
 _CHECKS = 20

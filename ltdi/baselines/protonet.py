@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ltdi.baselines.method import Budget, Method, Progress
-from ltdi.baselines.tuning import calibrate, validation_episodes
+from ltdi.baselines.tuning import validation_episodes
+from ltdi.evaluate import calibrate
 from ltdi.tasks import FeatureBank
 
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from ltdi.baselines.method import Budget, Method, Progress, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Scaling
-from ltdi.baselines.tuning import calibrate, choose, score, validation_episodes
+from ltdi.baselines.tuning import choose, score, validation_episodes
+from ltdi.evaluate import calibrate
 from ltdi.tasks import FeatureBank
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.baselines.method import Budget
@@ -86,35 +85,6 @@ def choose(candidates: Iterable[T], score: Callable[[T], float]) -> T:
     if best is None:
         raise DivergedError("no candidate has a finite score", where="choice on validation")
     return best[0]
-
-
-def calibrate(logits: Tensor) -> float:
-    """Inverse temperature s that minimises the likelihood loss of `s * logits`.
-
-    The loss is convex in s, so its slope is bisected. The targets are smoothed by one
-    pseudo-observation (Platt, 1999), which keeps s finite where every query is right.
-
-    Args:
-        logits: [E, way, Q, way] on validation episodes.
-
-    Raises:
-        DivergedError: If a logit is not finite.
-    """
-    way = logits.shape[-1]
-    flat = logits.double() - logits.double().mean(-1, keepdim=True)
-    if not bool(flat.isfinite().all()):
-        raise DivergedError("logits on validation episodes are not finite", where="calibration")
-    own = flat.gather(-1, _labels(flat).expand(flat.shape[:-1])[..., None])
-    flat, aim = flat.reshape(-1, way), float(own.mean())
-    # Centred logits have mean zero, so the uniform part of a smoothed target adds nothing.
-    aim *= 1 - way / (len(flat) + way)
-    low, high = math.log(1e-6), math.log(1e6)
-    unit = max(float(flat.std()), 1e-12)
-    for _ in range(40):
-        middle = (low + high) / 2
-        given = (F.softmax(math.exp(middle) / unit * flat, -1) * flat).sum(-1).mean()
-        low, high = (middle, high) if float(given) < aim else (low, middle)
-    return math.exp((low + high) / 2) / unit
 
 
 def _labels(logits: Tensor) -> Tensor:

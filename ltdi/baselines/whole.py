@@ -19,7 +19,8 @@ from torch.func import grad, vmap
 
 from ltdi.anchor import SharedAnchor
 from ltdi.baselines.method import Budget, Method, Progress, fitted
-from ltdi.baselines.tuning import accuracy, calibrate, choose, draw, validation_episodes
+from ltdi.baselines.tuning import accuracy, choose, draw, validation_episodes
+from ltdi.evaluate import calibrate
 from ltdi.nets import Initial, NetHost
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace

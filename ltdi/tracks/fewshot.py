@@ -134,7 +134,9 @@ def _backbone(
             return train_backbone(seen, plan, transform=strokes, progress=step)
         return train_classifier_backbone(seen, plan, progress=step)
 
-    return (train() if cache is None else cached_backbone(seen, plan, cache, train)), held
+    trained = train() if cache is None else cached_backbone(seen, plan, cache, train)
+    transform = replace(trained.transform, wiggle=preset.wiggle)
+    return Backbone(trained.net, transform, trained.config), held
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
-from ltdi.evaluate import negative_log_likelihood, query_logits
+from ltdi.evaluate import calibrate, negative_log_likelihood, query_logits
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator, tuned
 from ltdi.recipe import Recipe, named_recipe
@@ -188,31 +188,24 @@ class Ensemble(Method):
         for steps in (s for s in (1, 5) if s <= total):
             for temperature in (0.5, 1.0):
                 self.steps, self.temperature = steps, temperature
-                raw = self._logits(support, query)
-                for sharpness in _SHARPNESS:
-                    nll = negative_log_likelihood(_mean_probability(sharpness * raw)).mean()
-                    scores[steps, temperature, sharpness] = float(nll)
+                logits = self._logits(support, query)
+                sharpness = calibrate(logits)
+                nll = negative_log_likelihood(sharpness * logits).mean()
+                scores[steps, temperature, sharpness] = float(nll)
         self.steps, self.temperature, self.sharpness = min(scores, key=lambda key: scores[key])
 
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`."""
-        return _mean_probability(self.sharpness * self._logits(support, query))
+        return self.sharpness * self._logits(support, query)
 
     def _logits(self, support: Tensor, query: Tensor) -> Tensor:
-        """[samples, E, way, Q, way]."""
+        """[E, way, Q, way] logarithm of the mean over samples of the probability."""
         generator = fitted(self.single.generator, self)
         heads = generator.draws(
             support, samples=self.samples, temperature=self.temperature, steps=self.steps, end=1.0
         )
-        return torch.stack([query_logits(theta, query) for theta in heads])
-
-
-def _mean_probability(logits: Tensor) -> Tensor:
-    """Logarithm of the mean over samples [samples, ...] of the softmax."""
-    return logits.log_softmax(-1).logsumexp(0) - math.log(len(logits))
-
-
-_SHARPNESS = tuple(1.1**i for i in range(-4, 12))
+        each = torch.stack([query_logits(theta, query).log_softmax(-1) for theta in heads])
+        return each.logsumexp(0) - math.log(len(each))
 
 
 class AnchorOnly(Method):

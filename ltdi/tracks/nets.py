@@ -17,7 +17,7 @@ from torch import Tensor
 from ltdi.backbone import InputTransform
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
 from ltdi.baselines.tuning import accuracy as episode_accuracy
-from ltdi.baselines.tuning import calibrate, choose
+from ltdi.baselines.tuning import choose
 from ltdi.baselines.whole import (
     STEPS,
     MamlLearner,
@@ -29,7 +29,7 @@ from ltdi.baselines.whole import (
 )
 from ltdi.data import ImageSet
 from ltdi.errors import unknown
-from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
+from ltdi.evaluate import Scores, calibrate, latency_ms, paired, score, summarise
 from ltdi.generator import NetGenerator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.nets import Initial, InitialTraining, NetConfig, NetHost, learn_initial

@@ -22,6 +22,8 @@ class Preset:
         mapping: What is done to features (`FeatureMapping`); None leaves them as they are.
         held_out: Share of the training classes that a trained backbone does not see and that the
             generator and the meta-learned peers are trained on (design section 3, point 9).
+        wiggle: Whether features of a backbone trained here are means over slightly changed views;
+            see `InputTransform`.
         rotations: Whether rotated characters are classes of their own.
         recipe: Of `lt-di`; controls change one idea of it.
         peer_iterations: Outer iterations of meta-trained peers.
@@ -37,6 +39,7 @@ class Preset:
     channels: int = 1
     mapping: FeatureMapping | None = None
     held_out: float = 0.3
+    wiggle: bool = False
     rotations: bool = False
     valid_episodes: int = 200
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdi.backbone import CONFIG, WEIGHTS, Backbone, InputTransform
+from ltdi.backbone.augment import wiggle
 from ltdi.data import ImageSet
 from ltdi.errors import DamagedFileError, InputError, MismatchError
 
@@ -80,6 +81,23 @@ def test_both_views_count_the_same() -> None:
     torch.testing.assert_close(two.features(even), one.features(even), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+def test_wiggled_views_count_the_same_and_bear_a_shift_better(flip: bool) -> None:
+    x = torch.zeros(6, 1, 28, 28)
+    x[..., 6:22, 6:22] = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    one, many = conv(), conv(wiggle=True, flip=flip)
+    views = wiggle(many.transform(x))
+    assert len(views) == 9 and all(v.shape == x.shape for v in views)
+    views += [v.flip(-1) for v in views] if flip else []
+    each = [one.features(v) for v in views]
+    torch.testing.assert_close(many.features(x), sum(each) / len(each), rtol=0.01, atol=0.02)
+    # A view is a copy moved by one pixel: of most features it changes less than half as much.
+    torch.testing.assert_close(views[1], x.roll(-1, -1), rtol=0, atol=1e-4)
+    moved = x.roll(-1, -1)
+    drift = [(b.features(moved) - b.features(x)).square().mean() for b in (many, one)]
+    assert float(drift[0]) < 0.5 * float(drift[1])
+
+
 def test_a_net_that_low_precision_harms_is_spared_it() -> None:
     x = pixels(5, 1, 28, 28)
     net = conv()
@@ -110,21 +128,21 @@ def test_the_fingerprint_sees_weights_buffers_and_transform() -> None:
 
 
 def test_a_fingerprint_of_the_first_format_still_holds() -> None:
-    """Taken before the transform had `interpolation` and `flip`."""
+    """Taken before the transform had `interpolation`, `flip` and `wiggle`."""
     state = {"w": torch.arange(4.0)}
     net = nn.ParameterDict(state)
     old = Backbone(net, InputTransform(20, 3, "keep", (0.5,) * 3, (0.2,) * 3), {"kind": "none"})
     assert old.fingerprint == "b4e7bea7dcb8b378d2942b1d51ede04f"
     marks = {old.fingerprint}
-    for change in ({"flip": True}, {"interpolation": "bicubic"}):
+    for change in ({"flip": True}, {"interpolation": "bicubic"}, {"wiggle": True}):
         marks.add(Backbone(net, replace(old.transform, **change), old.config).fingerprint)
-    assert len(marks) == 3
+    assert len(marks) == 4
 
 
 def test_a_file_of_the_first_format_is_read(tmp_path: Path) -> None:
     conv().save(tmp_path)
     about = json.loads((tmp_path / CONFIG).read_text())
-    for name in ("interpolation", "flip"):
+    for name in ("interpolation", "flip", "wiggle"):
         del about["transform"][name]
     (tmp_path / CONFIG).write_text(json.dumps(about))
     assert Backbone.load(tmp_path).transform == InputTransform()

@@ -19,7 +19,6 @@ from ltdi.baselines import (
     MetaBaseline,
     ProtoNet,
     accuracy,
-    calibrate,
     choose,
     cross_entropy,
     validation_episodes,
@@ -31,6 +30,7 @@ from ltdi.baselines.reptile import Reptile
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import score
 from ltdi.errors import DivergedError
+from ltdi.evaluate import calibrate
 from ltdi.weights import prototype_head
 
 from .conftest import drawn
