@@ -28,6 +28,7 @@ METHODS = ("lt-di", "anchor", "protonet", "simpleshot", "linear-probe", "finetun
 PRESET = replace(
     STROKES["standard"],
     backbone=ProtoTraining(iterations=500),
+    held_out=0.3,
     rotations=False,
     wiggle=False,
     recipe=PHOTOS["standard"].recipe,

@@ -2,7 +2,7 @@
 
 from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
 from ltdi.denoiser.domain import DomainDenoiser, DomainGuide
-from ltdi.denoiser.equivariant import EquivariantDenoiser
+from ltdi.denoiser.equivariant import EquivariantDenoiser, Pace
 from ltdi.denoiser.naming import NamedCode, NamingDenoiser
 from ltdi.denoiser.rows import Descent, Opening, RowDenoiser
 from ltdi.denoiser.transformer import TokenTransformer
@@ -19,6 +19,7 @@ __all__ = [
     "NamingDenoiser",
     "Network",
     "Opening",
+    "Pace",
     "RowDenoiser",
     "TokenTransformer",
     "UNet1d",

@@ -11,7 +11,7 @@ chain of several steps is a learned optimiser.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,7 @@ from ltdi.denoiser.conditional import Guide
 from ltdi.denoiser.transformer import Block, time_features
 from ltdi.weights import WeightSpace, head_logits
 
+Pace = list[tuple[Tensor, ...]]
 _OWN, _FILTERS, _SCALARS = 3, 3, 6
 # Outputs of a fresh network of this size are a fraction of the anchor.
 _STEP = 0.3
@@ -122,10 +123,30 @@ class EquivariantDenoiser(nn.Module):
         """Normalised residual [B, n] to the anchor; see `ConditionalDenoiser.forward`."""
         return self.denoise(x, t, self.encode(support, mask), space, guide)
 
+    def pace(self, t: Tensor, signal: Tensor, stage: Tensor, way: int) -> Pace:
+        """What the blocks are told: of the step, and of how many classes there are.
+
+        Args:
+            t: [B] diffusion steps.
+            signal: [B] see `Guide`.
+            stage: [B] likewise.
+            way: Classes of the tasks.
+        """
+        place = torch.stack([signal, stage, torch.full_like(stage, way).log()], -1)
+        time = time_features(t, self.steps, self.read.out_features).to(place)
+        context = self.of_time(torch.cat([time, place], -1))
+        return [cast(Block, block).pace(context) for block in self.blocks]
+
     def denoise(
-        self, x: Tensor, t: Tensor, code: Support, space: WeightSpace, guide: Guide
+        self,
+        x: Tensor,
+        t: Tensor,
+        code: Support,
+        space: WeightSpace,
+        guide: Guide,
+        pace: Pace | None = None,
     ) -> Tensor:
-        """See `Network.denoise`."""
+        """See `Network.denoise`; `pace` is that of the step, where it is known already."""
         way, width = code.mean.shape[1:]
         unit = torch.cat([self.unit[:1].expand(width), self.unit[1:]])
         rows = (way, width + 1)
@@ -140,13 +161,9 @@ class EquivariantDenoiser(nn.Module):
         belief = shrinkage(guide.between, code.count)
         filters = torch.stack([torch.ones_like(belief), belief, belief.square()], 2)
         h = self.read(self.facts(vectors, filters, scalars))
-        place = torch.stack(
-            [guide.signal, guide.stage, torch.full_like(guide.stage, way).log()], -1
-        )
-        time = time_features(t, self.steps, h.shape[-1]).to(h)
-        context = self.of_time(torch.cat([time, place], -1))
-        for block in self.blocks:
-            h = block(h, context)
+        pace = self.pace(t, guide.signal, guide.stage, way) if pace is None else pace
+        for block, told in zip(self.blocks, pace, strict=True):
+            h = cast(Block, block).run(h, told)
         out = self.write(F.layer_norm(h, h.shape[-1:]))
         size = start[..., :-1].square().mean((1, 2), keepdim=True).sqrt()
         amount = _STEP * out[..., :-2].unflatten(-1, (_FILTERS, self.vectors))

@@ -35,19 +35,27 @@ class Block(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
 
+    def pace(self, context: Tensor) -> tuple[Tensor, ...]:
+        """Shifts, scales and gates [B, 1, width] that a context [B, width] stands for."""
+        out: Tensor = self.modulation(F.silu(context)).unsqueeze(1)
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = out.chunk(6, -1)
+        return shift_a, 1 + scale_a, 1 + gate_a, shift_m, 1 + scale_m, 1 + gate_m
+
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """Tokens [B, N, width], context [B, width] -> [B, N, width]."""
-        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (
-            self.modulation(F.silu(context)).unsqueeze(1).chunk(6, -1)
-        )
-        h = F.layer_norm(x, x.shape[-1:]) * (1 + scale_a) + shift_a
+        return self.run(x, self.pace(context))
+
+    def run(self, x: Tensor, pace: tuple[Tensor, ...]) -> Tensor:
+        """The same, given `pace` of the context."""
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = pace
+        h = F.layer_norm(x, x.shape[-1:]) * scale_a + shift_a
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         # Written out: under vmap the fused kernel would fall back to a loop over base learners.
         attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
         h = (attention @ v).transpose(1, 2).flatten(-2)
-        x = x + (1 + gate_a) * self.out(h)
-        h = F.layer_norm(x, x.shape[-1:]) * (1 + scale_m) + shift_m
-        out: Tensor = x + (1 + gate_m) * self.mlp(h)
+        x = x + gate_a * self.out(h)
+        h = F.layer_norm(x, x.shape[-1:]) * scale_m + shift_m
+        out: Tensor = x + gate_m * self.mlp(h)
         return out
 
 

@@ -122,17 +122,21 @@ def sample(
     for t, s in pairwise(times):
         now = torch.tensor(t)
         last = schedule.segment_end(now, segments) if segments > 1 else torch.tensor(total)
-        a_t = schedule.alpha_bar_local(now, last).to(x)
-        a_s = schedule.alpha_bar_local(torch.tensor(s), last).to(x)
         output = denoise(x, now.expand(len(x)).to(x.device))
-        if prediction == "eps" and (segments > 1 or total < schedule.steps):
-            a_global = schedule.alpha_bar[t].to(x)
-            output = output * ((1 - a_t) / (1 - a_global)).sqrt()
-        x0, eps = to_x0_eps(output, x, a_t, prediction)
-        xi = torch.zeros_like(x)
-        if sampler == "ddpm" and temperature > 0:
-            xi = temperature * torch.randn(x.shape, generator=rng).to(x)
-        x = SAMPLERS[sampler](x0, eps, a_t, a_s, xi)
+        if prediction == "x0" and s == int(last):
+            # A chain ends on x0, whatever the sampler.
+            x = x0 = output
+        else:
+            a_t = schedule.alpha_bar_local(now, last).to(x)
+            a_s = schedule.alpha_bar_local(torch.tensor(s), last).to(x)
+            if prediction == "eps" and (segments > 1 or total < schedule.steps):
+                a_global = schedule.alpha_bar[t].to(x)
+                output = output * ((1 - a_t) / (1 - a_global)).sqrt()
+            x0, eps = to_x0_eps(output, x, a_t, prediction)
+            xi = torch.zeros_like(x)
+            if sampler == "ddpm" and temperature > 0:
+                xi = temperature * torch.randn(x.shape, generator=rng).to(x)
+            x = SAMPLERS[sampler](x0, eps, a_t, a_s, xi)
         if callback is not None:
             callback(s, x, x0)
     return x

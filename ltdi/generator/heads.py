@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from ltdi.anchor import Anchor, make_empty_anchor
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.data import ImageSet
-from ltdi.denoiser import Guide
+from ltdi.denoiser import EquivariantDenoiser, Guide, Pace
 from ltdi.denoiser import Network as Denoiser
 from ltdi.errors import InputError, MismatchError
 from ltdi.generator.base import View, Weights, repeat
 from ltdi.generator.images import ImageGenerator
-from ltdi.parts import Groups, Host, build_network
+from ltdi.parts import Groups, Host, Parts, build_network
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, head_logits
@@ -28,6 +28,10 @@ class HeadGenerator(ImageGenerator):
     """
 
     kind: ClassVar[str] = "head"
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(parts)
+        self._paces: dict[tuple[int, float, float, int], Pace] = {}
 
     @classmethod
     def build(
@@ -85,9 +89,20 @@ class HeadGenerator(ImageGenerator):
         between = frame.between.expand(len(start), -1)
 
         def denoise(x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
-            return network.denoise(x, t, code, space, Guide(start, between, signal, stage))
+            guide = Guide(start, between, signal, stage)
+            if isinstance(network, EquivariantDenoiser):
+                return network.denoise(x, t, code, space, guide, self._pace(network, t, guide))
+            return network.denoise(x, t, code, space, guide)
 
         return View(space, start, denoise, frame.leave)
+
+    def _pace(self, network: EquivariantDenoiser, t: Tensor, guide: Guide) -> Pace:
+        """What a network makes of a step that all tasks are at: worked out once."""
+        way = guide.anchor.shape[1] // (guide.between.shape[1] + 1)
+        key = (int(t[0]), float(guide.signal[0]), float(guide.stage[0]), way)
+        if key not in self._paces:
+            self._paces[key] = network.pace(t[:1], guide.signal[:1], guide.stage[:1], way)
+        return self._paces[key]
 
     def classify(self, head: Weights, images: Tensor) -> Tensor:
         """Class probabilities [n, way] of images under a generated head."""

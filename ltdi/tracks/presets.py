@@ -78,11 +78,23 @@ def _both_ways(recipe: Recipe) -> Recipe:
 STROKES = {
     "smoke": Preset(ProtoTraining(iterations=110, classes=48), _SMOKE, 15, 600, valid_episodes=40),
     "standard": Preset(
-        ProtoTraining(iterations=4800), _both_ways(_STANDARD), 1500, 1000, rotations=True
+        ProtoTraining(iterations=8000, classes=128, images=2),
+        _both_ways(_STANDARD),
+        1500,
+        1000,
+        held_out=0.15,
+        wiggle=True,
+        rotations=True,
     ),
     # The paper's meta-training budget; for a GPU, or a night.
     "paper": Preset(
-        ProtoTraining(iterations=20_000), _both_ways(_PAPER), 6000, 10_000, rotations=True
+        ProtoTraining(iterations=20_000, classes=128, images=2),
+        _both_ways(_PAPER),
+        6000,
+        10_000,
+        held_out=0.15,
+        wiggle=True,
+        rotations=True,
     ),
 }
 

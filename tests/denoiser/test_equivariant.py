@@ -110,6 +110,19 @@ def test_padding_under_the_mask_is_no_sample(padding: float) -> None:
     torch.testing.assert_close(predict(net, padded), predict(net, e))
 
 
+def test_a_pace_that_all_tasks_share_may_be_worked_out_once() -> None:
+    net, e = network(), example()
+    space = head_space(e.support.shape[-1], 4)
+    step = torch.full((3,), 7)
+    guide = replace(e.guide, signal=torch.full((3,), 0.4).double(), stage=torch.ones(3).double())
+    once = net.pace(step[:1], guide.signal[:1], guide.stage[:1], 4)
+    code = net.encode(e.support, e.mask)
+    wanted = net.denoise(e.x, step, code, space, guide)
+    torch.testing.assert_close(net.denoise(e.x, step, code, space, guide, once), wanted)
+    other = net.denoise(e.x, step + 1, code, space, guide)
+    assert not torch.allclose(other, wanted, rtol=1e-3)
+
+
 def block_rotation(sizes: tuple[int, ...], seed: int) -> Tensor:
     """Orthogonal, and mixing only coordinates of one block."""
     rng = torch.Generator().manual_seed(seed)
