@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from ltdi.backbone import Backbone
 from ltdi.commands.adapters import evaluate_adapter
@@ -14,11 +14,9 @@ from ltdi.commands.common import ERR, OUT, check_domain, check_target, needed
 from ltdi.crossdomain import split_domain
 from ltdi.data import folder
 from ltdi.data.text import Columns
-from ltdi.errors import MismatchError
-from ltdi.evaluate import latency_of_tasks, paired, query_logits, score_tasks, summarise
-from ltdi.files import (
-    claim_file,
-)
+from ltdi.errors import InputError, MismatchError
+from ltdi.evaluate import latency_of_tasks, query_logits, score_tasks
+from ltdi.files import claim_file
 from ltdi.generator import (
     AdapterGenerator,
     DomainHeadGenerator,
@@ -26,11 +24,11 @@ from ltdi.generator import (
     HeadGenerator,
     ImageGenerator,
 )
-from ltdi.memory import peak_mb
 from ltdi.progress import bars
-from ltdi.report.table import Result, Row, show
-from ltdi.tasks import Episodes
+from ltdi.report.table import Result, show
+from ltdi.tasks import Episodes, FeatureBank
 from ltdi.tracks.episodes import check_counts
+from ltdi.tracks.measured import leads, scored
 from ltdi.weights import head_space, prototype_head
 
 
@@ -85,54 +83,113 @@ def evaluate(
     """
     check_counts(shot=shot, query=query, episodes=episodes)
     file = claim_file(json, "result") if json else None
-    loaded = Generator.from_pretrained(generator)
-    check_target(loaded, target)
+    gen = Generator.from_pretrained(generator)
+    check_target(gen, target)
     given = {"steps": steps, "temperature": temperature, "samples": samples}
     options: dict[str, Any] = {k: v for k, v in given.items() if v is not None}
-    if isinstance(loaded, AdapterGenerator):
+    if isinstance(gen, AdapterGenerator):
         name = needed(task, "--task", "a GLUE task such as sst-2, or a file of labelled texts")
         result = evaluate_adapter(
-            loaded, name, data_dir, columns, description, rows=support, seed=seed, options=options
+            gen, name, data_dir, columns, description, rows=support, seed=seed, options=options
         )
-        show(result, OUT)
-        if file:
-            result.write_json(file)
-        return
-    assert isinstance(loaded, ImageGenerator)
-    gen = loaded
-    folder_dir = needed(data_dir, "--data-dir", "a folder or zip of <class>/<image>")
-    if backbone is not None:
-        if not isinstance(gen, HeadGenerator):
-            raise MismatchError("a generator of whole nets has no backbone", where="--backbone")
-        gen.check_backbone(Backbone.load(Path(backbone)))
-    check_domain(gen, unlabelled=unlabelled, names=names)
+    elif isinstance(gen, ImageGenerator):
+        place = needed(data_dir, "--data-dir", "a folder or zip of <class>/<image>")
+        if backbone is not None:
+            _check_backbone(gen, Path(backbone))
+        check_domain(gen, unlabelled=unlabelled, names=names)
+        photos = _photos(gen, place, shot, unlabelled, names is not False, seed)
+        shape = _Shape(way, shot, _room(photos.bank, shot, query), episodes)
+        result = _on_episodes(gen, photos, shape, options, seed)
+    else:
+        raise InputError(
+            f"this generator ({gen.kind}) does not go by labelled samples, and only those that do "
+            "are measured here",
+            where="--generator",
+            fix="see `ltdi bench` for measures of its kind",
+        )
+    show(result, OUT)
+    if file:
+        result.write_json(file)
+
+
+def _check_backbone(gen: ImageGenerator, path: Path) -> None:
+    if not isinstance(gen, HeadGenerator):
+        raise MismatchError("a generator of whole nets has no backbone", where="--backbone")
+    gen.check_backbone(Backbone.load(path))
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """A folder of images as a generator sees it.
+
+    Attributes:
+        name: Of the folder.
+        bank: Its features, or its images for whole nets.
+        told: Further arguments of `weights` that are the same for every task.
+        known: [classes] their numbers for a generator that knows them by name.
+    """
+
+    name: str
+    bank: FeatureBank
+    told: dict[str, Any]
+    known: Tensor | None = None
+
+    def described(self, tasks: Episodes) -> dict[str, Any]:
+        """What `weights` is told of tasks beside their support."""
+        return (
+            self.told if self.known is None else {**self.told, "names": self.known[tasks.classes]}
+        )
+
+
+def _photos(
+    gen: ImageGenerator, place: str, shot: int, unlabelled: str | None, named: bool, seed: int
+) -> _Photos:
     t = gen.transform
-    images = folder.load(folder_dir, size=t.size, channels=t.channels, min_per_class=shot + 1)
+    images = folder.load(place, size=t.size, channels=t.channels, min_per_class=shot + 1)
     with bars(ERR) as progress:
         bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
-    told: dict[str, Any] = {}
-    known: torch.Tensor | None = None
-    if isinstance(gen, DomainHeadGenerator):
-        if unlabelled is None:
-            split = split_domain(images.name, bank, share=1 / 3, seed=seed)
-            bank, told["pool"] = split.bank, split.pool
-        else:
-            pool = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
-            told["pool"] = gen.embed(pool)
-        if names is not False:
-            known = gen.anchor.numbers(images.classes)
+    if not isinstance(gen, DomainHeadGenerator):
+        return _Photos(images.name, bank, {})
+    if unlabelled is None:
+        split = split_domain(images.name, bank, share=1 / 3, seed=seed)
+        bank, pool = split.bank, split.pool
+    else:
+        raw = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
+        pool = gen.embed(raw)
+    known = gen.anchor.numbers(images.classes) if named else None
+    return _Photos(images.name, bank, {"pool": pool}, known)
+
+
+def _room(bank: FeatureBank, shot: int, query: int) -> int:
+    """Query images per class that the smallest class has beside its support."""
     room = int(bank.offsets.diff().min()) - shot
     if room < query:
         ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
-        query = room
-    tasks = bank.episodes(way=way, shot=shot, query=query, episodes=episodes, seed=seed)
+    return min(room, query)
 
-    def ours(part: Episodes) -> torch.Tensor:
+
+@dataclass(frozen=True)
+class _Shape:
+    """Of the test episodes."""
+
+    way: int
+    shot: int
+    query: int
+    episodes: int
+
+
+def _on_episodes(
+    gen: ImageGenerator, photos: _Photos, shape: _Shape, options: dict[str, Any], seed: int
+) -> Result:
+    """The generator beside plain class means on the same episodes."""
+    bank = photos.bank
+    tasks = bank.episodes(**asdict(shape), seed=seed)
+
+    def ours(part: Episodes) -> Tensor:
         s, q = bank.features[part.support], bank.features[part.query]
-        named = told if known is None else {**told, "names": known[part.classes]}
-        return gen.query_logits(gen.weights(s, seed=seed, **named, **options), q)
+        return gen.query_logits(gen.weights(s, seed=seed, **photos.described(part), **options), q)
 
-    def prototypes(part: Episodes) -> torch.Tensor:
+    def prototypes(part: Episodes) -> Tensor:
         x = gen.features(bank.features[part.support])
         y = gen.features(bank.features[part.query])
         head = prototype_head(x.mean(2), 1.0)
@@ -141,34 +198,16 @@ def evaluate(
     rows, scores = [], {}
     for name, kind, predict in (("lt-di", "ours", ours), ("protonet", "peer", prototypes)):
         scores[name] = score_tasks(predict, tasks)
-        summary = summarise(scores[name].accuracy)
-        rows.append(
-            Row(
-                name,
-                kind,
-                "accuracy",
-                summary.mean,
-                summary.ci95,
-                episodes,
-                latency_of_tasks(predict, tasks),
-                0.0,
-                0.0,
-                peak_mb(),
-            )
-        )
-    difference = asdict(paired(scores["lt-di"].accuracy, scores["protonet"].accuracy))
+        rows.append(scored(name, kind, scores[name], latency_ms=latency_of_tasks(predict, tasks)))
     settings = {
-        "way": way,
-        "shot": shot,
-        "query": query,
-        "classes": len(images.classes),
+        "way": shape.way,
+        "shot": shape.shot,
+        "query": shape.query,
+        "classes": len(bank.classes),
         "generator": gen.revision,
         "sampling": asdict(gen.sampling(**options)),
-        "paired": {"protonet": difference},
+        "paired": leads(scores),
         "nll": float(scores["lt-di"].nll.mean()),
         "ece": scores["lt-di"].ece,
     }
-    result = Result("evaluate", images.name, "none", seed, settings, rows)
-    show(result, OUT)
-    if file:
-        result.write_json(file)
+    return Result("evaluate", photos.name, "none", seed, settings, rows)

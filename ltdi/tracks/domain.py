@@ -34,8 +34,8 @@ from ltdi.collect import Preparation
 from ltdi.crossdomain import Domain, split_domain
 from ltdi.data import ImageSet, domains, glyphs
 from ltdi.errors import InputError, unknown
-from ltdi.evaluate import Scores, latency_of_tasks, paired, score_tasks, summarise
-from ltdi.memory import peak_mb, reset_peak
+from ltdi.evaluate import Scores, latency_of_tasks, score_tasks
+from ltdi.memory import reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Diffusion, Network, Recipe, Tasks
 from ltdi.report.table import Result, Row
@@ -47,6 +47,7 @@ from ltdi.tracks.domain_methods import (
     publish,
 )
 from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
+from ltdi.tracks.measured import leads, metrics_of, scored
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
@@ -134,15 +135,8 @@ class Outcome:
         for domain, methods in self.methods.items():
             ours = methods.get("lt-di")
             if isinstance(ours, GeneratedForDomain):
-                metrics = {
-                    f"{row.dataset}, {row.method}": {
-                        "mean": row.mean,
-                        "ci95": row.ci95,
-                        "episodes": row.episodes,
-                    }
-                    for row in self.result.rows
-                    if row.kind != "control" and f"/{domain} " in (row.dataset or "")
-                }
+                own = [r for r in self.result.rows if f"/{domain} " in (r.dataset or "")]
+                metrics = metrics_of(own, lambda row: row.dataset or "")
                 known = f"{self.result.dataset} without {domain}"
                 publish(ours, path / f"generator-{domain}", metrics, known)
 
@@ -360,11 +354,7 @@ class Run:
 
     def paired(self) -> dict[str, dict[str, float]]:
         """lt-di minus every other method, on the same episodes."""
-        if "lt-di" not in self.scores:
-            return {}
-        ours = self.scores["lt-di"].accuracy
-        found = {n: paired(ours, s.accuracy) for n, s in self.scores.items() if n != "lt-di"}
-        return {n: {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)} for n, d in found.items()}
+        return leads(self.scores)
 
 
 def _run(
@@ -392,23 +382,16 @@ def _run(
             return method.predict(support, query, part.classes, test.pool)
 
         scores[name] = score_tasks(predict, tasks)
-        latency = latency_of_tasks(predict, tasks)
-        summary = summarise(scores[name].accuracy)
-        rows.append(
-            Row(
-                name,
-                kind_of(name),
-                "accuracy",
-                summary.mean,
-                summary.ci95,
-                summary.episodes,
-                latency,
-                method.prepare_s,
-                train_s,
-                peak_mb(),
-                title,
-            )
+        row = scored(
+            name,
+            kind_of(name),
+            scores[name],
+            latency_ms=latency_of_tasks(predict, tasks),
+            prepare_s=method.prepare_s,
+            train_s=train_s,
+            dataset=title,
         )
+        rows.append(row)
         log({"event": "method", **asdict(rows[-1])})
     made = {n: m for n, m in methods.items() if isinstance(m, GeneratedForDomain) and m.generator}
     anchor = {}

@@ -26,14 +26,15 @@ from ltdi.backbone import (
 from ltdi.baselines import PEERS, Budget, Method
 from ltdi.data import ImageSet, fetch
 from ltdi.errors import InputError, unknown
-from ltdi.evaluate import Scores, latency_ms, paired, score, summarise
-from ltdi.memory import peak_mb, reset_peak
+from ltdi.evaluate import Scores, latency_ms, score
+from ltdi.memory import reset_peak
 from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks import nets
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread, shapes_of
 from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
+from ltdi.tracks.measured import leads, scored
 from ltdi.tracks.presets import NAMES, Preset, preset_of
 
 Progress = Callable[[str, int, int, str], None]
@@ -327,7 +328,7 @@ class Run:
                 for n, m in self.methods.items()
                 if isinstance(m, Generated) and m.generator
             },
-            "paired": _paired(self.scores),
+            "paired": leads(self.scores),
             "nll": {name: round(float(s.nll.mean()), 5) for name, s in self.scores.items()},
             "ece": {name: round(s.ece, 5) for name, s in self.scores.items()},
             "tasks_per_s": {
@@ -355,47 +356,18 @@ def _run(
         if isinstance(method, Generated | Ensemble):
             prepare_s, train_s = method.prepare_s, method.train_s
         scores[name] = score(method.predict, world.test, tests)
-        latency = latency_ms(method.predict, world.test, tests)
-        rows.append(_row(name, scores[name], latency, prepare_s, train_s, label))
+        row = scored(
+            name,
+            kind_of(name),
+            scores[name],
+            latency_ms=latency_ms(method.predict, world.test, tests),
+            prepare_s=prepare_s,
+            train_s=train_s,
+            dataset=label,
+        )
+        rows.append(row)
         # A run that is stopped has told what it measured so far.
         found = Run(label, {name: method}, scores, rows).measured()
         told = {key: value.get(name) for key, value in found.items()}
         log({"event": "method", **asdict(rows[-1]), **told})
     return Run(label, methods, scores, rows)
-
-
-def _row(
-    name: str,
-    scores: Scores,
-    latency: float,
-    prepare_s: float,
-    train_s: float,
-    label: str | None,
-) -> Row:
-    summary = summarise(scores.accuracy)
-    return Row(
-        name,
-        kind_of(name),
-        "accuracy",
-        summary.mean,
-        summary.ci95,
-        summary.episodes,
-        latency,
-        prepare_s,
-        train_s,
-        peak_mb(),
-        label,
-    )
-
-
-def _paired(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """lt-di minus every other method, on the same episodes."""
-    if "lt-di" not in scores:
-        return {}
-    ours = scores["lt-di"].accuracy
-    out = {}
-    for name, theirs in scores.items():
-        if name != "lt-di":
-            d = paired(ours, theirs.accuracy)
-            out[name] = {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)}
-    return out

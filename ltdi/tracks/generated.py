@@ -21,6 +21,7 @@ from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.table import Result
 from ltdi.tasks import FeatureBank
+from ltdi.tracks.measured import metrics_of
 from ltdi.weights import head_space
 
 Progress = Callable[[str, int, int, str], None]
@@ -129,20 +130,8 @@ class Generated(Method):
         """Save the generator with the metrics of a run in its card."""
         g = fitted(self.generator, self)
         one = f"{result.dataset} {result.settings['way']}w{result.settings['shot']}s"
-        metrics = {
-            f"{row.dataset or one}, {row.method}": {
-                "mean": row.mean,
-                "ci95": row.ci95,
-                "episodes": row.episodes,
-            }
-            for row in result.rows
-            if row.kind != "control"
-        }
-        about = {
-            **g.parts.about,
-            "data": result.dataset,
-            "metrics": metrics,
-        }
+        metrics = metrics_of(result.rows, lambda row: row.dataset or one)
+        about = {**g.parts.about, "data": result.dataset, "metrics": metrics}
         published = HeadGenerator(replace(g.parts, about=about))
         published.save(path)
         return published

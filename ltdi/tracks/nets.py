@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ltdi.backbone import InputTransform
-from ltdi.baselines import Budget, Method, fitted, validation_episodes
+from ltdi.baselines import Budget, fitted, validation_episodes
 from ltdi.baselines.tuning import accuracy as episode_accuracy
 from ltdi.baselines.tuning import choose
 from ltdi.baselines.whole import (
@@ -29,14 +29,15 @@ from ltdi.baselines.whole import (
 )
 from ltdi.data import ImageSet
 from ltdi.errors import unknown
-from ltdi.evaluate import Scores, calibrate, latency_ms, paired, score, summarise
+from ltdi.evaluate import Scores, calibrate, latency_ms, score
 from ltdi.generator import NetGenerator
-from ltdi.memory import peak_mb, reset_peak
+from ltdi.memory import reset_peak
 from ltdi.nets import Initial, InitialTraining, NetConfig, NetHost, learn_initial
 from ltdi.recipe import NET_RECIPE, RECIPES, Recipe, named_recipe
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread
+from ltdi.tracks.measured import leads, metrics_of, scored
 from ltdi.tracks.presets import preset_of
 from ltdi.whole import NetSet, image_bank, prepare_net_zoo, train_net_generator
 
@@ -311,15 +312,8 @@ class Outcome:
         if not isinstance(ours, GeneratedNet) or ours.generator is None:
             return
         s = self.result.settings
-        metrics = {
-            f"{self.result.dataset} {s['way']}-way {s['shot']}-shot, {row.method}": {
-                "mean": row.mean,
-                "ci95": row.ci95,
-                "episodes": row.episodes,
-            }
-            for row in self.result.rows
-            if row.kind != "control"
-        }
+        shape = f"{self.result.dataset} {s['way']}-way {s['shot']}-shot"
+        metrics = metrics_of(self.result.rows, lambda row: shape)
         parts = ours.generator.parts
         about = {**parts.about, "data": self.result.dataset, "metrics": metrics}
         NetGenerator(replace(parts, about=about)).save(path / "generator")
@@ -418,7 +412,15 @@ def bench(
             if isinstance(method, GeneratedNet | Refined):
                 prepare_s, train_s = method.prepare_s, method.train_s
             scores[name] = score(method.predict, world.test, tests)
-            rows.append(_row(name, method, scores[name], world, tests, prepare_s, train_s))
+            row = scored(
+                name,
+                kind_of(name),
+                scores[name],
+                latency_ms=latency_ms(method.predict, world.test, tests),
+                prepare_s=prepare_s,
+                train_s=train_s,
+            )
+            rows.append(row)
             log({"event": "method", **asdict(rows[-1])})
         # One after another, so that all are timed in the same minute.
         adapt = {name: adapt_ms(method, world.test, tests) for name, method in made.items()}
@@ -445,7 +447,7 @@ def bench(
                 if isinstance(m, GeneratedNet) and m.generator
             },
             "adapt_ms": {name: round(ms, 3) for name, ms in adapt.items()},
-            "paired": _paired(scores),
+            "paired": leads(scores),
             "nll": {name: round(float(s.nll.mean()), 5) for name, s in scores.items()},
             "ece": {name: round(s.ece, 5) for name, s in scores.items()},
             "tasks_per_s": {n: round(len(tests) / s.seconds, 1) for n, s in scores.items()},
@@ -481,40 +483,3 @@ def adapt_ms(method: NetMethod, bank: FeatureBank, episodes: Episodes, repeats: 
         method.adapt(support)
         times.append(time.perf_counter() - start)
     return 1000 * float(torch.tensor(times).median())
-
-
-def _row(
-    name: str,
-    method: Method,
-    scores: Scores,
-    world: NetWorld,
-    tests: Episodes,
-    prepare_s: float,
-    train_s: float,
-) -> Row:
-    s = summarise(scores.accuracy)
-    latency = latency_ms(method.predict, world.test, tests)
-    return Row(
-        name,
-        kind_of(name),
-        "accuracy",
-        s.mean,
-        s.ci95,
-        s.episodes,
-        latency,
-        prepare_s,
-        train_s,
-        peak_mb(),
-    )
-
-
-def _paired(scores: dict[str, Scores]) -> dict[str, dict[str, float]]:
-    """lt-di minus every other method, on the same episodes."""
-    if "lt-di" not in scores:
-        return {}
-    ours, out = scores["lt-di"].accuracy, {}
-    for name, theirs in scores.items():
-        if name != "lt-di":
-            d = paired(ours, theirs.accuracy)
-            out[name] = {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)}
-    return out

@@ -192,3 +192,6 @@ def test_the_command_goes_from_names_to_a_classifier(
         head.unlink(missing_ok=True)
         assert cli.main([*command, *more]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+    measure = ["evaluate", "--generator", str(path), "--data-dir", str(photos)]
+    assert cli.main(measure) == 2
+    assert "does not go by labelled samples" in " ".join(capsys.readouterr().err.split())
