@@ -80,6 +80,21 @@ class SharedAnchor(Anchor):
         return theta.expand(len(z), -1)
 
 
+class Centres(Anchor):
+    """Some fixed weights to start from; who generates says which."""
+
+    name = "centres"
+
+    def __init__(self, theta: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("theta", theta)
+        self.theta: Tensor
+
+    def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
+        """Weights [B, n] of the centres with numbers z [B]."""
+        return self.theta[z]
+
+
 class PrototypeAnchor(Anchor):
     """Nearest class mean (Snell et al., 2017) with a calibrated inverse temperature."""
 

@@ -7,12 +7,14 @@ meta-learned initialisation in the place of an anchor that depends on the suppor
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
@@ -41,6 +43,7 @@ from ltdi.zoo import Group, Zoo
 _AT_ONCE = 32
 _REFINEMENTS = 2
 _PROBES = 6
+_DOUBTS = (*(2.0**i for i in range(-3, 8)), math.inf)
 _INITIAL = "initial"
 # Strength of random affine distortions of what the network sees.
 _AUGMENT = 1.0
@@ -268,6 +271,7 @@ class NetObjective:
     ) -> None:
         self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
         self.host, self.anchor = data.host, data.anchor
+        self.doubt = float(network.doubt)
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
         self.see(data.groups)
 
@@ -323,6 +327,7 @@ class NetObjective:
             anchor,
             support,
             torch.ones(support.shape[:3], device=support.device),
+            doubt=self.doubt,
         )
         x, t, signal, stage = (batch[n] for n in ("x_t", "t", "signal", "stage"))
         frozen = {k: p.detach() for k, p in params.items()}
@@ -440,3 +445,36 @@ def standardise(network: RowDenoiser, data: NetSet, normaliser: Normaliser) -> N
         share = 1.0 if layer.per_class else 0.1
         rates[i] = share * initial.rate / scale[inside].square().median()
     network.standardise(sizes, rates)
+    network.doubt.fill_(fit_doubt(data))
+
+
+@torch.no_grad()
+def fit_doubt(data: NetSet, most: int = 64) -> float:
+    """The doubt whose heads, one step from the initialisation, fit the solved tasks' samples best.
+
+    Args:
+        data: Solved tasks; theta_0 has not seen their classes.
+        most: Tasks of each way and shot.
+    """
+    loss = torch.zeros(len(_DOUBTS))
+    for group in data.groups:
+        space, some = group.space, torch.arange(min(most, len(group)))
+        held = group.read(some, ("support", "query"))
+        theta_0 = data.anchor.local(some[:1], some[:1], space)[0]
+
+        def features(items: Tensor, theta: Tensor = theta_0, space: WeightSpace = space) -> Tensor:
+            parts = data.bank.features[items.flatten()].split(_AT_ONCE**2)
+            whole = torch.cat([data.host.features(theta, part, space) for part in parts])
+            return whole.view(*items.shape, -1)
+
+        own, query = features(held["support"]).mean(2), features(held["query"])
+        mean = own.mean(1, keepdim=True)
+        weight = data.initial.rate * (own - mean)
+        logits = query.flatten(1, 2) @ weight.mT
+        half = (weight * (own + mean) / 2).sum(-1).unsqueeze(1)
+        shot, way, asked = held["support"].shape[2], *query.shape[1:3]
+        label = torch.arange(way).repeat_interleave(asked).repeat(len(some))
+        for i, doubt in enumerate(_DOUBTS):
+            share = shot / (shot + doubt)
+            loss[i] += F.cross_entropy((logits - share * half).flatten(0, 1), label)
+    return _DOUBTS[int(loss.argmin())]

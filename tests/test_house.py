@@ -55,6 +55,7 @@ ROOMS = (
     "pipeline",
     "crossdomain",
     "whole",
+    "samples",
     "unseen",
     "baselines",
     "tracks",

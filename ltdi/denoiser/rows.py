@@ -19,8 +19,8 @@ from ltdi.weights import WeightSpace
 # Adam moves every entry of a matrix by its step size; from a start that is good already, many
 # entries together must not move far.
 _FINE = 0.03
-# A step from the network's own estimate, in units of the first one: that solves the support nearly.
-_LATER = 0.1
+# A step from the network's own estimate, in units of the first: that solves the support nearly.
+_LATER = 0.01
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,9 @@ class RowDenoiser(nn.Module):
     place. The output of a layer's rows is write(h) + a x_t + b estimate - s A gradient B, where h
     is the transformer's view of the token at the row's place. A and B are learned and start as the
     identity (class rows share a scalar in place of A), and a, b, s start as 0, 1 and the step size
-    of the initialisation, a tenth of it from the second step on: an untrained network is gradient
-    descent. Class rows carry no position, so permuting classes permutes them. In a space without
-    class rows, where nets are generated without a condition, a, b, s start as 1, 0, 0.
+    of the initialisation, a hundredth of it from the second step on: an untrained network is
+    gradient descent. Class rows carry no position, so permuting classes permutes them. In a space
+    without class rows, where nets are generated without a condition, a, b, s start as 1, 0, 0.
 
     Args:
         space: Weight space, at any way.
@@ -86,6 +86,9 @@ class RowDenoiser(nn.Module):
         # Typical size of a gradient's entries in each layer, in normalised units.
         self.register_buffer("size", torch.ones(count))
         self.size: Tensor
+        # See `ltdi.generator.nets.NetTask`.
+        self.register_buffer("doubt", torch.tensor(torch.inf))
+        self.doubt: Tensor
         self.read, self.write = nn.ModuleList(), nn.ModuleList()
         self.layer, self.place = nn.ParameterList(), nn.ParameterList()
         self.left, self.right = nn.ParameterList(), nn.ParameterList()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -106,8 +107,9 @@ class NetGenerator(ImageGenerator):
             self._starts[space.size] = theta, space.unflatten(theta[0])
         start, named = self._starts[space.size]
         anchor, (scale, _) = start.expand(len(grid), -1), self.unit(space)
-        task = NetTask(self.net, scale, space, anchor, grid, mask, copies, True, named)
         network = cast(RowDenoiser, self.parts.network)
+        doubt = float(network.doubt)
+        task = NetTask(self.net, scale, space, anchor, grid, mask, copies, doubt, True, named)
 
         def denoise(x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
             if task.estimate is not None or bool(x.any()):
@@ -157,6 +159,7 @@ class NetTask:
         grid: [B, way, shot, ...] transformed support.
         mask: [B, way, shot] 1 for real samples.
         copies: How many chains each task has.
+        doubt: How many samples of a class it takes to believe half of its mean's length.
         alone: See `NetHost.gradient`.
         named: The anchor's parameters by name, where they are known.
     """
@@ -170,14 +173,16 @@ class NetTask:
         grid: Tensor,
         mask: Tensor,
         copies: int = 1,
+        doubt: float = math.inf,
         alone: bool = False,
         named: Weights | None = None,
     ) -> None:
         self.named = named if named is not None else space.unflatten(anchor[0])
         self.host, self.space, self.scale = host, space, scale
         self.anchor, self.grid, self.mask = anchor, grid, mask
-        self.copies, self.alone = copies, alone
+        self.copies, self.doubt, self.alone = copies, doubt, alone
         self.estimate: Tensor | None = None
+        self.middle: Tensor | None = None
 
     def gradient(self) -> Tensor:
         """Of the support's loss, in normalised units [B, n], at the last estimate."""
@@ -200,10 +205,30 @@ class NetTask:
         z = self.host.below_head(self.named, self.grid.flatten(0, 2))
         z = F.pad(z, (0, 1), value=1.0).unflatten(0, (-1, way, shot))
         share = way * self.mask / self.mask.sum((1, 2), keepdim=True)
-        mean = (z * share.unsqueeze(-1)).sum(2)
-        rows = mean.mean(1, keepdim=True) - mean
-        head: Tensor = rows.flatten(1)
+        own = (z * share.unsqueeze(-1)).sum(2)
+        mean = own.mean(1, keepdim=True)
+        count = self.mask.sum(-1, keepdim=True)
+        self.middle = count / (count + self.doubt) * (own + mean)[..., :-1] / 2
+        head: Tensor = (mean - own).flatten(1)
         return head
+
+    def _between_means(self, theta: Tensor) -> Tensor:
+        """First estimate [B, n] whose class boundaries lie between the class means.
+
+        One step of gradient descent gives w_c = a (mu_c - m), from class means mu_c and their mean
+        m, and no bias, as if all means had one length. With b_c = -w_c (mu_c + m) / 2 logits are
+        zero half-way between m and mu_c, and the net is nearest class mean: up to what classes
+        share, it adds -a |mu_c|^2 / 2. Of few samples lengths say little: the share of b_c is
+        shot / (shot + doubt). It is linear in whatever rows the network has written.
+        """
+        assert self.middle is not None
+        rows = self.space.class_size
+        shape = (-1, self.middle.shape[1], self.middle.shape[2] + 1)
+        head, scale = theta[:, -rows:].view(shape), self.scale[-rows:].view(shape[1:])
+        weight, bias = head[..., :-1] * scale[:, :-1], head[..., -1]
+        bias = bias - (weight * repeat(self.middle, self.copies)).sum(-1) / scale[:, -1]
+        head = torch.cat([head[..., :-1], bias.unsqueeze(-1)], -1)
+        return torch.cat([theta[:, :-rows], head.flatten(1)], -1)
 
     def step(
         self, network: RowDenoiser, x: Tensor, t: Tensor, signal: Tensor, stage: Tensor
@@ -214,6 +239,8 @@ class NetTask:
         before = torch.zeros_like(x) if self.estimate is None else self.estimate
         guide = Descent(before, gradient, signal, stage, first)
         out: Tensor = network(x, t, guide, self.space)
+        if first:
+            out = self._between_means(out)
         self.estimate = out.detach()
         return out
 
@@ -221,7 +248,8 @@ class NetTask:
         """The first step from x_t = 0."""
         rows = self.space.class_size
         gradient = self._head_gradient() * self.scale[-rows:]
-        out: Tensor = network.begin(repeat(gradient, self.copies), opening, self.space)
+        out = network.begin(repeat(gradient, self.copies), opening, self.space)
+        out = self._between_means(out)
         self.estimate = out
         return out
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from ltdi.anchor import Anchor, SharedAnchor
+from ltdi.anchor import Anchor, Centres
 from ltdi.denoiser import Descent, RowDenoiser
 from ltdi.errors import InputError
 from ltdi.generator.base import Callback, Generator, View, Weights, repeat
@@ -15,14 +15,15 @@ from ltdi.generator.nets import build_rows
 from ltdi.nets import NetHost
 from ltdi.parts import Groups, Host
 from ltdi.recipe import Diffusion, Network
-from ltdi.weights import Normaliser, WeightSpace
+from ltdi.weights import WeightSpace
 
 
 class SampleGenerator(Generator):
     """Generates nets like those of a zoo of checkpoints, all of one task, from noise alone.
 
     There is nothing to be told about a task, so a support is a number: how many nets are wanted.
-    The rows of the head have an order here, as the task's classes have.
+    They start from the centres of the zoo's trainings in turn, the first of them by the seed. The
+    rows of the head have an order here, as the task's classes have.
     """
 
     kind: ClassVar[str] = "sample"
@@ -37,7 +38,7 @@ class SampleGenerator(Generator):
         diffusion: Diffusion,
     ) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
-        anchor = SharedAnchor(torch.zeros_like(groups["anchor"]["theta_0"]))
+        anchor = Centres(torch.zeros_like(groups["anchor"]["theta"]))
         return build_rows(space, shape, diffusion), anchor, NetHost.from_config(config["net"])
 
     def read(self, support: Any) -> int:
@@ -62,15 +63,23 @@ class SampleGenerator(Generator):
     ) -> Tensor:
         """Flat weights [count, n] of nets; `samples` are averaged."""
         chosen = self.sampling(**options)
+        which = self.origins(count, seed)
         drawn = self.chain(
-            lambda copies: self._view(count, copies), chosen, seed=seed, callback=callback
+            lambda copies: self._view(which, copies), chosen, seed=seed, callback=callback
         )
         return drawn.mean(0)
 
-    def _view(self, count: int, copies: int) -> View:
+    def origins(self, count: int, seed: int) -> Tensor:
+        """[count] number of the centre that each net is drawn around."""
+        anchor = self.parts.anchor
+        assert isinstance(anchor, Centres)
+        rng = torch.Generator().manual_seed(seed)
+        order = torch.randperm(len(anchor.theta), generator=rng)
+        return order[torch.arange(count) % len(order)]
+
+    def _view(self, which: Tensor, copies: int) -> View:
         space, network = self.parts.space, cast(RowDenoiser, self.parts.network)
-        nothing = torch.zeros(count)
-        start = repeat(self.parts.anchor.local(nothing, nothing, space), copies)
+        start = repeat(self.parts.anchor.local(which, which, space), copies)
         sampler = Unguided(network, space)
         return View(space, start, sampler.step)
 
@@ -107,9 +116,3 @@ def sample_space(host: NetHost, classes: int) -> WeightSpace:
     """All weights of a net for one task, whose classes have an order."""
     shapes = {p.name: p.shape for p in host.space(classes).params}
     return WeightSpace.from_shapes(shapes)
-
-
-def fit_samples(theta: Tensor, space: WeightSpace) -> tuple[Tensor, Normaliser]:
-    """The mean [n] of checkpoints theta [E, n], and the normaliser of what they differ by."""
-    mean = theta.mean(0)
-    return mean, Normaliser.fit(theta - mean, space, centre=False)

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltdi.baselines.samples import plain_samples
 from ltdi.data import ImageSet
 from ltdi.errors import InputError
 from ltdi.generator import Generator, SampleGenerator
 from ltdi.nets import NetConfig
+from ltdi.samples import Checkpoints, Trainings, chosen_sampler, collect_checkpoints, train_sampler
 from ltdi.tracks import checkpoints as track
 
 NET = NetConfig(1, 12, (4, 8), (5, 3), (2, 2))
@@ -20,7 +22,8 @@ RECIPE = replace(
     network=replace(track.PRESETS["smoke"].recipe.network, width=16, heads=2),
     meta=replace(track.PRESETS["smoke"].recipe.meta, iterations=6, tasks=4, warmup=1),
 )
-TINY = track.CheckpointPreset(NET, 2, 40, 4, 8, RECIPE, generated=5, tests=60)
+TRAININGS = Trainings(NET, 2, 40, 4, 8)
+TINY = track.CheckpointPreset(TRAININGS, RECIPE, generated=5, tests=60)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,8 @@ def parts(glyphs: dict[str, ImageSet]) -> dict[str, ImageSet]:
 
 
 @pytest.fixture(scope="module")
-def zoo(parts: dict[str, ImageSet]) -> track.Checkpoints:
-    return track.collect_checkpoints(parts, TINY, seed=0, progress=lambda *_: None)
+def zoo(parts: dict[str, ImageSet]) -> Checkpoints:
+    return collect_checkpoints(parts, TRAININGS, RECIPE, seed=0, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def outcome(parts: dict[str, ImageSet]) -> track.Outcome:
         return track.bench("glyphs", methods=methods, preset=TINY)
 
 
-def test_branches_go_on_from_the_end_of_their_training(zoo: track.Checkpoints):
+def test_branches_go_on_from_the_end_of_their_training(zoo: Checkpoints):
     assert zoo.theta.shape == (8, 4, zoo.space.size) and zoo.run.tolist() == [0] * 4 + [1] * 4
     own = torch.cdist(zoo.last, zoo.last)
     same = zoo.run[:, None] == zoo.run
@@ -61,10 +64,10 @@ def test_branches_go_on_from_the_end_of_their_training(zoo: track.Checkpoints):
     assert float(own[:4, :4].max()) > float(first)
 
 
-def test_plain_generators_are_what_they_say(zoo: track.Checkpoints):
+def test_plain_generators_are_what_they_say(zoo: Checkpoints):
     def made(name: str, count: int = 400) -> torch.Tensor:
         rng = torch.Generator().manual_seed(0)
-        return track.plain_samples(name, zoo, count, rng, 0.5)
+        return plain_samples(name, zoo, count, rng, 0.5)
 
     assert torch.allclose(made("average"), zoo.last.mean(0))
     own = torch.stack([zoo.last[:4].mean(0), zoo.last[4:].mean(0)])
@@ -72,6 +75,10 @@ def test_plain_generators_are_what_they_say(zoo: track.Checkpoints):
     assert float(apart.min(1).values.max()) < 1e-4
     gap = torch.cdist(made("noise"), zoo.last).min(1).values
     torch.testing.assert_close(gap, torch.full_like(gap, 0.5), rtol=0.02, atol=1e-3)
+    near = made("gaussian-run")
+    which = (near[:, None] - own).norm(dim=-1).argmin(1)
+    assert set(which.tolist()) == {0, 1}
+    torch.testing.assert_close((near - own[which]).std(0), zoo.spread(), rtol=0.3, atol=1e-3)
     gaussian = made("gaussian")
     torch.testing.assert_close(gaussian.std(0), zoo.last.std(0), rtol=0.3, atol=1e-3)
     full = made("gaussian-full")
@@ -80,16 +87,43 @@ def test_plain_generators_are_what_they_say(zoo: track.Checkpoints):
     torch.testing.assert_close(inside, full - zoo.last.mean(0), rtol=1e-2, atol=1e-3)
 
 
-def test_novelty_of_a_copy_is_none(zoo: track.Checkpoints):
-    assert float(track.nearest(zoo.last[:2], zoo).max()) < 1e-3
-    own = torch.arange(2)
-    away = track.nearest(zoo.last[:2], zoo, skip=own)
-    assert float(away.min()) > 0.01
-    labels = torch.tensor([0, 1, 2, 3])
-    guess = torch.tensor([[0, 0, 0, 3], [1, 1, 2, 0]])
-    iou = track.wrong_iou(guess, guess, labels)
-    assert iou.tolist() == [1, 1]
-    assert track.wrong_iou(guess, guess, labels, skip=own).tolist() == [0, 0]
+def test_nets_are_drawn_around_the_centres_of_all_trainings(zoo: Checkpoints):
+    made = train_sampler(zoo, RECIPE, lambda *_: None)
+    theta = made.draws(6, seed=3, temperature=0.3)
+    apart = torch.cdist(theta, zoo.centres())
+    assert apart.argmin(1).tolist() == made.origins(6, 3).tolist()
+    assert apart.argmin(1).bincount().tolist() == [3, 3]
+    assert float(apart.min(1).values.max()) < 0.5 * float(torch.cdist(*[zoo.centres()] * 2).max())
+    assert {int(made.origins(1, seed)) for seed in range(20)} == {0, 1}
+
+
+def test_the_temperature_is_the_highest_that_is_as_good_as_the_checkpoints(
+    zoo: Checkpoints, monkeypatch: pytest.MonkeyPatch
+):
+    made = train_sampler(zoo, RECIPE, lambda *_: None)
+    right = dict(zip((1.0, 0.7, 0.5, 0.3), (0.4, 0.6, 0.9, 0.8), strict=True))
+
+    class Known(SampleGenerator):
+        def draws(self, count: int, **options: float) -> float:
+            return right[options["temperature"]]
+
+    images = zoo.validation()[0]
+    told = {id(zoo.last): 0.5}
+
+    def predicted(theta: object, *_: object) -> torch.Tensor:
+        value = theta if isinstance(theta, float) else told[bar]
+        return torch.where(torch.arange(1000) < 1000 * value, 0, 1)
+
+    bar = id(zoo.last)
+    monkeypatch.setattr(Checkpoints, "last", property(lambda _: "checkpoints"))
+    monkeypatch.setattr("ltdi.samples.predictions", predicted)
+    monkeypatch.setattr(
+        Checkpoints, "validation", lambda _: (images, torch.zeros(1000, dtype=torch.long))
+    )
+    assert chosen_sampler(Known(made.parts), zoo, None)[0].parts.sampling.temperature == 0.7
+    told[bar] = 0.95
+    assert chosen_sampler(Known(made.parts), zoo, None)[0].parts.sampling.temperature == 0.5
+    assert chosen_sampler(Known(made.parts), zoo, 1.0)[0].parts.sampling.temperature == 1.0
 
 
 def test_rows_and_novelty(outcome: track.Outcome, tmp_path: Path):

@@ -86,6 +86,33 @@ def test_the_gradient_at_the_anchor_is_the_general_one(net_gen: NetGenerator):
     torch.testing.assert_close(task.gradient(), expected, rtol=1e-4, atol=1e-7)
 
 
+@torch.no_grad()
+def test_without_doubt_an_untrained_generator_is_nearest_class_mean(
+    net_gen: NetGenerator, task: Task
+):
+    p = net_gen.parts
+    network = build_rows(p.space, p.shape, p.diffusion)
+    network.standardise(torch.ones(len(p.space.layers)), torch.full((len(p.space.layers),), 0.1))
+    network.doubt.zero_()
+    plain = NetGenerator(replace(p, network=network))
+    grid = plain.transform(task[0]).unflatten(0, (1, 3, 2))
+    z = plain.features(grid)[0]
+    mean = z.mean(1)
+    logits = plain.query_logits(plain.weights(grid), grid)[0].flatten(0, 1)
+    nearest = -torch.cdist(z.flatten(0, 1), mean).square()
+
+    def centred(t: Tensor) -> Tensor:
+        return t - t.mean(-1, keepdim=True)
+
+    ratio = centred(logits) / centred(nearest)
+    torch.testing.assert_close(ratio, torch.full_like(ratio, float(ratio[0, 0])), rtol=2e-3, atol=0)
+    assert float(ratio[0, 0]) > 0
+    # In full doubt the lengths of the means play no part: every class has the same bias.
+    network.doubt.fill_(torch.inf)
+    biases = NetGenerator(replace(p, network=network)).generate(task)["head.bias"]
+    torch.testing.assert_close(biases, torch.zeros_like(biases), atol=1e-4, rtol=0)
+
+
 def test_noise_makes_samples_and_their_absence_makes_none(net_gen: NetGenerator, task: Task):
     sure = net_gen.generate(task, seed=1)
     close(sure, net_gen.generate(task, seed=2), atol=0)

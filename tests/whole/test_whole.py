@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltdi.denoiser import RowDenoiser
 from ltdi.errors import MismatchError
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
@@ -17,6 +18,7 @@ from ltdi.weights import Normaliser, head_space
 from ltdi.whole import (
     NetObjective,
     NetSet,
+    fit_doubt,
     initial_of,
     prepare_net_zoo,
     train_net_generator,
@@ -120,3 +122,9 @@ def test_normalised_residuals_have_unit_size(net_zoo: Zoo, net_gen: NetGenerator
     for i in range(len(group.space.params)):
         rms = size[..., group.space.param_of == i].square().mean().sqrt()
         assert 0.99 < float(rms) < 1.01
+
+
+def test_doubt_is_chosen_on_the_solved_tasks(net_zoo: Zoo, net_gen: NetGenerator):
+    network = net_gen.parts.network
+    assert isinstance(network, RowDenoiser)
+    assert float(network.doubt) == fit_doubt(NetSet.of(net_zoo))
