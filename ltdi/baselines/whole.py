@@ -23,7 +23,7 @@ from ltdi.baselines.tuning import accuracy, choose, draw, validation_episodes
 from ltdi.evaluate import calibrate
 from ltdi.nets import Initial, NetHost
 from ltdi.tasks import FeatureBank
-from ltdi.weights import WeightSpace
+from ltdi.weights import WeightSpace, prototype_head
 
 STEPS = (1, 5, 20)
 # Judged and meta-trained by this many steps.
@@ -84,6 +84,46 @@ class NetMethod(Method):
         parts = zip(support.split(_AT_ONCE), query.split(_AT_ONCE), strict=True)
         logits = [self.host.query_logits(self.adapt(s), q) for s, q in parts]
         return self.scale * torch.cat(logits)
+
+
+class Prototypes(NetMethod):
+    """Nearest class mean (Snell et al., 2017) of what the head of the initialisation sees.
+
+    Args:
+        host: Architecture.
+        initial: Its layers below the head are taken over.
+    """
+
+    kind: ClassVar[str] = "peer"
+    note: ClassVar[str] = "nearest class mean on the features of the generator's initialisation"
+
+    def __init__(self, host: NetHost, initial: Initial) -> None:
+        super().__init__(host)
+        self.initial = initial
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Progress | None = None,
+    ) -> None:
+        """See `Method.fit`: its confidence is that of validation episodes."""
+        support, query = validation_episodes(valid, budget)
+        parts = zip(support.split(_AT_ONCE), query.split(_AT_ONCE), strict=True)
+        logits = [self.host.query_logits(self.adapt(s), q) for s, q in parts]
+        self.scale = calibrate(torch.cat(logits))
+
+    @torch.no_grad()
+    def adapt(self, support: Tensor) -> Tensor:
+        """See `NetMethod.adapt`."""
+        space = self.host.space(support.shape[1])
+        mask = torch.ones(support.shape[:3])
+        theta = SharedAnchor(self.initial.theta_0).local(support, mask, space)
+        z = self.host.features(theta[0], support.flatten(0, 2), space)
+        head = prototype_head(z.unflatten(0, support.shape[:3]).mean(2), self.initial.rate / 2)
+        named = space.unflatten(theta)
+        return space.flatten({**named, **{f"head.{n}": value for n, value in head.items()}})
 
 
 class Tuned(NetMethod):

@@ -1,6 +1,6 @@
 """Tracks: each wires data, weight space, condition, metric and peers into one benchmark."""
 
-from ltdi.tracks import checkpoints, domain, fewshot, llm, nets, transfer
+from ltdi.tracks import checkpoints, domain, fewshot, llm, net_methods, nets, transfer
 from ltdi.tracks.track import Outcome, Track, episode_label
 
 TRACKS: dict[str, Track] = {
@@ -8,7 +8,7 @@ TRACKS: dict[str, Track] = {
     "checkpoints": Track(
         checkpoints.bench, checkpoints.ALL_METHODS, lambda options: str(options["dataset"])
     ),
-    "nets": Track(nets.bench, nets.ALL_METHODS, episode_label),
+    "nets": Track(nets.bench, net_methods.ALL_METHODS, episode_label),
     "llm": Track(llm.bench, llm.ALL_METHODS, llm.label),
     "domain": Track(domain.bench, domain.ALL_METHODS, domain.label),
     "transfer": Track(transfer.bench, transfer.ALL_METHODS, transfer.label),

@@ -6,47 +6,40 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from ltdi.backbone import InputTransform
-from ltdi.baselines import Budget, fitted, validation_episodes
-from ltdi.baselines.tuning import accuracy as episode_accuracy
-from ltdi.baselines.tuning import choose
-from ltdi.baselines.whole import (
-    STEPS,
-    MamlLearner,
-    NetMethod,
-    Plan,
-    ReptileLearner,
-    Tuned,
-    walk,
-)
+from ltdi.baselines import Budget
+from ltdi.baselines.whole import NetMethod, Tuned
 from ltdi.data import ImageSet
 from ltdi.errors import unknown
-from ltdi.evaluate import Scores, calibrate, latency_ms, score
+from ltdi.evaluate import Scores, latency_ms, score
 from ltdi.generator import NetGenerator
 from ltdi.memory import reset_peak
-from ltdi.nets import Initial, InitialTraining, NetConfig, NetHost, learn_initial
-from ltdi.recipe import NET_RECIPE, RECIPES, Recipe, named_recipe
+from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
+from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread
 from ltdi.tracks.measured import leads, metrics_of, scored
+from ltdi.tracks.net_methods import (
+    ALL_METHODS,
+    GeneratedNet,
+    NetWorld,
+    Refined,
+    kind_of,
+    methods_of,
+)
 from ltdi.tracks.presets import preset_of
-from ltdi.whole import NetSet, image_bank, prepare_net_zoo, train_net_generator
+from ltdi.whole import image_bank
 
 Progress = Callable[[str, int, int, str], None]
 Log = Callable[[dict[str, Any]], None]
-
-STARTS = (1, 5)
-_RECIPES = tuple(name for name in RECIPES if name != "mc-di-paper")
-_RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass(frozen=True)
@@ -93,205 +86,6 @@ PRESETS: Mapping[str, NetPreset] = {
     "standard": NetPreset(NetConfig(), InitialTraining(), NET_RECIPE, 120, 1000),
     "paper": NetPreset(NetConfig(), InitialTraining(iterations=60_000), _PAPER, 6000, 10_000),
 }
-
-
-@dataclass
-class NetWorld:
-    """Everything that the methods of one run share.
-
-    Attributes:
-        host: Architecture.
-        initial: The shared initialisation.
-        train: Images of classes that the initialisation did not see.
-        valid: Images of validation classes: every choice is made on them.
-        test: Images of test classes: only measured on.
-        directory: Where zoos are kept during the run.
-    """
-
-    host: NetHost
-    initial: Initial
-    train: FeatureBank
-    valid: FeatureBank
-    test: FeatureBank
-    directory: Path
-    prepared: dict[Any, tuple[NetSet, float]] = field(default_factory=dict)
-
-    def prepare(self, recipe: Recipe, progress: Progress | None) -> tuple[NetSet, float]:
-        """Solved tasks and the seconds they took; recipes that agree share them."""
-        key = (recipe.tasks, recipe.prepare, recipe.meta.seed)
-        if key not in self.prepared:
-            start = time.perf_counter()
-            zoo = prepare_net_zoo(
-                self.directory / f"zoo-{len(self.prepared)}",
-                self.train,
-                self.host,
-                self.initial,
-                recipe,
-                progress=progress,
-            )
-            self.prepared[key] = NetSet.of(zoo), time.perf_counter() - start
-        return self.prepared[key]
-
-
-class GeneratedNet(NetMethod):
-    """A generator of whole networks.
-
-    Args:
-        name: One of the recipes.
-        base: The recipe that the name varies.
-        world: What the run shares.
-    """
-
-    kind: ClassVar[str] = "ours"
-    note: ClassVar[str] = "all weights generated from the support, without a gradient step"
-
-    def __init__(self, name: str, base: Recipe, world: NetWorld) -> None:
-        super().__init__(world.host)
-        self.recipe, self.world = named_recipe(name, base), world
-        self.prepare_s = self.train_s = 0.0
-        self.generator: NetGenerator | None = None
-
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:
-        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
-
-        def staged(stage: str, done: int, total: int, text: str) -> None:
-            if progress:
-                progress(done, total, f"{stage}: {text}")
-
-        data, self.prepare_s = self.world.prepare(self.recipe, staged)
-        start = time.perf_counter()
-        self.generator = train_net_generator(
-            data,
-            self.recipe,
-            valid=valid,
-            judged=[(budget.way, budget.shot)],
-            progress=staged,
-        )
-        self.train_s = time.perf_counter() - start
-
-    def adapt(self, support: Tensor) -> Tensor:
-        """See `NetMethod.adapt`."""
-        return fitted(self.generator, self).weights(support)
-
-
-class Refined(NetMethod):
-    """Generated weights, and some gradient steps from them.
-
-    Args:
-        single: The generator as a method.
-        steps: How many.
-    """
-
-    kind: ClassVar[str] = "ours"
-    note: ClassVar[str] = "lt-di, then gradient descent on all weights"
-
-    def __init__(self, single: GeneratedNet, steps: int) -> None:
-        super().__init__(single.host)
-        self.single, self.steps, self.rates = single, steps, torch.zeros(1)
-        self.prepare_s = self.train_s = 0.0
-
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
-    ) -> None:
-        """See `Method.fit`; the step sizes are chosen on validation episodes."""
-        if self.single.generator is None:
-            self.single.fit(train, valid, budget, progress)
-        self.prepare_s, self.train_s = self.single.prepare_s, self.single.train_s
-        support, query = validation_episodes(valid, budget)
-        count = len(self.host.space(budget.way).layers)
-        scored: list[tuple[float, Tensor, Tensor]] = []
-        for head in _RATES:
-            for below in (0.0, 0.1, 1.0):
-                self.rates = torch.full((count,), below * head * self.single.world.initial.rate)
-                self.rates[-1] = head * self.single.world.initial.rate
-                theta = torch.cat([self.adapt(part) for part in support.split(32)])
-                logits = self.host.query_logits(theta, query)
-                scored.append((float(episode_accuracy(logits).mean()), self.rates, logits))
-        _, self.rates, logits = choose(scored, lambda entry: entry[0])
-        self.scale = calibrate(logits)
-
-    def adapt(self, support: Tensor) -> Tensor:
-        """See `NetMethod.adapt`."""
-        theta = self.single.adapt(support)
-        space, mask = self.host.space(support.shape[1]), torch.ones(support.shape[:3])
-        rates = self.rates[space.layer_of]
-        for _ in range(self.steps):
-            theta = theta - rates * self.host.gradient(theta, support, mask, space, alone=True)
-        return theta
-
-
-class Initialisation(NetMethod):
-    """The shared initialisation with no step at all, or with the one that it was learned for.
-
-    Args:
-        world: What the run shares.
-        steps: 0 or 1.
-    """
-
-    kind: ClassVar[str] = "control"
-    note: ClassVar[str] = "theta_0 itself; a shared initialisation cannot know the task's labels"
-
-    def __init__(self, world: NetWorld, steps: int) -> None:
-        super().__init__(world.host)
-        count = len(world.host.space(2).layers)
-        rates = torch.zeros(count)
-        rates[-1] = steps * world.initial.rate
-        self.plan = Plan(world.initial.theta_0, rates, 1)
-
-    def adapt(self, support: Tensor) -> Tensor:
-        """See `NetMethod.adapt`."""
-        return walk(self.plan, self.host, support)[-1]
-
-
-def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[str, NetMethod]:
-    """The methods called `names`, unfitted.
-
-    Raises:
-        InputError: If a name is unknown.
-    """
-    reptile, maml = ReptileLearner(world.initial), MamlLearner(world.initial)
-    single = GeneratedNet("lt-di", recipe, world)
-    made: dict[str, Callable[[], NetMethod]] = {
-        "lt-di": lambda: single,
-        **{f"lt-di+{n}": partial(Refined, single, n) for n in STARTS},
-        **{n: partial(GeneratedNet, n, recipe, world) for n in _RECIPES if n != "lt-di"},
-        "anchor": partial(Initialisation, world, 0),
-        "anchor-step": partial(Initialisation, world, 1),
-        **{f"reptile-{n}": partial(Tuned, world.host, reptile, n) for n in STEPS},
-        **{f"maml-{n}": partial(Tuned, world.host, maml, n) for n in STEPS},
-    }
-    for name in names:
-        if name not in made:
-            raise unknown("method", name, made, where="--methods")
-    return {name: made[name]() for name in names}
-
-
-ALL_METHODS = (
-    "lt-di",
-    *(f"lt-di+{n}" for n in STARTS),
-    *(name for name in _RECIPES if name != "lt-di"),
-    "anchor",
-    "anchor-step",
-    *(f"reptile-{n}" for n in STEPS),
-    *(f"maml-{n}" for n in STEPS),
-)
-
-
-def kind_of(name: str) -> str:
-    """Whether a method is ours, a control or a peer."""
-    if name.partition("+")[0] == "lt-di":
-        return "ours"
-    return "peer" if name.rpartition("-")[0] in ("reptile", "maml") else "control"
 
 
 @dataclass(frozen=True)

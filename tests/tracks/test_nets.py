@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ltdi.baselines.whole import Tuned
 from ltdi.errors import InputError
 from ltdi.generator import Generator, NetGenerator
 from ltdi.nets import InitialTraining, NetConfig
 from ltdi.report.table import Result
-from ltdi.tracks import TRACKS, fewshot, nets
+from ltdi.tracks import TRACKS, fewshot, net_methods, nets
 
 NET = NetConfig(size=12, widths=(4, 8), kernels=(5, 3), strides=(2, 2))
 RECIPE = replace(
@@ -26,7 +27,16 @@ RECIPE = replace(
     meta=replace(nets.NET_RECIPE.meta, iterations=3, tasks=2, warmup=1),
 )
 TINY = nets.NetPreset(NET, InitialTraining(iterations=40, classes=16), RECIPE, 2, 12, 8)
-METHODS = ("lt-di", "lt-di+1", "mv-di-matched", "anchor", "anchor-step", "reptile-5", "maml-1")
+METHODS = (
+    "lt-di",
+    "lt-di+1",
+    "mv-di-matched",
+    "anchor",
+    "anchor-step",
+    "protonet",
+    "reptile-5",
+    "maml-1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +47,13 @@ def outcome() -> nets.Outcome:
 def test_one_row_for_each_method_on_the_same_episodes(outcome: nets.Outcome):
     rows = {row.method: row for row in outcome.result.rows}
     assert tuple(rows) == METHODS
-    kinds = ["ours", "ours", "control", "control", "control", "peer", "peer"]
+    kinds = ["ours", "ours", "control", "control", "control", "peer", "peer", "peer"]
     assert [r.kind for r in rows.values()] == kinds
     assert all(r.episodes == 12 and r.latency_ms > 0 for r in rows.values())
     # Without a step a shared initialisation guesses; with the one it was learned for it does not.
     assert rows["anchor"].mean == pytest.approx(1 / 3)
     assert rows["anchor-step"].mean > 0.4
+    assert rows["protonet"].mean > 0.4
     settings = outcome.result.settings
     assert set(settings["adapt_ms"]) == set(METHODS) and settings["target"] == "net"
     assert set(settings["paired"]) == set(METHODS) - {"lt-di"}
@@ -62,7 +73,7 @@ def test_the_result_is_json_and_the_generator_is_kept(outcome: nets.Outcome, tmp
 def test_peers_never_start_worse_than_the_generator(outcome: nets.Outcome):
     """The common initialisation with its own step size is among the candidates."""
     reptile = outcome.methods["reptile-5"]
-    assert isinstance(reptile, nets.Tuned)
+    assert isinstance(reptile, Tuned)
     (tried,) = reptile.learner._known.values()
     plans = [plan for plan, _ in tried]
     assert len(plans) == 2 * (1 + 10) and all(set(logits) == {1, 5, 20} for _, logits in tried)
@@ -76,7 +87,7 @@ def test_peers_never_start_worse_than_the_generator(outcome: nets.Outcome):
 
 
 def test_it_is_the_target_net_of_the_fewshot_track():
-    assert TRACKS["nets"].methods == nets.ALL_METHODS
+    assert TRACKS["nets"].methods == net_methods.ALL_METHODS
     made = fewshot.bench(
         "glyphs", methods=("anchor",), preset=TINY, way=3, query=4, target="net", episodes=3
     )
