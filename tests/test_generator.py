@@ -237,6 +237,19 @@ def test_steps_that_the_default_end_does_not_have_take_the_whole_chain(gen: Gene
         early.sampling(steps=6, end=0.25)
 
 
+def test_generated_heads_can_be_trained_on(gen: Generator, draw: Draw):
+    """They come from inference mode, whose tensors autograd refuses; so do what callbacks get."""
+    seen: list[Tensor] = []
+    images, _ = draw([1, 1])
+    features = gen.backbone.features(images).unflatten(0, (1, 2, 1))
+    out = gen.weights(features, steps=2, callback=lambda t, x, x0: seen.extend((x, x0)))
+    for theta in (out, *seen):
+        assert not theta.is_inference()
+        free = theta.clone().requires_grad_()
+        (free * theta).sum().backward()
+        torch.testing.assert_close(free.grad, theta)
+
+
 @pytest.mark.parametrize("end", [0.25, 0.5, 1.0])
 def test_the_callback_sees_the_chain_and_its_end(gen: Generator, draw: Draw, end: float):
     images, _ = draw([1, 1])

@@ -12,13 +12,13 @@ from torch import Tensor
 from ltdi.errors import InputError, unknown
 
 # Maps from output to input positions, in half sides; see `wiggle`.
-_STEP, _COS, _SIN = 2 / 28, math.cos(0.12), math.sin(0.12)
+_STEP, _COS, _SIN = 3 / 28, math.cos(0.2), math.sin(0.2)
 _WIGGLES = torch.tensor(
     [
         *([[1.0, 0.0, x], [0.0, 1.0, y]] for x, y in ((_STEP, 0.0), (-_STEP, 0.0))),
         *([[1.0, 0.0, x], [0.0, 1.0, y]] for x, y in ((0.0, _STEP), (0.0, -_STEP))),
         *([[_COS, -s, 0.0], [s, _COS, 0.0]] for s in (_SIN, -_SIN)),
-        *([[s, 0.0, 0.0], [0.0, s, 0.0]] for s in (1.1, 0.92)),
+        *([[s, 0.0, 0.0], [0.0, s, 0.0]] for s in (1.15, 0.87)),
     ]
 )
 MIXES = ("none", "mixup", "cutmix")
@@ -149,8 +149,8 @@ def distort(x: Tensor, strength: float, rng: torch.Generator) -> Tensor:
 def wiggle(x: Tensor) -> list[Tensor]:
     """Images [n, channels, size, size] as they are, and in eight views that differ a little.
 
-    They are shifted by 1/28 of the side in each direction, turned by 0.12 rad either way, and
-    seen a tenth smaller and larger.
+    They are shifted by a twentieth of the side in each direction, turned by 0.2 rad either way, and
+    seen an eighth smaller and larger (docs/lab-notes.md).
     """
     return [x, *(_warp(x, view.expand(len(x), -1, -1)) for view in _WIGGLES)]
 

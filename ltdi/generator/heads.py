@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from ltdi.anchor import Anchor, make_empty_anchor
@@ -13,7 +14,7 @@ from ltdi.data import ImageSet
 from ltdi.denoiser import EquivariantDenoiser, Guide, Pace
 from ltdi.denoiser import Network as Denoiser
 from ltdi.errors import InputError, MismatchError
-from ltdi.generator.base import View, Weights, repeat
+from ltdi.generator.base import Callback, View, Weights, repeat
 from ltdi.generator.images import ImageGenerator
 from ltdi.parts import Groups, Host, Parts, build_network
 from ltdi.recipe import Diffusion, Network
@@ -77,6 +78,30 @@ class HeadGenerator(ImageGenerator):
     def features(self, grid: Tensor) -> Tensor:
         """See `ImageGenerator.features`."""
         return grid
+
+    def draws(
+        self,
+        grid: Tensor,
+        mask: Tensor | None = None,
+        *,
+        seed: int = 0,
+        callback: Callback | None = None,
+        **options: Any,
+    ) -> Tensor:
+        """See `ImageGenerator.draws`; a fifth faster without autograd's book-keeping."""
+        # What is kept for later calls must not be made inside.
+        if grid.ndim == 4:
+            self.unit(self.space(grid.shape[1]))
+
+        def heard(t: int, theta: Tensor, estimate: Tensor) -> None:
+            with torch.inference_mode(False):
+                assert callback is not None
+                callback(t, theta.clone(), estimate.clone())
+
+        with torch.inference_mode():
+            told = heard if callback else None
+            out = super().draws(grid, mask, seed=seed, callback=told, **options)
+        return out.clone()
 
     def view(self, grid: Tensor, mask: Tensor, copies: int) -> View:
         """See `ImageGenerator.view`."""
