@@ -27,12 +27,11 @@ from ltdi.meta import Batch
 from ltdi.pipeline import (
     HeadCollection,
     HeadObjective,
-    Log,
-    Progress,
     TrainingSet,
     start_zoo,
     train_generator,
 )
+from ltdi.progress import Log, Progress
 from ltdi.recipe import Recipe
 from ltdi.tasks import Episodes, FeatureBank
 from ltdi.weights import head_space

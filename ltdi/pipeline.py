@@ -32,14 +32,13 @@ from ltdi.generator import HeadGenerator, ImageGenerator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.parts import Parts, build_network, check_sampling
+from ltdi.progress import Log, Progress
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
 from ltdi.zoo import Group, SolvedTasks, Zoo
 
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 # Bytes of features that are kept in every frame.
 FRAMED = 1 << 28
 

@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TextIO
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+# Called as (stage, done, total, text); as (done, total, text), where there is one stage; with a
+# JSON-able record.
+Progress = Callable[[str, int, int, str], None]
+Step = Callable[[int, int, str], None]
+Log = Callable[[dict[str, Any]], None]
+
+
+def staged(step: Step | None) -> Progress:
+    """Progress of several stages as that of one: the name of the stage goes into the text."""
+
+    def told(stage: str, done: int, total: int, text: str) -> None:
+        if step:
+            step(done, total, f"{stage}: {text}")
+
+    return told
 
 
 class Bars:
     """One bar per stage; call it as `bars(stage, done, total, text)`."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: rich.Progress) -> None:
         self.progress = progress
-        self.tasks: dict[str, TaskID] = {}
+        self.tasks: dict[str, rich.TaskID] = {}
         self.prefix = ""
 
     def __call__(self, stage: str, done: int, total: int, text: str = "") -> None:
@@ -34,13 +50,13 @@ class Bars:
 def bars(console: Console) -> Iterator[Bars]:
     """Show progress bars on a terminal; elsewhere print nothing but a line per finished stage."""
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-        TimeRemainingColumn(compact=True),
-        TextColumn("{task.fields[note]}"),
+        rich.TextColumn("{task.description}"),
+        rich.BarColumn(bar_width=24),
+        rich.TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+        rich.TimeRemainingColumn(compact=True),
+        rich.TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, console=console) as progress:
+    with rich.Progress(*columns, console=console) as progress:
         yield Bars(progress)
 
 

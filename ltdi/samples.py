@@ -27,11 +27,11 @@ from ltdi.meta import Batch, Params
 from ltdi.nets import NetConfig, NetHost, SmallNet
 from ltdi.parts import Parts
 from ltdi.pipeline import meta_train, plain
+from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group
 
-Progress = Callable[[str, int, int, str], None]
 # Nets whose predictions are worked out at once, and steps of training between fresh images.
 _AT_ONCE, _CHUNK, _POOL = 25, 40, 1024
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)

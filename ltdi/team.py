@@ -7,7 +7,7 @@ them. Alone on a CPU, none of it is loaded.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,11 @@ from torch import Tensor
 
 from ltdi.errors import InputError, unknown
 from ltdi.optional import optional
+from ltdi.progress import Log
 
 DEVICES = ("auto", "cpu", "cuda")
 PRECISIONS = ("auto", "float32", "bfloat16")
 TRACKERS = ("tensorboard", "trackio", "wandb")
-
-Log = Callable[[dict[str, Any]], None]
 
 
 class Team:

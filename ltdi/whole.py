@@ -32,7 +32,8 @@ from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost
 from ltdi.parts import Parts, check_sampling
-from ltdi.pipeline import Log, Progress, meta_train, plain, tuned
+from ltdi.pipeline import meta_train, plain, tuned
+from ltdi.progress import Log, Progress
 from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.team import ALONE, Team

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -18,10 +18,10 @@ from ltdi.adapters.training import AdapterRecipe, Solved
 from ltdi.errors import InputError
 from ltdi.lora import adapter_logits
 from ltdi.metrics import measure
+from ltdi.progress import Progress
 from ltdi.zoo import Zoo
 
 START = "start"
-Progress = Callable[[str, int, int, str], None]
 
 
 def open_zoo(

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Method, Progress
+from ltdi.baselines.method import Budget, Method
 from ltdi.crossdomain import Domain, queries_left, together
+from ltdi.progress import Step
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 
 
@@ -58,7 +59,7 @@ class DomainMethod(ABC):
     train_s: float = 0.0
 
     @abstractmethod
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """Learn from source domains, and make every choice on them."""
 
     @abstractmethod
@@ -141,7 +142,7 @@ class FewShot(DomainMethod):
             "; features centred on the mean of the domain's unlabelled samples" if align else ""
         )
 
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
         train, valid = list(sources.train), [sources.valid]
         if self.align:

@@ -17,12 +17,13 @@ from torch import Tensor
 
 from ltdi.baselines.domains import DomainMethod, Sources, aligned
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory
-from ltdi.baselines.method import Budget, Progress
+from ltdi.baselines.method import Budget
 from ltdi.baselines.tuning import choose, cross_entropy, score
 from ltdi.crossdomain import Domain
 from ltdi.domain import labels_of
 from ltdi.errors import InputError
 from ltdi.evaluate import calibrate
+from ltdi.progress import Step
 from ltdi.tasks import Episodes
 
 T = TypeVar("T")
@@ -97,7 +98,7 @@ class Erm(DomainMethod):
         )
         self.head: SourceHead | None = None
 
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
         _, heads, self.head = leave_out(sources, self.align, budget)
         self.scale = calibrate(
@@ -157,7 +158,7 @@ class ErmFineTune(DomainMethod):
         self.scale = 1.0
         self.choice: tuple[SourceHead, Tune, int] | None = None
 
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
         scores: dict[tuple[bool, Tune, int], float] = {}
         left: dict[bool, list[SourceHead]] = {}

@@ -10,11 +10,12 @@ from typing import ClassVar
 from torch import Tensor
 
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory, zero_head
-from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Reduction, Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, cross_entropy, score, validation_episodes
 from ltdi.evaluate import calibrate
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 from ltdi.weights import prototype_head
 
@@ -80,7 +81,7 @@ class FineTune(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Search the grid, then calibrate; see `Method.fit`."""
         self.reduction = Reduction.fit(train.features)

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from ltdi.baselines.inner import Weights, linear
-from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import choose, score, validation_episodes
 from ltdi.evaluate import calibrate
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -37,7 +38,7 @@ class LinearProbe(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Choose C and the scaling, then calibrate; see `Method.fit`."""
         support, query = validation_episodes(valid, budget)

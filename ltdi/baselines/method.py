@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 from torch import Tensor
 
 from ltdi.errors import InputError
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
-Progress = Callable[[int, int, str], None]
 T = TypeVar("T")
 
 
@@ -55,7 +54,7 @@ class Method(ABC):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Learn from the classes of `train`; make every choice on episodes of `valid`.
 

@@ -12,11 +12,12 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.scaling import Reduction
 from ltdi.baselines.tuning import Batch, choose, cross_entropy, draw, score, validation_episodes
 from ltdi.errors import DivergedError
 from ltdi.evaluate import calibrate
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
 _CHECKS = 20
@@ -92,7 +93,7 @@ def meta_train(
     train: FeatureBank,
     budget: Budget,
     recipe: Recipe,
-    progress: Progress | None = None,
+    progress: Step | None = None,
 ) -> float:
     """Minimise `loss` over training episodes and leave `module` in its best validated state.
 
@@ -161,7 +162,7 @@ class TrainedMethod(Method, Generic[Net]):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Choose the start, meta-train, keep the state best on validation; see `Method.fit`."""
         self.reduction = Reduction.fit(train.features)
@@ -209,7 +210,7 @@ def _shares(budget: Budget, parts: int) -> list[Budget]:
     return [replace(budget, iterations=n) for n in (*[each] * (parts - 1), last)]
 
 
-def _later(progress: Progress | None, before: int, total: int) -> Progress | None:
+def _later(progress: Step | None, before: int, total: int) -> Step | None:
     """Progress of a part of the iterations, counted from the start of all."""
     return progress and (lambda done, _, text: progress(before + done, total, text))
 

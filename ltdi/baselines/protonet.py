@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Method, Progress
+from ltdi.baselines.method import Budget, Method
 from ltdi.baselines.tuning import validation_episodes
 from ltdi.evaluate import calibrate
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
 
@@ -31,7 +32,7 @@ class ProtoNet(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Calibrate; see `Method.fit`."""
         self.scale = calibrate(nearest_mean(*validation_episodes(valid, budget)))

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import choose, score, validation_episodes
 from ltdi.evaluate import calibrate
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
 
@@ -33,7 +34,7 @@ class SimpleShot(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Choose the transform and calibrate; see `Method.fit`."""
         support, query = validation_episodes(valid, budget)

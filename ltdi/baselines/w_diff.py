@@ -18,13 +18,14 @@ from torch import Tensor
 from ltdi.baselines.chain import centred
 from ltdi.baselines.domains import DomainBank, DomainMethod, Sources
 from ltdi.baselines.erm import SourceHead, known, leave_out
-from ltdi.baselines.method import Budget, Progress
+from ltdi.baselines.method import Budget
 from ltdi.baselines.ocd import Ocd, Overfitter
 from ltdi.baselines.outer import seeded
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import Batch
 from ltdi.condition import Condition
 from ltdi.crossdomain import Domain, queries_left
+from ltdi.progress import Step
 from ltdi.tasks import Episodes, FeatureBank
 
 _HEATS = (0.3, 1.0, 3.0)
@@ -93,7 +94,7 @@ class WDiff(DomainMethod):
         self.chain = _Chain()
         self.head: SourceHead | None = None
 
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
         _, heads, self.head = leave_out(sources, False, budget)
         train = [i for i in range(len(heads)) if i != sources.held]

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ltdi.anchor import SharedAnchor
-from ltdi.baselines.method import Budget, Method, Progress, fitted
+from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.tuning import accuracy, choose, draw, validation_episodes
 from ltdi.evaluate import calibrate
 from ltdi.nets import Initial, NetHost
+from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, prototype_head
 
@@ -106,7 +107,7 @@ class Prototypes(NetMethod):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`: its confidence is that of validation episodes."""
         support, query = validation_episodes(valid, budget)
@@ -149,7 +150,7 @@ class Tuned(NetMethod):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`; what all numbers of steps share is done once."""
         tried = self.learner.tried(self.host, train, valid, budget, progress)
@@ -204,7 +205,7 @@ class Learner:
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Progress | None,
+        progress: Step | None,
     ) -> list[tuple[Plan, dict[int, Tensor]]]:
         """Plans with their logits on validation episodes, by number of steps.
 
@@ -237,7 +238,7 @@ class Learner:
         train: FeatureBank,
         budget: Budget,
         score: Callable[[Plan], float],
-        progress: Progress | None,
+        progress: Step | None,
     ) -> Plan:
         """Meta-train from a plan; the best of some states by `score`."""
 
@@ -256,7 +257,7 @@ class ReptileLearner(Learner):
         train: FeatureBank,
         budget: Budget,
         score: Callable[[Plan], float],
-        progress: Progress | None,
+        progress: Step | None,
     ) -> Plan:
         """See `Learner.train`; inner steps see all samples of a task, a different part each."""
         theta, best = plan.theta_0.clone(), (score(plan), plan)
@@ -297,7 +298,7 @@ class MamlLearner(Learner):
         train: FeatureBank,
         budget: Budget,
         score: Callable[[Plan], float],
-        progress: Progress | None,
+        progress: Step | None,
     ) -> Plan:
         """See `Learner.train`."""
         theta = plan.theta_0.clone().requires_grad_()

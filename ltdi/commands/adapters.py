@@ -27,10 +27,9 @@ from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
 from ltdi.meta import MetaConfig
 from ltdi.metrics import measure
-from ltdi.progress import Bars
+from ltdi.progress import Bars, Log
 from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.report.table import Result, Row
-from ltdi.team import Log
 from ltdi.zoo import Zoo
 
 DEFAULT = AdapterRecipe()

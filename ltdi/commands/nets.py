@@ -10,10 +10,10 @@ from ltdi.data import ImageSet
 from ltdi.engine import Arrivals
 from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetHost, learn_initial
-from ltdi.progress import Bars
+from ltdi.progress import Bars, Log
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
-from ltdi.team import ALONE, Log, Team
+from ltdi.team import ALONE, Team
 from ltdi.tracks.episodes import hold_out
 from ltdi.whole import (
     NetCollection,

@@ -18,9 +18,9 @@ from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, load_shared, recipe_of, train_generator
-from ltdi.progress import Bars
+from ltdi.progress import Bars, Log
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling
-from ltdi.team import Log, Team, tracked
+from ltdi.team import Team, tracked
 from ltdi.whole import net_recipe_of
 from ltdi.zoo import Zoo
 from ltdi.zoo.remote import is_url

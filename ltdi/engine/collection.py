@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from ltdi.engine.arrivals import Arrivals
 from ltdi.engine.workers import Engine, Job, Running
+from ltdi.progress import Progress
 from ltdi.recipe import Tasks
 from ltdi.zoo import Zoo
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ltdi.files import digest
 from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.generator.adapters import assemble
 from ltdi.lora import fit_adapter
+from ltdi.progress import Progress
 from ltdi.recipe import Sampling
 from ltdi.weights import Normaliser
 
@@ -56,7 +57,6 @@ NOTES = {
     "lora-support": "LoRA fitted to the support rows alone",
     "full-finetune": "all weights but word embeddings, fitted to all training rows",
 }
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass(frozen=True, eq=False)

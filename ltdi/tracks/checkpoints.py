@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,6 +20,7 @@ from ltdi.memory import peak_mb, reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.nets import NetConfig
 from ltdi.nets.novelty import nearest, wrong_iou
+from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks, named_recipe
 from ltdi.report.table import Result, Row
 from ltdi.samples import (
@@ -33,8 +33,6 @@ from ltdi.samples import (
 )
 from ltdi.tracks.episodes import one_thread
 
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 _RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level")
 _GAUSSIAN = ("gaussian", "gaussian-run", "gaussian-full")
 _PEERS = ("noise", "average-2", "average-run", "average", *_GAUSSIAN)

@@ -37,6 +37,7 @@ from ltdi.errors import InputError, unknown
 from ltdi.evaluate import Scores, latency_of_tasks, score_tasks
 from ltdi.memory import reset_peak
 from ltdi.meta import MetaConfig
+from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Network, Recipe, Tasks
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank
@@ -48,9 +49,6 @@ from ltdi.tracks.domain_methods import (
 )
 from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
 from ltdi.tracks.measured import leads, metrics_of, scored
-
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 
 RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 UNNAMED = "lt-di-unnamed"

@@ -15,7 +15,6 @@ from ltdi.backbone import Backbone
 from ltdi.baselines import Budget
 from ltdi.baselines.domains import DomainMethod, Sources
 from ltdi.baselines.erm import known
-from ltdi.baselines.method import Progress
 from ltdi.choice import Trial as Judged
 from ltdi.choice import choose_among
 from ltdi.crossdomain import (
@@ -30,6 +29,7 @@ from ltdi.crossdomain import (
 from ltdi.domain import DomainAnchor, DomainView
 from ltdi.evaluate import query_logits
 from ltdi.generator import DomainHeadGenerator
+from ltdi.progress import Step, staged
 from ltdi.recipe import Recipe, named_recipe
 
 
@@ -134,14 +134,9 @@ class GeneratedForDomain(DomainMethod):
         )
         self.generator: DomainHeadGenerator | None = None
 
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`; the sampling is chosen on the source domain held out."""
-
-        def staged(stage: str, done: int, total: int, text: str) -> None:
-            if progress:
-                progress(done, total, f"{stage}: {text}")
-
-        world, seed = self.world, self.recipe.meta.seed
+        world, seed, told = self.world, self.recipe.meta.seed, staged(progress)
         every = range(len(sources.domains))
         part = [i for i in every if i != sources.held]
         whole, left_out, _ = world.anchor(self.named, seed, self.pooled)
@@ -150,12 +145,10 @@ class GeneratedForDomain(DomainMethod):
             seconds, made = 0.0, []
             # One beside the anchor that lacks the domain to validate on, one for the unseen one.
             for which, anchor in ((part, left_out[sources.held]), (every, whole)):
-                data, prepare_s = world.zoo(self.recipe, self.named, self.pooled, which, staged)
+                data, prepare_s = world.zoo(self.recipe, self.named, self.pooled, which, told)
                 start = time.perf_counter()
                 made.append(
-                    train_domain_generator(
-                        data, anchor, world.backbone, self.recipe, progress=staged
-                    )
+                    train_domain_generator(data, anchor, world.backbone, self.recipe, progress=told)
                 )
                 seconds += time.perf_counter() - start
                 self.prepare_s += prepare_s
@@ -214,7 +207,7 @@ class DomainAnchorOnly(DomainMethod):
         self.anchor: DomainAnchor | None = None
         self.seen: tuple[Tensor, DomainView] | None = None
 
-    def fit(self, sources: Sources, budget: Budget, progress: Progress | None = None) -> None:
+    def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
         self.anchor, _, self.train_s = self.world.anchor(self.named, self.seed, self.pooled)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from ltdi.data import ImageSet, fetch
 from ltdi.errors import InputError, unknown
 from ltdi.evaluate import Scores, latency_ms, score
 from ltdi.memory import reset_peak
+from ltdi.progress import Log, Progress
 from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
@@ -37,8 +38,6 @@ from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
 from ltdi.tracks.measured import leads, scored
 from ltdi.tracks.presets import NAMES, Preset, preset_of
 
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 OURS = ("lt-di", Ensemble.name, "mc-di-paper")
 
 

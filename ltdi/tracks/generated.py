@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,13 +17,12 @@ from ltdi.baselines import Budget, Method, fitted, validation_episodes
 from ltdi.evaluate import calibrate, negative_log_likelihood, query_logits
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator, tuned
+from ltdi.progress import Progress, Step, staged
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.table import Result
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.measured import metrics_of
 from ltdi.weights import head_space
-
-Progress = Callable[[str, int, int, str], None]
 
 
 @dataclass
@@ -113,15 +111,10 @@ class Generated(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`; the recipe, not the budget, says how much is spent."""
-
-        def staged(stage: str, done: int, total: int, text: str) -> None:
-            if progress:
-                progress(done, total, f"{stage}: {text}")
-
-        generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged)
+        generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged(progress))
         start = time.perf_counter()
         self.generator = tuned(generator, valid, self.recipe, [(budget.way, budget.shot)])
         self.train_s = train_s + time.perf_counter() - start
@@ -165,7 +158,7 @@ class Ensemble(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`; steps, temperature and sharpness have the lowest validation NLL."""
         if self.own:
@@ -213,7 +206,7 @@ class AnchorOnly(Method):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`."""
         self.anchor = make_anchor(self.recipe, train, valid)

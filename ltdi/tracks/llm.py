@@ -29,6 +29,7 @@ from ltdi.data.text import TextSet
 from ltdi.errors import InputError, unknown
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
+from ltdi.progress import Log, Progress
 from ltdi.report.table import Result
 from ltdi.tracks.adapted import (
     FITTED,
@@ -42,7 +43,7 @@ from ltdi.tracks.adapted import (
     choose_sampling,
 )
 from ltdi.tracks.llm_presets import PRESETS, SETTINGS, UNSEEN, Preset, settings_of
-from ltdi.tracks.llm_trial import Log, Progress, Trial, rounded
+from ltdi.tracks.llm_trial import Trial, rounded
 
 DEFAULT = ("lt-di", "mv-di", "anchored-regression", "hypernetwork", *MADE)
 ALL_METHODS = (*DEFAULT, *FITTED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,13 +17,12 @@ from ltdi.collect import Preparation
 from ltdi.lora import adapter_logits
 from ltdi.memory import peak_mb
 from ltdi.metrics import measure
+from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
 from ltdi.tracks.adapted import FITTED, GENERATED, KINDS, MADE, Bench, Made, Setting
 from ltdi.tracks.llm_presets import DEV, KINDS_OF, SLICE, UNSEEN, Preset
 
 RESAMPLES = 200
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 
 
 class Trial:

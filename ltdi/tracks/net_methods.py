@@ -28,11 +28,10 @@ from ltdi.errors import unknown
 from ltdi.evaluate import calibrate
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
+from ltdi.progress import Progress, Step, staged
 from ltdi.recipe import RECIPES, Recipe, named_recipe
 from ltdi.tasks import FeatureBank
 from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
-
-Progress = Callable[[str, int, int, str], None]
 
 STARTS = (1, 5)
 _RECIPES = tuple(name for name in RECIPES if name != "mc-di-paper")
@@ -101,22 +100,17 @@ class GeneratedNet(NetMethod):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`; the recipe, not the budget, says how much is spent."""
-
-        def staged(stage: str, done: int, total: int, text: str) -> None:
-            if progress:
-                progress(done, total, f"{stage}: {text}")
-
-        data, self.prepare_s = self.world.prepare(self.recipe, staged)
+        data, self.prepare_s = self.world.prepare(self.recipe, staged(progress))
         start = time.perf_counter()
         self.generator = train_net_generator(
             data,
             self.recipe,
             valid=valid,
             judged=[(budget.way, budget.shot)],
-            progress=staged,
+            progress=staged(progress),
         )
         self.train_s = time.perf_counter() - start
 
@@ -146,7 +140,7 @@ class Refined(NetMethod):
         train: FeatureBank,
         valid: FeatureBank,
         budget: Budget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `Method.fit`; the step sizes are chosen on validation episodes."""
         if self.single.generator is None:

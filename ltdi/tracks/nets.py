@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,6 +21,7 @@ from ltdi.evaluate import Scores, latency_ms, score
 from ltdi.generator import NetGenerator
 from ltdi.memory import reset_peak
 from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
+from ltdi.progress import Log, Progress
 from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.report.table import Result, Row
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
@@ -37,9 +37,6 @@ from ltdi.tracks.net_methods import (
 )
 from ltdi.tracks.presets import preset_of
 from ltdi.whole import image_bank
-
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)

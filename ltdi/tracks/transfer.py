@@ -43,6 +43,7 @@ from ltdi.meta import MetaConfig
 from ltdi.names import NameEncoder
 from ltdi.parts import Parts
 from ltdi.prior import NamePrior
+from ltdi.progress import Log, Progress, Step, staged
 from ltdi.recipe import Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tasks import FeatureBank
@@ -63,8 +64,6 @@ from ltdi.unseen.training import RECIPES, default_sampling, options_of
 from ltdi.weights import head_logits, head_space
 from ltdi.zoo import Zoo
 
-Progress = Callable[[str, int, int, str], None]
-Log = Callable[[dict[str, Any]], None]
 # (tasks, labels of their pools, images) -> logits; only the ceiling looks at the labels.
 Predict = Callable[[TaskBatch, Tensor, Tensor], Tensor]
 
@@ -256,7 +255,7 @@ class TransferWorld:
     directory: Path
     prepared: dict[str, Any] = field(default_factory=dict)
 
-    def prior(self, progress: Callable[[int, int, str], None] | None = None) -> NamePrior:
+    def prior(self, progress: Step | None = None) -> NamePrior:
         """The start of the chain, which all our methods share."""
         if "prior" not in self.prepared:
             start = time.perf_counter()
@@ -305,19 +304,14 @@ class GeneratedUnseen(UnseenMethod):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
-
-        def staged(stage: str, done: int, total: int, text: str) -> None:
-            if progress:
-                progress(done, total, f"{stage}: {text}")
-
         world = self.world
-        prior, zoo = world.prior(progress), world.zoo(staged)
+        prior, zoo = world.prior(progress), world.zoo(staged(progress))
         self.prepare_s = world.prepared["prior_s"] + world.prepared["zoo_s"]
         start = time.perf_counter()
-        trained = train_unseen(zoo, prior, self.recipe, progress=staged)
+        trained = train_unseen(zoo, prior, self.recipe, progress=staged(progress))
         host = NamedHost(
             world.backbone,
             world.encoder,
@@ -369,7 +363,7 @@ class PriorOnly(UnseenMethod):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Callable[[int, int, str], None] | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
         self.heads = prior_heads(self.world.prior(progress))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ltdi.prior import NamePrior, PriorSettings
+from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 from ltdi.weights import head_logits, head_space, prototype_head
 
@@ -50,7 +51,7 @@ def choose_prior(
     valid: Sequence[TaskBatch],
     *,
     thorough: bool = True,
-    progress: Callable[[int, int, str], None] = lambda i, n, text: None,
+    progress: Step = lambda i, n, text: None,
 ) -> NamePrior:
     """Fit the prior on source classes with the settings that are best on validation tasks.
 

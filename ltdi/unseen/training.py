@@ -27,12 +27,12 @@ from ltdi.frame import Frame
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.prior import NamePrior
+from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.unseen.tasks import NamedBank, sample_tasks
 from ltdi.weights import Normaliser, centre_classes, head_space
 from ltdi.zoo import Group, Zoo
 
-Progress = Callable[[str, int, int, str], None]
 # Images per class that targets are solved on where there is no pool.
 _LABELLED = (10, 20)
 

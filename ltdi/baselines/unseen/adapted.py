@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
-    Progress,
     UnseenBudget,
     UnseenMethod,
     accuracy,
 )
+from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
 
@@ -63,7 +63,7 @@ class Adapted(UnseenMethod):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`; one setting after the other is chosen."""
         if self.own:

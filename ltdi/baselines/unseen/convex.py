@@ -11,11 +11,11 @@ from torch import Tensor
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
-    Progress,
     UnseenBudget,
     UnseenMethod,
     mean_accuracy,
 )
+from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
 
@@ -40,7 +40,7 @@ class Conse(UnseenMethod):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
         both = {w: Coordinates.fit(train, w) for w in (False, True)}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
-    Progress,
     UnseenBudget,
     UnseenMethod,
     mean_accuracy,
 )
+from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
 _WIDTH = 512
@@ -65,7 +65,7 @@ class Icis(UnseenMethod):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
         both = {w: Coordinates.fit(train, w) for w in (False, True)}

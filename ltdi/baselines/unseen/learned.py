@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
-    Progress,
     UnseenBudget,
     UnseenMethod,
     mean_accuracy,
 )
 from ltdi.denoiser.transformer import Block, time_features
 from ltdi.diffusion import make_schedule, sample
+from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch, sample_tasks
 
 _WIDTH = 128
@@ -121,7 +121,7 @@ class Hypernetwork(_Trained):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
         self._begin(train)
@@ -199,7 +199,7 @@ class D2nwg(_Trained):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
         self._begin(train)

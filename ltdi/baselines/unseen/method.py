@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ltdi.anchor import GaussianAnchor
 from ltdi.frame import Frame
+from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class UnseenMethod(ABC):
         train: NamedBank,
         valid: Sequence[TaskBatch],
         budget: UnseenBudget,
-        progress: Progress | None = None,
+        progress: Step | None = None,
     ) -> None:
         """Learn from the source classes; make every choice on the validation tasks."""
 
