@@ -220,7 +220,8 @@ class Learner:
                 return float(accuracy(after(plan, host, support, query)[_STEPS]).mean())
 
             trained = self.train(plain, host, train, budget, score, progress)
-            plans = tunings([plain, trained])
+            # Where no state was better than the start there is one start.
+            plans = tunings([plain] if trained is plain else [plain, trained])
             self._known[budget] = [(p, after(p, host, support, query)) for p in plans]
         return self._known[budget]
 
