@@ -1,0 +1,211 @@
+"""Heads without a label, as methods beside their peers: generated, the prior alone, the ceiling."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ltdi.backbone import Backbone
+from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
+from ltdi.baselines.unseen.method import Coordinates, UnseenBudget
+from ltdi.generator import NamedHost, UnseenGenerator
+from ltdi.names import NameEncoder
+from ltdi.parts import Parts
+from ltdi.pipeline import plain
+from ltdi.prior import NamePrior
+from ltdi.progress import Progress, Step, staged
+from ltdi.unseen import (
+    NamedBank,
+    TaskBatch,
+    UnseenRecipe,
+    choose_prior,
+    choose_steps,
+    prepare_zoo,
+    train_unseen,
+    unseen_recipe,
+)
+from ltdi.unseen.choice import prior_heads
+from ltdi.unseen.training import RECIPES, default_sampling, options_of
+from ltdi.weights import head_logits, head_space
+from ltdi.zoo import Zoo
+
+CEILING, ANCHOR = "supervised", "anchor"
+
+
+@dataclass
+class TransferWorld:
+    """Everything that the methods of one run share.
+
+    Attributes:
+        backbone: The frozen feature extractor.
+        encoder: Of class names.
+        train: Source classes.
+        valid: Tasks of source classes held out: every choice is made on them.
+        recipe: Of `lt-di`.
+        thorough: Whether the prior's settings are searched.
+        directory: Where zoos are kept during the run.
+    """
+
+    backbone: Backbone
+    encoder: NameEncoder
+    train: NamedBank
+    valid: list[TaskBatch]
+    recipe: UnseenRecipe
+    thorough: bool
+    directory: Path
+    prepared: dict[str, Any] = field(default_factory=dict)
+
+    def prior(self, progress: Step | None = None) -> NamePrior:
+        """The start of the chain, which all our methods share."""
+        if "prior" not in self.prepared:
+            start = time.perf_counter()
+            self.prepared["prior"] = choose_prior(
+                self.train,
+                self.valid,
+                thorough=self.thorough,
+                progress=progress or (lambda i, n, text: None),
+            )
+            self.prepared["prior_s"] = time.perf_counter() - start
+        found: NamePrior = self.prepared["prior"]
+        return found
+
+    def zoo(self, progress: Progress | None = None) -> Zoo:
+        """The solved tasks, which all our methods share."""
+        if "zoo" not in self.prepared:
+            prior, start = self.prior(), time.perf_counter()
+            self.prepared["zoo"] = prepare_zoo(
+                self.directory / "zoo", self.train, prior, self.recipe, progress=progress
+            )
+            self.prepared["zoo_s"] = time.perf_counter() - start
+        found: Zoo = self.prepared["zoo"]
+        return found
+
+
+class GeneratedUnseen(UnseenMethod):
+    """A generator as a method without labels.
+
+    Args:
+        name: One of `RECIPES`.
+        world: What the run shares.
+    """
+
+    note: ClassVar[str] = "generated heads"
+
+    def __init__(self, name: str, world: TransferWorld) -> None:
+        self.name = name  # type: ignore[misc]
+        self.kind = "ours" if name == "lt-di" else "control"  # type: ignore[misc]
+        self.world, self.recipe = world, unseen_recipe(name, world.recipe)
+        self.generator: UnseenGenerator | None = None
+        self.steps: dict[str, tuple[float, float]] = {}
+        self.prepare_s = self.train_s = 0.0
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Step | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        world = self.world
+        prior, zoo = world.prior(progress), world.zoo(staged(progress))
+        self.prepare_s = world.prepared["prior_s"] + world.prepared["zoo_s"]
+        start = time.perf_counter()
+        trained = train_unseen(zoo, prior, self.recipe, progress=staged(progress))
+        host = NamedHost(
+            world.backbone,
+            world.encoder,
+            {"sizes": prior.sizes, "settings": prior.described},
+            self.recipe.pool[1] > 0,
+        )
+        parts = Parts(
+            head_space(train.bank.width, self.recipe.ways[0]),
+            trained.network,
+            prior,
+            trained.normaliser,
+            self.recipe.diffusion,
+            self.recipe.network,
+            default_sampling(self.recipe),
+            host,
+            {"recipe": plain(asdict(self.recipe))},
+        )
+        generator = UnseenGenerator(parts)
+
+        def heads(batch: TaskBatch, **options: float) -> Tensor:
+            steps = int(options["steps"])
+            return generator.weights(
+                batch.text, batch.pool, batch.mask, steps=steps, strength=options["strength"]
+            )
+
+        chosen, self.steps = choose_steps(heads, valid, options_of(self.recipe))
+        sampling = replace(parts.sampling, steps=int(chosen["steps"]), strength=chosen["strength"])
+        self.generator = UnseenGenerator(replace(parts, sampling=sampling))
+        self.train_s = time.perf_counter() - start
+
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """See `UnseenMethod.logits`."""
+        assert self.generator is not None
+        return head_logits(self.generator.weights(batch.text, batch.pool, batch.mask), images)
+
+
+class PriorOnly(UnseenMethod):
+    """The start of the chain with nothing generated: what names and plain EM do alone."""
+
+    name: ClassVar[str] = ANCHOR
+    kind: ClassVar[str] = "control"
+    note: ClassVar[str] = "the start of lt-di's chain, without a generator"
+
+    def __init__(self, world: TransferWorld) -> None:
+        self.world = world
+
+    def fit(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Step | None = None,
+    ) -> None:
+        """See `UnseenMethod.fit`."""
+        self.heads = prior_heads(self.world.prior(progress))
+
+    @torch.no_grad()
+    def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
+        """See `UnseenMethod.logits`."""
+        # The prior reads the width of a feature from the query.
+        shaped = TaskBatch(batch.text, batch.pool, batch.mask, images.unsqueeze(1))
+        return head_logits(self.heads(shaped), images)
+
+
+class Supervised:
+    """The ceiling: class means of the pool with its labels, in whitened coordinates."""
+
+    name = CEILING
+
+    def __init__(self, source: NamedBank) -> None:
+        self.coordinates = Coordinates.fit(source, whiten=True)
+
+    def logits(self, batch: TaskBatch, labels: Tensor, images: Tensor) -> Tensor:
+        """Logits [E, P, way], from the labels [E, n] of the pool."""
+        enter = self.coordinates.frame.enter
+        one = torch.nn.functional.one_hot(labels, batch.way) * batch.mask.unsqueeze(-1)
+        mean = one.mT @ enter(batch.pool) / one.sum(1).unsqueeze(-1).clamp(min=1)
+        return 2 * enter(images) @ mean.mT - mean.square().sum(-1).unsqueeze(1)
+
+
+def make_method(name: str, world: TransferWorld, fitted: dict[str, UnseenMethod]) -> UnseenMethod:
+    """The method called `name`, unfitted; an adapted peer shares the plain one if it is fitted."""
+    if name in RECIPES:
+        return GeneratedUnseen(name, world)
+    if name == ANCHOR:
+        return PriorOnly(world)
+    base = name.removesuffix("+em")
+    if base != name:
+        known = fitted.get(base)
+        return Adapted(known or UNSEEN_PEERS[base](), own=known is None)
+    return UNSEEN_PEERS[name]()
