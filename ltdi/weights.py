@@ -214,14 +214,14 @@ class WeightSpace:
             MismatchError: If the last dimension is not n.
         """
         self._check(theta)
-        batch, out, start = theta.shape[:-1], {}, 0
-        for layer in self.layers:
-            stop = start + layer.units * layer.row
-            rows = theta[..., start:stop].unflatten(-1, (layer.units, layer.row))
+        batch, out = theta.shape[:-1], {}
+        # One split: the gradient of a slice is a vector of n numbers, for every layer.
+        flat = theta.split([layer.units * layer.row for layer in self.layers], -1)
+        for layer, part in zip(self.layers, flat, strict=True):
+            rows = part.unflatten(-1, (layer.units, layer.row))
             parts = rows.split([p.row for p in layer.params], -1)
-            for p, part in zip(layer.params, parts, strict=True):
-                out[p.name] = part.reshape((*batch, *p.shape))
-            start = stop
+            for p, weights in zip(layer.params, parts, strict=True):
+                out[p.name] = weights.reshape((*batch, *p.shape))
         return out
 
     def tokenize(self, theta: Tensor) -> Tensor:

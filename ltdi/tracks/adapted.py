@@ -126,7 +126,7 @@ class Bench:
     few_steps: int
     trunk: Callable[[int, int], tuple[Tensor, float]]
     sampling: dict[str, Sampling] = field(default_factory=dict)
-    heads: dict[str, str] = field(default_factory=dict)
+    heads: dict[str, dict[int, str]] = field(default_factory=dict)
     train_s: dict[str, list[float]] = field(default_factory=dict)
     generators: dict[Any, AdapterGenerator] = field(default_factory=dict)
     progress: Progress | None = None
@@ -217,7 +217,8 @@ class Bench:
         """From support rows alone: weights [n], and seconds."""
         support = self.support_of(setting, seed)
         if setting.task in setting.known:
-            support = replace(support, head=self.heads.get(method, support.head))
+            head = self.heads.get(method, {}).get(setting.task, support.head)
+            support = replace(support, head=head)
         host, outputs = self.host, setting.source.outputs
         adapter = host.adapter(outputs)
         host.adapter(host.base.width)  # a template, made once in the life of a host
@@ -308,18 +309,23 @@ class Bench:
 _HEAD_SEEDS = 2
 
 
-def choose_head(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:
-    """Whether a known task keeps the head that comes with its weights, by validation rows.
+def choose_head(
+    bench: Bench, name: str, settings: Sequence[Setting]
+) -> dict[str, dict[str, float]]:
+    """Whether a known task keeps the head that comes with its weights, by its validation rows.
 
-    The other choice is "auto", which lets the support have a say. The mean metric over the tasks
-    decides, for each method apart.
+    The other choice is "auto", which lets the support have a say. Every method has a choice of its
+    own, for each task.
+
+    Returns:
+        Validation metric of each head, by task.
     """
     heads = ("auto", "generated")
 
     def make() -> dict[str, Tensor]:
         found = []
         for head in heads:
-            bench.heads[name] = head
+            bench.heads[name] = {s.task: head for s in settings}
             scores = [
                 validation(bench.host, s.source, bench.weights(name, s, seed)[0])
                 for s in settings
@@ -328,9 +334,16 @@ def choose_head(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[st
             found.append(scores)
         return {"scores": torch.tensor(found, dtype=torch.float64)}
 
-    scores = bench.kept(f"head/{bench.mark}-{name}", make)["scores"].mean(1).tolist()
-    bench.heads[name] = heads[int(scores[1] >= scores[0])]
-    return dict(zip(heads, (round(s, 5) for s in scores), strict=True))
+    scores = bench.kept(f"head/{bench.mark}-{name}", make)["scores"]
+    means = scores.unflatten(1, (len(settings), _HEAD_SEEDS)).mean(2).T.tolist()
+    bench.heads[name] = {
+        s.task: heads[generated >= auto]
+        for s, (auto, generated) in zip(settings, means, strict=True)
+    }
+    return {
+        s.name: dict(zip(heads, (round(x, 5) for x in each), strict=True))
+        for s, each in zip(settings, means, strict=True)
+    }
 
 
 def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:

@@ -246,8 +246,9 @@ def _choose(shared: Bench, methods: Sequence[str], known: Sequence[Setting]) -> 
             steps = choose_sampling(shared, name, known)
             out[name] = {"steps": steps, "sampling": asdict(shared.sampling[name])}
         if name in (*GENERATED, "nearest"):
-            heads = choose_head(shared, name, known)
-            out.setdefault(name, {}).update({"heads": heads, "head": shared.heads[name]})
+            scores = choose_head(shared, name, known)
+            chosen = {s.name: shared.heads[name][s.task] for s in known}
+            out.setdefault(name, {}).update({"head": chosen, "heads": scores})
     return out
 
 

@@ -8,6 +8,7 @@ import torch
 
 import ltdi
 from ltdi.adapters.kept import Kept
+from ltdi.adapters.source import Source
 from ltdi.cli import main
 from ltdi.errors import InputError
 from ltdi.generator import AdapterGenerator
@@ -72,7 +73,7 @@ def test_the_result_is_json_and_says_what_was_compared(outcome: llm.LlmOutcome) 
     assert all(v["ratio"] > 0 and v["of"] == 1 for v in s["speed"].values())
     warm = s["warm start"]["tone"]
     assert list(warm["warm"]) == list(warm["short"]) == ["0", "1", "2", "3", "4", "5"]
-    assert set(s["chosen"]["lt-di"]["heads"]) == {"auto", "generated"}
+    assert set(s["chosen"]["lt-di"]["heads"]["tone"]) == {"auto", "generated"}
     assert s["peak MB"] >= max(r["peak_mb"] for r in data["rows"]) - 1
     assert s["paired"]["tone"]["lora"]["ci95"] >= 0
 
@@ -113,16 +114,17 @@ def test_a_head_is_chosen_for_known_tasks_by_validation_rows(
     outcome: llm.LlmOutcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shared = replace(outcome.bench, kept=Kept(None, {}), heads={})
-    place = settings_of(shared.sources, ("known",), llm.PRESETS["smoke"])[0]
-    for better in ("auto", "generated"):
+    places = settings_of(shared.sources, ("known",), llm.PRESETS["smoke"])[:2]
+    better = {places[0].source: "auto", places[1].source: "generated"}
 
-        def score(*_: object, better: str = better) -> float:
-            return float(shared.heads["nearest"] == better)
+    def score(_: object, source: Source, theta: torch.Tensor) -> float:
+        task = next(p.task for p in places if p.source is source)
+        return float(shared.heads["nearest"][task] == better[source])
 
-        monkeypatch.setattr(adapted, "validation", score)
-        shared.kept = Kept(None, {})
-        found = adapted.choose_head(shared, "nearest", [place])
-        assert shared.heads["nearest"] == better and found[better] == 1.0
+    monkeypatch.setattr(adapted, "validation", score)
+    found = adapted.choose_head(shared, "nearest", places)
+    assert shared.heads["nearest"] == {p.task: better[p.source] for p in places}
+    assert all(found[p.name][better[p.source]] == 1.0 for p in places)
 
 
 def test_it_publishes_a_generator(outcome: llm.LlmOutcome, tmp_path: Path) -> None:
