@@ -353,10 +353,16 @@ def test_a_shape_that_cannot_be_read_is_refused():
 
 
 def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):
-    first = run(("protonet",), cache=str(tmp_path)).result
+    first = run(("protonet",), cache=str(tmp_path))
     monkeypatch.setattr(fewshot, "train_backbone", lambda *_, **__: pytest.fail("trained again"))
-    again = run(("protonet",), cache=str(tmp_path)).result
-    assert again.rows[0].mean == first.rows[0].mean
+    again = run(("protonet",), cache=str(tmp_path))
+    assert again.result.rows[0].mean == first.result.rows[0].mean
+    # Views are no matter of training: with them the same net is another backbone.
+    seen = run(("protonet",), cache=str(tmp_path), preset=replace(TINY, wiggle=True)).world
+    plain = replace(seen.backbone.transform, wiggle=False)
+    assert seen.backbone.transform.wiggle and plain == first.world.backbone.transform
+    assert digest(seen.backbone.tensors()) == digest(first.world.backbone.tensors())
+    assert not torch.allclose(seen.test.features, first.world.test.features, rtol=0.01)
 
 
 def test_nothing_that_is_learnt_or_chosen_depends_on_test_images(few_classes, monkeypatch):
