@@ -121,12 +121,13 @@ def sample(
     x = temperature * noise
     for t, s in pairwise(times):
         now = torch.tensor(t)
-        last = schedule.segment_end(now, segments) if segments > 1 else torch.tensor(total)
+        end = int(schedule.segment_end(now, segments)) if segments > 1 else total
         output = denoise(x, now.expand(len(x)).to(x.device))
-        if prediction == "x0" and s == int(last):
+        if prediction == "x0" and s == end:
             # A chain ends on x0, whatever the sampler.
             x = x0 = output
         else:
+            last = torch.tensor(end)
             a_t = schedule.alpha_bar_local(now, last).to(x)
             a_s = schedule.alpha_bar_local(torch.tensor(s), last).to(x)
             if prediction == "eps" and (segments > 1 or total < schedule.steps):

@@ -74,6 +74,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         parts.network.eval().requires_grad_(False)
         # The token layout of a way is worked out once.
         self._spaces: dict[int, WeightSpace] = {}
+        self._signals: dict[tuple[int, int], Tensor] = {}
         self._units: dict[int, tuple[Tensor, Tensor]] = {}
         check_sampling(parts.sampling, parts.diffusion)
         self.schedule = make_schedule(parts.diffusion.schedule, parts.diffusion.steps)
@@ -170,8 +171,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         end = chain_end(s.end, p.diffusion)
 
         def denoise(x: Tensor, t: Tensor) -> Tensor:
-            signal = self.schedule.alpha_bar_local(t, torch.full_like(t, end)).sqrt()
-            return v.denoise(x, t, signal, stage)
+            return v.denoise(x, t, self.signal(int(t[0]), end).expand(len(t)), stage)
 
         def whole(residual: Tensor) -> Tensor:
             change = s.strength * (residual * scale + mean)
@@ -227,6 +227,13 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         if way not in self._spaces:
             self._spaces[way] = self.parts.space.with_way(way)
         return self._spaces[way]
+
+    def signal(self, t: int, end: int) -> Tensor:
+        """[1] share of the target in x_t of the chain to `end`; worked out once for each step."""
+        if (t, end) not in self._signals:
+            one = self.schedule.alpha_bar_local(torch.tensor([t]), torch.tensor([end]))
+            self._signals[t, end] = one.sqrt()
+        return self._signals[t, end]
 
     def unit(self, space: WeightSpace) -> tuple[Tensor, Tensor]:
         """[n] size and origin of normalised residuals; looked up once for each way."""

@@ -64,7 +64,8 @@ class ImageGenerator(Generator):
         **options: Any,
     ) -> Tensor:
         """Flat weights [B, n] of B tasks: the mean over samples of `draws`."""
-        return self.draws(grid, mask, seed=seed, callback=callback, **options).mean(0)
+        drawn = self.draws(grid, mask, seed=seed, callback=callback, **options)
+        return drawn[0] if len(drawn) == 1 else drawn.mean(0)
 
     @torch.no_grad()
     def draws(
