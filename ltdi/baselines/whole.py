@@ -173,17 +173,18 @@ def after(plan: Plan, host: NetHost, support: Tensor, query: Tensor) -> dict[int
     return {steps: torch.cat(parts) for steps, parts in found.items()}
 
 
-def tunings(starts: list[Plan]) -> list[Plan]:
-    """Every start with the step sizes that it brings, and with each pair of the grid."""
-    out = []
-    for start in starts:
-        out.append(replace(start, steps=max(STEPS)))
-        head = start.rates[-1]
-        for share, below in itertools.product(_HEAD, _BELOW):
-            rates = torch.full_like(start.rates, float(share * below * head))
-            rates[-1] = share * head
-            out.append(Plan(start.theta_0, rates, max(STEPS)))
+def tunings(start: Plan) -> list[Plan]:
+    """A start with the step sizes that it brings, and with each pair of the grid."""
+    out, head = [replace(start, steps=max(STEPS))], start.rates[-1]
+    for share, below in itertools.product(_HEAD, _BELOW):
+        rates = torch.full_like(start.rates, float(share * below * head))
+        rates[-1] = share * head
+        out.append(Plan(start.theta_0, rates, max(STEPS)))
     return out
+
+
+# Plans, and their logits on validation episodes by number of steps.
+Known = dict[Budget, list[tuple[Plan, dict[int, Tensor]]]]
 
 
 class Learner:
@@ -191,13 +192,15 @@ class Learner:
 
     Args:
         initial: What it starts from.
+        common: What is known of that start itself; learners may share it.
     """
 
     note: ClassVar[str]
 
-    def __init__(self, initial: Initial) -> None:
+    def __init__(self, initial: Initial, common: Known | None = None) -> None:
         self.initial = initial
-        self._known: dict[Budget, list[tuple[Plan, dict[int, Tensor]]]] = {}
+        self.common: Known = {} if common is None else common
+        self._known: Known = {}
 
     def tried(
         self,
@@ -219,10 +222,15 @@ class Learner:
             def score(plan: Plan) -> float:
                 return float(accuracy(after(plan, host, support, query)[_STEPS]).mean())
 
+            def judged(start: Plan) -> list[tuple[Plan, dict[int, Tensor]]]:
+                return [(p, after(p, host, support, query)) for p in tunings(start)]
+
+            if budget not in self.common:
+                self.common[budget] = judged(plain)
             trained = self.train(plain, host, train, budget, score, progress)
-            # Where no state was better than the start there is one start.
-            plans = tunings([plain] if trained is plain else [plain, trained])
-            self._known[budget] = [(p, after(p, host, support, query)) for p in plans]
+            # Where no state was better than the start, there is one start.
+            own = [] if trained is plain else judged(trained)
+            self._known[budget] = self.common[budget] + own
         return self._known[budget]
 
     def rates(self, host: NetHost) -> Tensor:

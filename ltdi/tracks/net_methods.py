@@ -198,7 +198,8 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[st
     Raises:
         InputError: If a name is unknown.
     """
-    reptile, maml = ReptileLearner(world.initial), MamlLearner(world.initial)
+    reptile = ReptileLearner(world.initial)
+    maml = MamlLearner(world.initial, reptile.common)
     single = GeneratedNet("lt-di", recipe, world)
     made: dict[str, Callable[[], NetMethod]] = {
         "lt-di": lambda: single,
