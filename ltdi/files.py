@@ -245,3 +245,13 @@ def _is_ours(path: Path, kind: str) -> bool:
     except DamagedFileError:
         return False
     return isinstance(value, dict) and {"track", "rows"} <= set(value)
+
+
+def plain(value: Any) -> Any:
+    """What JSON would give back, so that settings compare equal after a round trip."""
+    return json.loads(json.dumps(value))
+
+
+def tuples(about: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a dataclass has them: JSON's lists are tuples again."""
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}

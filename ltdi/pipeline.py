@@ -20,20 +20,20 @@ from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.choice import choose_sampling
-from ltdi.collect import Preparation, head_predictor, optimise
+from ltdi.collect import head_predictor, optimise
 from ltdi.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.denoiser import EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
-from ltdi.engine import Arrivals, Collection, Engine, plan_of
+from ltdi.engine import Arrivals, Collection, Engine, plan_of, recipe_of, settings_of
 from ltdi.errors import MismatchError, unknown
-from ltdi.files import read_metadata, read_tensors, write_tensors
+from ltdi.files import plain, read_metadata, read_tensors, write_tensors
 from ltdi.frame import Frame
 from ltdi.generator import HeadGenerator, ImageGenerator
 from ltdi.losses import LOSSES, Probe
-from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
+from ltdi.meta import Batch, MetaTrainer, Params
 from ltdi.parts import Parts, build_network, check_sampling
 from ltdi.progress import Log, Progress
-from ltdi.recipe import Recipe, Tasks
+from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space
@@ -156,6 +156,11 @@ class HeadCollection(Collection):
         self._folds: dict[int, Fold] = {}
         super().__init__(zoo, plan_of(self.recipe.tasks, len(self.frames)))
 
+    @classmethod
+    def open(cls, zoo: Zoo) -> HeadCollection:
+        """See `Collection.open`."""
+        return HeadCollection(zoo)
+
     def fold(self, number: int) -> Fold:
         """A fold, its anchor fitted again on the classes that were chosen once."""
         if number not in self._folds:
@@ -180,36 +185,6 @@ class HeadCollection(Collection):
         self.zoo.append(piece.name, vars(solved), finite, setting=solved.setting)
 
 
-@functools.lru_cache(maxsize=1)
-def _heads(path: str) -> HeadCollection:
-    return HeadCollection(Zoo.open(path))
-
-
-def make_shard(path: str, number: int) -> None:
-    """Solve one shard of a zoo that `begin_zoo` started: the job of worker processes."""
-    _heads(path).make(number)
-
-
-HeadCollection.job = make_shard
-
-
-def recipe_of(zoo: Zoo) -> Recipe:
-    """How a zoo of heads was collected; the rest of the recipe is the default."""
-    about = zoo.about
-    lists: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in about["tasks"].items()
-    }
-    return Recipe(
-        tasks=Tasks(**lists),
-        prepare=Preparation(**about["prepare"]),
-        meta=MetaConfig(seed=about["seed"]),
-        anchor=about["anchor"],
-        start=about["start"],
-        start_std=about["start_std"],
-        refine=tuple(about["refine"]),
-    )
-
-
 def start_zoo(
     path: Path | str,
     bank: FeatureBank,
@@ -220,13 +195,11 @@ def start_zoo(
     """A zoo with the settings and the bank of heads, and nothing else; see `begin_zoo`."""
     check_start(recipe)
     settings = {
-        "tasks": asdict(recipe.tasks),
-        "prepare": asdict(recipe.prepare),
+        **settings_of(recipe),
         "anchor": recipe.anchor,
         "start": recipe.start,
         "start_std": recipe.start_std,
         "refine": recipe.refine,
-        "seed": recipe.meta.seed,
         "backbone": backbone.fingerprint,
         **(about or {}),
     }
@@ -665,8 +638,3 @@ def _fit_normaliser(data: TrainingSet) -> Normaliser:
     some = torch.arange(min(len(group), 4096))
     held = group.read(some, ("theta", "anchor"))
     return Normaliser.fit(held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False)
-
-
-def plain(value: Any) -> Any:
-    """What JSON would give back, so that settings compare equal after a round trip."""
-    return json.loads(json.dumps(value))

@@ -20,13 +20,14 @@ from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError
+from ltdi.files import plain
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided, sample_space
 from ltdi.losses import Probe, weight_loss
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetConfig, NetHost, SmallNet
 from ltdi.parts import Parts
-from ltdi.pipeline import meta_train, plain
+from ltdi.pipeline import meta_train
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.weights import Normaliser, WeightSpace

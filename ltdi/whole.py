@@ -6,10 +6,9 @@ meta-learned initialisation in the place of an anchor that depends on the suppor
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,22 @@ from torch.func import functional_call
 
 from ltdi.anchor import SharedAnchor
 from ltdi.backbone.augment import distort
-from ltdi.collect import Preparation, optimise
+from ltdi.collect import optimise
 from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
-from ltdi.engine import Arrivals, Collection, Engine, plan_of
+from ltdi.engine import Arrivals, Collection, Engine, plan_of, recipe_of, settings_of
 from ltdi.errors import InputError, MismatchError
+from ltdi.files import plain
 from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost
 from ltdi.parts import Parts, check_sampling
-from ltdi.pipeline import meta_train, plain, tuned
+from ltdi.pipeline import meta_train, tuned
 from ltdi.progress import Log, Progress
-from ltdi.recipe import NET_RECIPE, Recipe, Tasks
+from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
@@ -102,9 +102,7 @@ def start_net_zoo(
     """An empty zoo of whole networks, or the one there if it was made with these settings."""
     settings = {
         "kind": NetGenerator.kind,
-        "tasks": asdict(recipe.tasks),
-        "prepare": asdict(recipe.prepare),
-        "seed": recipe.meta.seed,
+        **settings_of(recipe),
         "net": host.describe(),
         **(about or {}),
     }
@@ -126,11 +124,16 @@ class NetCollection(Collection):
     """
 
     def __init__(self, zoo: Zoo) -> None:
-        self.recipe, self.host = net_recipe_of(zoo), NetHost.from_config(zoo.about["net"])
+        self.recipe, self.host = recipe_of(zoo, NET_RECIPE), NetHost.from_config(zoo.about["net"])
         initial = initial_of(zoo)
         assert initial is not None
         self.bank, self.initial = zoo.bank(), initial
         super().__init__(zoo, plan_of(self.recipe.tasks))
+
+    @classmethod
+    def open(cls, zoo: Zoo) -> NetCollection:
+        """See `Collection.open`."""
+        return NetCollection(zoo)
 
     def make(self, number: int) -> None:
         """Solve one shard."""
@@ -147,33 +150,6 @@ class NetCollection(Collection):
         )
         setting = {"way": piece.way, "shot": piece.shot}
         self.zoo.append(piece.name, columns, finite, setting=setting)
-
-
-@functools.lru_cache(maxsize=1)
-def _nets(path: str) -> NetCollection:
-    return NetCollection(Zoo.open(path))
-
-
-def make_net_shard(path: str, number: int) -> None:
-    """Solve one shard of a zoo that `begin_net_zoo` started: the job of worker processes."""
-    _nets(path).make(number)
-
-
-NetCollection.job = make_net_shard
-
-
-def net_recipe_of(zoo: Zoo) -> Recipe:
-    """How a zoo of whole networks was collected; the rest of the recipe is the default."""
-    about = zoo.about
-    lists: dict[str, Any] = {
-        k: tuple(v) if isinstance(v, list) else v for k, v in about["tasks"].items()
-    }
-    return replace(
-        NET_RECIPE,
-        tasks=Tasks(**lists),
-        prepare=Preparation(**about["prepare"]),
-        meta=replace(NET_RECIPE.meta, seed=about["seed"]),
-    )
 
 
 def begin_net_zoo(

@@ -13,6 +13,7 @@ from ltdi.adapters.condition import row_features
 from ltdi.adapters.head import PRECISIONS, fit_heads, held_out_losses
 from ltdi.data.text import Text
 from ltdi.errors import InputError, MismatchError, unknown
+from ltdi.files import tuples
 from ltdi.lora import (
     Adapter,
     Base,
@@ -205,9 +206,7 @@ class LanguageHost:
 
 def _spec(known: dict[str, Any]) -> LoraSpec:
     try:
-        fields: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in known["lora"].items()
-        }
+        fields: dict[str, Any] = tuples(known["lora"])
         return LoraSpec(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise MismatchError(

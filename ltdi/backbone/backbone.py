@@ -19,7 +19,7 @@ from ltdi.backbone.transform import InputTransform
 from ltdi.backbone.wrapped import EFFICIENTNET, EfficientNetLite, TransformersNet, timm_net
 from ltdi.data import ImageSet
 from ltdi.errors import MismatchError, unknown
-from ltdi.files import digest, read_json, read_tensors, write_json, write_tensors
+from ltdi.files import digest, read_json, read_tensors, tuples, write_json, write_tensors
 from ltdi.tasks import FeatureBank
 
 CONFIG = "backbone.json"
@@ -134,9 +134,7 @@ class Backbone(nn.Module):
     @classmethod
     def from_config(cls, about: dict[str, Any], tensors: dict[str, Tensor]) -> Backbone:
         """Build from `{"config": .., "transform": ..}` and the net's state dict."""
-        transform: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in about["transform"].items()
-        }
+        transform: dict[str, Any] = tuples(about["transform"])
         net = build(about["config"])
         net.load_state_dict(tensors)
         return cls(net, InputTransform(**transform), about["config"])

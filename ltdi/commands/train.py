@@ -11,17 +11,16 @@ from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
 from ltdi.commands.common import OUT, run_in, silent
 from ltdi.commands.nets import train_nets
-from ltdi.engine import Arrivals, Engine
+from ltdi.engine import Arrivals, Engine, recipe_of
 from ltdi.engine.arrivals import JOURNAL
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import TrainingSet, load_shared, recipe_of, train_generator
+from ltdi.pipeline import TrainingSet, load_shared, train_generator
 from ltdi.progress import Bars, Log
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling
 from ltdi.team import Team, tracked
-from ltdi.whole import net_recipe_of
 from ltdi.zoo import Zoo
 from ltdi.zoo.remote import is_url
 
@@ -163,7 +162,7 @@ def _recipe(zoo: Zoo, chosen: tuple[Diffusion, Network, MetaConfig, Sampling]) -
     if kind_of(zoo) == NetGenerator.kind:
         suits = NET_RECIPE
         return replace(
-            net_recipe_of(zoo),
+            recipe_of(zoo, suits),
             diffusion=suits.diffusion if diffusion == Diffusion() else diffusion,
             network=suits.network if network == Network() else network,
             meta=suits.meta if meta == MetaConfig() else meta,

@@ -1,11 +1,11 @@
 """Shards made by worker processes or a Ray cluster, and training that does not wait for the last.
 
-A job is a function `(zoo, number)` of a module that makes one shard of a zoo and can be run again:
-`Collection.job`. Scheduling is the standard library's or Ray's.
+A job `(zoo, number)` makes one shard of a zoo and can be run again: `Collection.job`.
+Scheduling is the standard library's or Ray's.
 """
 
 from ltdi.engine.arrivals import Arrivals, planned
-from ltdi.engine.collection import Collection, Piece, plan_of
+from ltdi.engine.collection import Collection, Piece, plan_of, recipe_of, settings_of
 from ltdi.engine.workers import ENGINES, Engine, Job, Running
 
 __all__ = [
@@ -18,4 +18,6 @@ __all__ = [
     "Running",
     "plan_of",
     "planned",
+    "recipe_of",
+    "settings_of",
 ]

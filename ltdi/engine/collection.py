@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any
 
+from ltdi.collect import Preparation
 from ltdi.engine.arrivals import Arrivals
-from ltdi.engine.workers import Engine, Job, Running
+from ltdi.engine.workers import Engine, Running
+from ltdi.files import tuples
 from ltdi.progress import Progress
-from ltdi.recipe import Tasks
+from ltdi.recipe import Recipe, Tasks
 from ltdi.zoo import Zoo
 
 
@@ -39,6 +42,29 @@ def plan_of(tasks: Tasks, folds: int = 1) -> list[Piece]:
     return [Piece(f"shard-{j:06d}", *row) for j, row in enumerate(rows)]
 
 
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What a zoo keeps of the recipe that its tasks are solved by; `recipe_of` reads it."""
+    return {
+        "tasks": asdict(recipe.tasks),
+        "prepare": asdict(recipe.prepare),
+        "seed": recipe.meta.seed,
+    }
+
+
+def recipe_of(zoo: Zoo, base: Recipe | None = None) -> Recipe:
+    """How a zoo was collected; what it does not say is that of `base`, or the default."""
+    base = base or Recipe()
+    about = tuples(zoo.about)
+    own = {n: about[n] for n in ("anchor", "start", "start_std", "refine") if n in about}
+    return replace(
+        base,
+        tasks=Tasks(**tuples(about["tasks"])),
+        prepare=Preparation(**about["prepare"]),
+        meta=replace(base.meta, seed=about["seed"]),
+        **own,
+    )
+
+
 class Collection(ABC):
     """A zoo that has been started, with what it takes to solve any of its shards.
 
@@ -50,10 +76,18 @@ class Collection(ABC):
         plan: All its shards.
     """
 
-    job: ClassVar[Job]  # a function of a module: opens the collection in a worker and makes a shard
-
     def __init__(self, zoo: Zoo, plan: Sequence[Piece]) -> None:
         self.zoo, self.plan = zoo, list(plan)
+
+    @classmethod
+    def open(cls, zoo: Zoo) -> Collection:
+        """The collection in a zoo that has been started."""
+        raise NotImplementedError(f"a {cls.__name__} is made where its zoo was started")
+
+    @classmethod
+    def job(cls, path: str, number: int) -> None:
+        """Solve one shard of a zoo on disk: the job of workers, which open it once."""
+        _opened(cls, path).make(number)
 
     @abstractmethod
     def make(self, number: int) -> None:
@@ -100,3 +134,8 @@ class Collection(ABC):
         """What a training of so many iterations sees of the shards that are being made."""
         names = [piece.name for piece in self.plan]
         return Arrivals(self.zoo, names, iterations, rule=rule, journal=journal, running=running)
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(kind: type[Collection], path: str) -> Collection:
+    return kind.open(Zoo.open(path))

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ltdi.backbone import InputTransform
+from ltdi.files import tuples
 from ltdi.nets.net import NetConfig, net_space
 from ltdi.weights import WeightSpace
 
@@ -47,10 +48,7 @@ class NetHost:
     @classmethod
     def from_config(cls, about: dict[str, Any]) -> NetHost:
         """The inverse of `describe`."""
-        given: list[dict[str, Any]] = [
-            {k: tuple(v) if isinstance(v, list) else v for k, v in about[name].items()}
-            for name in ("config", "transform")
-        ]
+        given: list[dict[str, Any]] = [tuples(about[name]) for name in ("config", "transform")]
         return cls(NetConfig(**given[0]), InputTransform(**given[1]))
 
     def tensors(self) -> dict[str, Tensor]:

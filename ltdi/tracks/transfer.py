@@ -16,10 +16,10 @@ from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
 from ltdi.baselines.unseen.method import UnseenBudget
 from ltdi.data.transfer import TARGETS
 from ltdi.errors import InputError, unknown
+from ltdi.files import plain
 from ltdi.generator import UnseenGenerator
 from ltdi.memory import reset_peak
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import plain
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Network
 from ltdi.report.table import Result, Row

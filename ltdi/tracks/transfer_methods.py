@@ -14,10 +14,10 @@ from torch import Tensor
 from ltdi.backbone import Backbone
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
 from ltdi.baselines.unseen.method import Coordinates, UnseenBudget
+from ltdi.files import plain
 from ltdi.generator import NamedHost, UnseenGenerator
 from ltdi.names import NameEncoder
 from ltdi.parts import Parts
-from ltdi.pipeline import plain
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress, Step, staged
 from ltdi.unseen import (

@@ -9,7 +9,6 @@ estimates (a cluster with the wrong name) are not Gaussian.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ltdi.collect import Preparation, head_predictor, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import unknown
+from ltdi.files import plain
 from ltdi.frame import Frame
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
@@ -129,7 +129,7 @@ def prepare_zoo(
         "prior": prior.described,
         "seed": recipe.meta.seed,
     }
-    zoo = Zoo.create(path, head_space(width, recipe.ways[0]), json.loads(json.dumps(about)))
+    zoo = Zoo.create(path, head_space(width, recipe.ways[0]), plain(about))
     zoo.keep_bank(source.bank)
     folds = held_out(source, recipe)
     each = max(1, -(-recipe.tasks // len(folds)))
@@ -336,7 +336,7 @@ def train_unseen(
         objective,
         objective.draw,
         recipe.meta,
-        run=json.loads(json.dumps({**asdict(recipe.diffusion), **asdict(shape)})),
+        run=plain({**asdict(recipe.diffusion), **asdict(shape)}),
     )
 
     def finished(i: int, n: int, loss: float) -> None:
