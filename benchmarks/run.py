@@ -44,8 +44,8 @@ from ltdi.pipeline import (
     HeadCollection,
     HeadObjective,
     TrainingSet,
-    _fit_normaliser,
     begin_zoo,
+    fit_normaliser,
     train_generator,
 )
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Tasks
@@ -118,7 +118,7 @@ def trainer(data: TrainingSet, network: Network, meta: MetaConfig) -> MetaTraine
     torch.manual_seed(0)
     net = build_network(data.space, WIDTH, network, recipe.diffusion)
     net.standardise(data.bank.features)
-    objective = HeadObjective(data, net, _fit_normaliser(data), recipe)
+    objective = HeadObjective(data, net, fit_normaliser(data), recipe)
     return MetaTrainer(net, objective, objective.draw, meta)
 
 

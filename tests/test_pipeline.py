@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltdi import pipeline
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone, ConvNet, InputTransform
 from ltdi.choice import choose_sampling
@@ -26,13 +25,18 @@ from ltdi.parts import build_network, tensors_of
 from ltdi.pipeline import (
     HeadObjective,
     TrainingSet,
+    collecting,
     load_shared,
     make_anchor,
     make_folds,
+    meta_training,
+    objective,
     prepare_zoo,
     save_shared,
+    shared,
     solve,
     train_generator,
+    training,
 )
 from ltdi.recipe import Network, Recipe, Sampling, Tasks
 from ltdi.tasks import FeatureBank
@@ -173,7 +177,7 @@ def test_collecting_again_keeps_the_classes_of_every_fold(
     path = Path(shutil.copytree(zoo.path, tmp_path / "z"))
     lost = path / f"{zoo.shards[-1]['name']}.safetensors"
     lost.unlink()
-    monkeypatch.setattr("ltdi.pipeline.make_folds", None)  # not asked again
+    monkeypatch.setattr(collecting, "make_folds", None)  # not asked again
     prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
     assert torch.equal(read_tensors(lost)["support"], read_tensors(zoo.path / lost.name)["support"])
 
@@ -212,8 +216,8 @@ def test_the_folds_whose_tasks_look_as_unseen_ones_do_are_chosen(train, recipe, 
         asked.append(alike)
         return [(alike, folds)]
 
-    monkeypatch.setattr(pipeline, "crossfit", crossfit)
-    monkeypatch.setattr(pipeline, "likeness", lambda folds, *_, **__: distance[folds[0][0]])
+    monkeypatch.setattr(collecting, "crossfit", crossfit)
+    monkeypatch.setattr(collecting, "likeness", lambda folds, *_, **__: distance[folds[0][0]])
     tasks = replace(recipe.tasks, folds=9)
     chosen = make_folds(replace(recipe, tasks=tasks), Anchor(), train)
     assert chosen == [(0.5, 9)] and sorted(set(asked)) == [0.0, 0.5, 1.0]
@@ -485,8 +489,9 @@ def test_shared_parts_round_trip(zoo: Zoo, tmp_path, train, valid, backbone, rec
 
 def test_pipeline_has_no_state_of_its_own():
     """Nothing is remembered between runs but on disk."""
-    held = {k for k, v in vars(pipeline).items() if isinstance(v, (list, dict, set))}
-    assert held <= {"__builtins__", "__annotations__"} | {"LOSSES"}
+    for module in (collecting, meta_training, objective, shared, training):
+        held = {k for k, v in vars(module).items() if isinstance(v, (list, dict, set))}
+        assert held <= {"__builtins__", "__annotations__"} | {"LOSSES"}
 
 
 def test_a_probed_target_has_not_seen_its_probe(train: FeatureBank, valid: FeatureBank):

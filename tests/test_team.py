@@ -17,7 +17,7 @@ from ltdi.errors import InputError
 from ltdi.files import read_tensors
 from ltdi.meta import MetaConfig, MetaTrainer
 from ltdi.parts import build_network
-from ltdi.pipeline import HeadObjective, TrainingSet, _fit_normaliser
+from ltdi.pipeline import HeadObjective, TrainingSet, fit_normaliser
 from ltdi.recipe import Diffusion, Network
 from ltdi.team import ALONE, Team, tracked
 from ltdi.zoo import Zoo
@@ -119,7 +119,7 @@ def head_objective(path: Path, kind: str, loss: str) -> tuple[nn.Module, HeadObj
     )
     network = build_network(data.space, data.bank.width, recipe.network, diffusion)
     network.standardise(data.bank.features)
-    return network, HeadObjective(data, network, _fit_normaliser(data), recipe)
+    return network, HeadObjective(data, network, fit_normaliser(data), recipe)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,159 @@
+"""Meta-training of any kind of weights, and the sampling that suits validation classes."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from ltdi.checkpoint import NAME as CHECKPOINT
+from ltdi.choice import choose_sampling
+from ltdi.engine import Arrivals
+from ltdi.files import plain
+from ltdi.generator import ImageGenerator
+from ltdi.meta import Batch, MetaTrainer, Params
+from ltdi.progress import Log, Progress
+from ltdi.recipe import Recipe
+from ltdi.tasks import FeatureBank
+from ltdi.team import ALONE, Team
+from ltdi.weights import WeightSpace
+from ltdi.zoo import Group
+
+
+class Objective(Protocol):
+    """What meta-training needs to know of a kind of weights: how batches are drawn and scored."""
+
+    def see(self, groups: list[Group]) -> None:
+        """Draw from these tasks from now on."""
+
+    def draw(self, rng: torch.Generator, tasks: int) -> Batch:
+        """Noised targets; every tensor [tasks, ...]."""
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """Loss of one base learner."""
+
+
+def meta_train(
+    network: torch.nn.Module,
+    objective: Objective,
+    recipe: Recipe,
+    host: str,
+    space: WeightSpace,
+    out: Path | None,
+    progress: Progress | None,
+    log: Log | None,
+    arrivals: Arrivals | None = None,
+    team: Team = ALONE,
+) -> None:
+    """Meta-train a network, with a checkpoint in `out` where there is one.
+
+    Args:
+        network: Initialised; afterwards it holds the average of its weights.
+        objective: The training loss.
+        recipe: Chain, network, meta-training.
+        host: Fingerprint of what the weights live in; a resumed run must share it.
+        space: Likewise.
+        out: Directory for the checkpoint.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+        arrivals: Where the zoo is being filled: what is seen of it at which iteration.
+        team: Device and processes.
+    """
+    network.to(team.device)
+    run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
+    run |= arrivals.settings if arrivals else {}
+    trainer = MetaTrainer(
+        network,
+        objective,
+        objective.draw,
+        recipe.meta,
+        run=plain({**run, "space": space.fingerprint, "backbone": host}),
+        before=functools.partial(_see_arrivals, arrivals, objective, progress, log),
+        team=team,
+    )
+    with _ctrl_c_between_iterations() as interrupt:
+
+        def finished(i: int, n: int, loss: float) -> None:
+            if progress:
+                progress("meta-training", i, n, f"loss {loss:.4f}")
+            interrupt()
+
+        trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
+    network.to("cpu")
+    if arrivals:
+        arrivals.end()
+
+
+def _see_arrivals(
+    arrivals: Arrivals | None,
+    objective: Objective,
+    progress: Progress | None,
+    log: Log | None,
+    step: int,
+) -> None:
+    """Before an iteration: draw from the tasks that are visible at it."""
+    groups = arrivals.at(step) if arrivals else None
+    if arrivals and groups is not None:
+        objective.see(groups)
+        if progress:
+            progress("shards", arrivals.visible, len(arrivals.plan), "visible to training")
+        if log:
+            log({"event": "arrivals", "step": step, "shards": arrivals.visible})
+
+
+@contextmanager
+def _ctrl_c_between_iterations() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the yielded function is called, or the block ends.
+
+    In the middle of an iteration the random generator and the weights may have moved on while the
+    step has not: a checkpoint of that state would not resume exactly.
+    """
+    pending: list[int] = []
+
+    def interrupt() -> None:
+        if pending:
+            pending.clear()
+            raise KeyboardInterrupt
+
+    # Only the main thread receives signals, and only it may say how.
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupt
+        return
+    before = signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, before)
+    interrupt()
+
+
+G = TypeVar("G", bound=ImageGenerator)
+
+
+def tuned(
+    generator: G,
+    valid: FeatureBank,
+    recipe: Recipe,
+    judged: Sequence[tuple[int, int]] = (),
+    log: Log | None = None,
+) -> G:
+    """The generator with the sampling that suits validation classes; see `choose_sampling`.
+
+    A recipe that samples at a temperature above 0 keeps its own sampling.
+    """
+    if recipe.sampling.temperature > 0:
+        return generator
+    sampling, scores = choose_sampling(generator, valid, recipe, judged)
+    if log:
+        log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
+    parts = generator.parts
+    about = {**parts.about, "validation NLL": scores}
+    return type(generator)(replace(parts, sampling=sampling, about=about))
