@@ -72,3 +72,16 @@ def demo_generator(glyphs: dict[str, ImageSet], tmp_path_factory: pytest.TempPat
         TrainingSet.of(zoo), anchor, backbone, recipe, valid=judge, about={"data": "glyphs"}
     )
     return generator.save(path / "generator")
+
+
+@pytest.fixture(scope="session")
+def one_task(glyphs: dict[str, ImageSet]) -> dict[str, ImageSet]:
+    """One task of four classes: 14 images of each to train on, 6 to test on."""
+    whole = glyphs["train"].select(range(4))
+    rows = torch.arange(80).view(4, 20)
+
+    def part(which: torch.Tensor) -> ImageSet:
+        offsets = torch.arange(5) * which.shape[1]
+        return ImageSet("glyphs", whole.images[which.flatten()], offsets, whole.classes)
+
+    return {"train": part(rows[:, :14]), "test": part(rows[:, 14:])}
