@@ -38,7 +38,7 @@ from ltdi.collect import Preparation, head_predictor, module_predictor, optimise
 from ltdi.engine import Engine
 from ltdi.evaluate import query_logits, score
 from ltdi.meta import MetaConfig, MetaTrainer
-from ltdi.nets import NetConfig, NetHost, SmallNet
+from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
 from ltdi.parts import build_network
 from ltdi.pipeline import (
     HeadCollection,
@@ -188,30 +188,40 @@ def prepare(repeats: int) -> list[Figure]:
     )
     perceptrons = seconds["at once"] / tasks, seconds["loop"] / few
 
-    config = NetConfig()
-    host = NetHost(config, InputTransform(config.size, config.channels))
-    own, nets = host.space(way), 32
-    shape = (nets, 30, config.channels, config.size, config.size)
-    images = torch.rand(shape, generator=rng)
-    labels = torch.arange(way).repeat_interleave(6)
-    start = own.flatten({k: p.detach() for k, p in SmallNet(config, way).named_parameters()})
-    few_steps = replace(NET_RECIPE.prepare, steps=4, segments=4, batch=0)
-    seconds = in_turns(
-        {
-            "at once": lambda: optimise(
-                lambda theta, z: host.predict(theta, z, own),
-                start.expand(nets, -1),
-                images,
-                labels,
-                few_steps,
-            ),
-            "loop": lambda: [
-                solve(SmallNet(config, way), images[i], labels, few_steps.steps) for i in range(few)
-            ],
-        },
-        repeats,
-    )
-    convs = seconds["at once"] / nets, seconds["loop"] / few
+    rate = matmul_rate(repeats)
+
+    def convs(config: NetConfig, shots: int) -> list[Figure]:
+        host = NetHost(config, InputTransform(config.size, config.channels))
+        own, nets, count = host.space(way), 32, way * shots
+        images = torch.rand(nets, count, 1, config.size, config.size, generator=rng)
+        labels = torch.arange(way).repeat_interleave(shots)
+        net = SmallNet(config, way)
+        start = own.flatten({k: p.detach() for k, p in net.named_parameters()})
+        plan = replace(NET_RECIPE.prepare, steps=12, segments=4, batch=0)
+        with FlopCounterMode(display=False) as counter:
+            F.cross_entropy(net(images[0]), labels).backward()
+        floor = plan.steps * counter.get_total_flops() / rate
+        seconds = in_turns(
+            {
+                "at once": lambda: optimise(
+                    NetPredictor(host, own), start.expand(nets, -1), images, labels, plan
+                ),
+                "loop": lambda: [
+                    solve(SmallNet(config, way), images[i], labels, plan.steps) for i in range(few)
+                ],
+            },
+            repeats,
+        )
+        once, loop = seconds["at once"] / nets, seconds["loop"] / few
+        side = config.size
+        name = f"conv net of {own.size} weights, {count} images of {side} x {side}, 12 steps"
+        return [
+            Figure("prepare", f"{name}: ms", 1000 * once),
+            Figure("prepare", "  loop / at once", loop / once, ">= 4"),
+            Figure("prepare", "  loop / floor: the most that there is to win", loop / floor),
+        ]
+
+    tiny = NetConfig(size=14, widths=(8, 8, 8))
     return [
         Figure("prepare", "a head of 645 weights, 80 samples, 60 steps: ms", 1000 * heads[0]),
         Figure("prepare", "heads: loop / at once", heads[1] / heads[0], ">= 30"),
@@ -221,10 +231,10 @@ def prepare(repeats: int) -> list[Figure]:
             1000 * perceptrons[0],
         ),
         Figure("prepare", "perceptrons: loop / at once", perceptrons[1] / perceptrons[0], ">= 4"),
-        Figure(
-            "prepare", f"a conv net of {own.size} weights, 30 images, 4 steps: ms", 1000 * convs[0]
-        ),
-        Figure("prepare", "conv nets: loop / at once", convs[1] / convs[0], ">= 4"),
+        *convs(NetConfig(), 6),
+        *convs(NetConfig(), 1),
+        *convs(NetConfig(size=14), 6),
+        *convs(tiny, 6),
     ]
 
 

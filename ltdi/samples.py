@@ -6,7 +6,6 @@ and nothing good lies between. So a net is generated as a residual to the mean o
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import torch
@@ -25,7 +24,7 @@ from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided, sample_space
 from ltdi.losses import Probe, weight_loss
 from ltdi.meta import Batch, Params
-from ltdi.nets import NetConfig, NetHost, SmallNet
+from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
 from ltdi.parts import Parts
 from ltdi.pipeline import meta_train
 from ltdi.progress import Progress
@@ -111,22 +110,22 @@ def train_nets(
     theta: Tensor,
     steps: int,
     data: tuple[Tensor, Tensor],
-    predict: Callable[[Tensor, Tensor], Tensor],
+    host: NetHost,
+    space: WeightSpace,
     recipe: Recipe,
     rng: torch.Generator,
     segments: int = 1,
 ) -> Tensor:
     """Train nets [E, n] at once on one data set, each on batches of its own: [E, k, n]."""
     images, labels = data
+    predict = NetPredictor(host, space, images)
     kept, done, every = [], 0, steps // segments
     while done < steps:
         now = min(_CHUNK, every, steps - done)
         # Numbers of images, not images: nets share them.
         pick = torch.randint(len(labels), (len(theta), _POOL), generator=rng)
         plan = replace(recipe.prepare, steps=now, segments=1)
-        path = optimise(
-            lambda t, which: predict(t, images[which]), theta, pick, labels[pick], plan, rng=rng
-        )
+        path = optimise(predict, theta, pick, labels[pick], plan, rng=rng)
         theta, done = path.theta[:, -1], done + now
         if done % every == 0:
             kept.append(theta)
@@ -151,21 +150,19 @@ def collect_checkpoints(
     valid = max(1, min(2000, len(labels) // 5))
     rng = torch.Generator().manual_seed(seed)
     data = (images[:-valid], labels[:-valid])
-
-    def predict(theta: Tensor, x: Tensor) -> Tensor:
-        return host.predict(theta, x, space)
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         nets = [SmallNet(c, classes) for _ in range(p.runs)]
     start = torch.stack([space.flatten(dict(net.state_dict())).detach() for net in nets])
-    ends = train_nets(start, p.steps, data, predict, recipe, rng)[:, 0]
+    ends = train_nets(start, p.steps, data, host, space, recipe, rng)[:, 0]
     theta, segments = [], recipe.prepare.segments
     for run, end in enumerate(ends):
         for first in range(0, p.branches, _AT_ONCE):
             count = min(_AT_ONCE, p.branches - first)
             branch = end.expand(count, -1)
-            theta.append(train_nets(branch, p.branch_steps, data, predict, recipe, rng, segments))
+            theta.append(
+                train_nets(branch, p.branch_steps, data, host, space, recipe, rng, segments)
+            )
             progress("checkpoints", run * p.branches + first + count, p.runs * p.branches, "")
     which = torch.arange(p.runs).repeat_interleave(p.branches)
     return Checkpoints(torch.cat(theta), which, space, host, images, labels, valid)

@@ -30,7 +30,7 @@ from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, Params
-from ltdi.nets import Initial, NetHost
+from ltdi.nets import Initial, NetHost, NetPredictor
 from ltdi.parts import Parts, check_sampling
 from ltdi.pipeline import meta_train, tuned
 from ltdi.progress import Log, Progress
@@ -82,7 +82,7 @@ def solve_nets(
         items = torch.cat([part.support, part.query[..., : t.query]], 2).flatten(1)
         paths.append(
             optimise(
-                lambda theta, x: host.predict(theta, x, space),
+                NetPredictor(host, space),
                 anchor.local(items, items, space),
                 bank.features[items],
                 torch.arange(way).repeat_interleave(items.shape[1] // way),

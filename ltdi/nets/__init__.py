@@ -1,6 +1,6 @@
 """Whole small networks as what is generated: architecture, host, and shared initialisation."""
 
-from ltdi.nets.host import NetHost
+from ltdi.nets.host import NetHost, NetPredictor
 from ltdi.nets.initial import Initial, InitialTraining, learn_initial
 from ltdi.nets.net import NetConfig, SmallNet, net_space
 
@@ -9,6 +9,7 @@ __all__ = [
     "InitialTraining",
     "NetConfig",
     "NetHost",
+    "NetPredictor",
     "SmallNet",
     "learn_initial",
     "net_space",

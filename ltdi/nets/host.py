@@ -93,6 +93,21 @@ class NetHost:
             x = F.relu(F.group_norm(x, c.groups))
         return x.flatten(1)
 
+    def many(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
+        """`logits` through one convolution of B groups a layer, in place of `vmap`.
+
+        Forward and backward take half to four fifths of the time, but less is saved where another
+        transform of `torch.func` is around it.
+        """
+        c, count, weights = self.config, len(theta), space.unflatten(theta)
+        x = images.transpose(0, 1).flatten(1, 2)  # [P, B channels, side, side]
+        for i, stride in enumerate(c.strides):
+            kernel, bias = (weights[f"layers.{i}.{n}"].flatten(0, 1) for n in ("weight", "bias"))
+            x = F.conv2d(x, kernel, bias, stride, 1, groups=count)
+            x = F.relu(F.group_norm(x, c.groups * count))
+        z = x.unflatten(1, (count, -1)).transpose(0, 1).flatten(2)
+        return torch.baddbmm(weights["head.bias"].unsqueeze(1), z, weights["head.weight"].mT)
+
     def gradient(
         self,
         theta: Tensor,
@@ -127,3 +142,28 @@ class NetHost:
             return own.unsqueeze(0)
         out: Tensor = vmap(grad(loss))(theta, grid.flatten(1, 2), mask.flatten(1))
         return out
+
+
+class NetPredictor:
+    """Logits of one net, and of many (`ltdi.collect.Together`).
+
+    Args:
+        host: Architecture.
+        space: Weight space of the tasks.
+        pool: [N, channels, size, size] images of which inputs are the numbers, where nets share
+            them; otherwise inputs are images.
+    """
+
+    def __init__(self, host: NetHost, space: WeightSpace, pool: Tensor | None = None) -> None:
+        self.host, self.space, self.pool = host, space, pool
+
+    def __call__(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """(theta [n], inputs [P, ...]) -> [P, way]."""
+        return self.host.predict(theta, self._images(inputs), self.space)
+
+    def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
+        """(theta [E, n], inputs [E, P, ...]) -> [E, P, way]."""
+        return self.host.many(theta, self._images(inputs), self.space)
+
+    def _images(self, inputs: Tensor) -> Tensor:
+        return inputs if self.pool is None else self.pool[inputs]

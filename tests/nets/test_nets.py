@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,9 +12,17 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ltdi.backbone import InputTransform
+from ltdi.collect import Preparation, optimise
 from ltdi.data import ImageSet
 from ltdi.errors import InputError
-from ltdi.nets import InitialTraining, NetConfig, NetHost, SmallNet, learn_initial
+from ltdi.nets import (
+    InitialTraining,
+    NetConfig,
+    NetHost,
+    NetPredictor,
+    SmallNet,
+    learn_initial,
+)
 
 SMALL = NetConfig(size=12, widths=(4, 8), kernels=(5, 3), strides=(2, 2))
 
@@ -70,6 +79,41 @@ def test_the_gradient_is_autograds(host: NetHost, alone: bool):
     (expected,) = torch.autograd.grad(loss, theta)
     found = host.gradient(theta.detach(), grid, mask, space, alone=alone)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+def test_many_nets_at_once_are_each_alone(host: NetHost):
+    space = host.space(3)
+    rng = torch.Generator().manual_seed(0)
+    theta = 0.3 * torch.randn(4, space.size, generator=rng)
+    pool = torch.rand(10, 1, 12, 12, generator=rng)
+    which = torch.randint(10, (4, 5), generator=rng)
+    alone = torch.stack([host.predict(theta[e], pool[which[e]], space) for e in range(4)])
+    torch.testing.assert_close(host.many(theta, pool[which], space), alone, rtol=1e-4, atol=1e-5)
+    shared = NetPredictor(host, space, pool)
+    torch.testing.assert_close(shared.logits(theta, which), alone, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared(theta[1], which[1]), alone[1])
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
+@pytest.mark.parametrize("change", [{}, {"batch": 4}, {"sam_rho": 0.1, "label_smoothing": 0.2}])
+def test_nets_solved_together_are_those_solved_by_vmap(
+    host: NetHost, name: str, change: dict[str, float]
+):
+    space = host.space(3)
+    rng = torch.Generator().manual_seed(0)
+    theta = 0.1 * torch.randn(4, space.size, generator=rng, dtype=torch.float64)
+    images = torch.rand(4, 6, 1, 12, 12, generator=rng, dtype=torch.float64)
+    labels = torch.arange(6) % 3
+    # Biases before a normalisation have a gradient of zero: Adam would see a pull, or the rounding
+    # of single precision, and nothing else.
+    decay = 0.0 if name == "adam" else 0.1
+    plan = replace(Preparation(name, lr=0.01, steps=4, segments=2, weight_decay=decay), **change)
+    found = [
+        optimise(predict, theta, images, labels, plan, rng=torch.Generator().manual_seed(1))
+        for predict in (NetPredictor(host, space), lambda t, x: host.predict(t, x, space))
+    ]
+    torch.testing.assert_close(found[0].theta, found[1].theta, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found[0].loss, found[1].loss)
 
 
 def test_a_host_is_its_description(host: NetHost):
