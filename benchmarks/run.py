@@ -4,8 +4,10 @@
     python benchmarks/run.py train generate --repeats 9
 
 Every figure is a median of at least five runs; the parts of a ratio are measured in turns, in the
-same process, because machines are noisy. One thread is used, but by `overlap` and `workers`, which
-need two cores to themselves.
+same process, because machines are noisy. Seconds are those of one thread's processor, but for
+`overlap` and `workers`, which need two cores to themselves.
+
+`--markdown` prints the table as docs/scale.md holds it.
 """
 
 from __future__ import annotations
@@ -77,14 +79,17 @@ class Figure:
 def in_turns(
     runs: Mapping[str, Callable[[], object]], repeats: int, *, warm: bool = True
 ) -> dict[str, float]:
-    """Median seconds of each of several runs, measured in turns."""
+    """Median CPU seconds of each of several runs of one thread, measured in turns.
+
+    What a clock says on a machine that does nothing else, and less wrong where it does.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(repeats + warm):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = time.process_time()
             run()
             if turn >= warm:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(time.process_time() - start)
     return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
 
 
@@ -252,10 +257,10 @@ def train(repeats: int) -> list[Figure]:
             inside = _watch(ltdi.meta, "_gradient")
             seconds = in_turns({m: t.iterate for m, t in trainers.items()}, repeats)
             inside.clear()
-            start = time.perf_counter()
+            start = time.process_time()
             for _ in range(repeats):
                 trainers["reptile"].iterate()
-            share = sum(inside) / (time.perf_counter() - start)
+            share = sum(inside) / (time.process_time() - start)
             _unwatch(ltdi.meta, "_gradient")
             c = trainers["none"].config
             samples = c.meta_batch * c.inner_steps * c.tasks
@@ -289,9 +294,9 @@ def _watch(module: object, name: str) -> list[float]:
     original = _ORIGINAL[name] = getattr(module, name)
 
     def watched(*given: object) -> object:
-        start = time.perf_counter()
+        start = time.process_time()
         out = original(*given)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         return out
 
     setattr(module, name, watched)
@@ -522,6 +527,11 @@ def _error(rows: list[list[float]], times: list[float], found: list[float]) -> f
     return max(abs(m / t - 1) for m, t in zip(made, times, strict=True))
 
 
+def _shown(value: float) -> str:
+    """With as many digits as mean something."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 PARTS = {f.__name__: f for f in (prepare, train, generate, overlap, workers, cost)}
 
 
@@ -531,6 +541,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--repeats", type=int, default=5, help="runs per figure")
     parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--markdown", action="store_true", help="a table for docs/scale.md")
     given = parser.parse_args()
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(PARTS)}")
@@ -542,8 +553,12 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     table = Table("part", "figure", "median", "goal")
     for f in figures:
-        table.add_row(f.part, f.name, f"{f.value:.4g}", f.goal)
-    Console().print(table)
+        table.add_row(f.part, f.name, _shown(f.value), f.goal)
+    if given.markdown:
+        print("| | | goal |\n| --- | --- | --- |")
+        print("\n".join(f"| {f.name} | {_shown(f.value)} | {f.goal} |" for f in figures))
+    else:
+        Console().print(table)
     if given.json:
         settings = {"threads": 1, "repeats": given.repeats, "torch": torch.__version__}
         rows = [asdict(f) for f in figures]

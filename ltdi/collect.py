@@ -166,9 +166,20 @@ class HeadPredictor:
         return (rows[..., :-1] @ features.mT + rows[..., -1:]).mT
 
     def parts(self, theta: Tensor) -> list[Tensor]:
-        """The rows [E, way - 1, D + 1] of all classes but the last, and its own [E, 1, D + 1]."""
+        """Weights [E, way - 1, D] and biases [E, way - 1, 1] of all classes but the last.
+
+        Between and behind them are those of the last class, [E, 1, D] and [E, 1, 1], with their
+        sign turned: their gradient is the sum of the others' then.
+        """
         rows = theta.view(len(theta), int(self.space.params[0].units), -1)
-        return [rows[:, :-1], rows[:, -1:]]
+        weights, biases = rows[..., :-1], rows[..., -1:]
+        return [weights[:, :-1], -weights[:, -1:], biases[:, :-1], -biases[:, -1:]]
+
+    def whole(self, parts: list[Tensor]) -> Tensor:
+        """The inverse of `parts`: [E, n]."""
+        others, last, bias, last_bias = parts
+        rows = torch.cat([torch.cat([others, bias], 2), -torch.cat([last, last_bias], 2)], 1)
+        return rows.flatten(1)
 
     def gradient(self, parts: list[Tensor], features: Tensor, target: Tensor) -> list[Tensor]:
         """Gradients of the mean cross entropy of E tasks, in the same parts.
@@ -178,16 +189,17 @@ class HeadPredictor:
 
         Args:
             parts: Of the weights.
-            features: [E, P, D + 1], the last one is 1.
+            features: [E, P, D].
             target: [E, way - 1, P] probabilities of all classes but the last.
         """
-        others, last = parts
+        others, last, bias, last_bias = parts
         # Classes first: the long side of the product is what the processor works along.
-        logits = (others - last) @ features.mT
+        logits = torch.bmm(others + last, features.mT).add_(bias + last_bias)
         p = torch.cat([logits, torch.zeros_like(logits[:, :1])], 1).softmax(1)
         wrong = p[:, :-1] - target
         g = torch.baddbmm(others, wrong, features, beta=0, alpha=1 / features.shape[1])
-        return [g, g.sum(1, keepdim=True).neg_()]
+        h = wrong.mean(2, keepdim=True)
+        return [g, g.sum(1, keepdim=True), h, h.sum(1, keepdim=True)]
 
 
 def head_predictor(space: WeightSpace) -> HeadPredictor:
@@ -232,8 +244,10 @@ def optimise(
             chunks = zip(theta_0.split(each), inputs.split(each), labels.split(each), strict=True)
             return _joined([optimise(predict, *chunk, p) for chunk in chunks])
     gradient = _gradient(predict, p, inputs, labels)
-    split = predict.parts if isinstance(predict, HeadPredictor) else lambda whole: [whole]
-    start, kept = split(theta_0.detach()), []
+    head = predict if isinstance(predict, HeadPredictor) else None
+    start, kept = [theta_0.detach()], []
+    if head:
+        start = head.parts(start[0])
     parts = [x.clone(memory_format=torch.contiguous_format) for x in start]
     optimiser = OPTIMISERS[p.optimiser](parts, p.lr)
     every = p.steps // p.segments
@@ -247,7 +261,7 @@ def optimise(
                 x.sub_(x - x_0, alpha=p.lr * p.weight_decay)
         optimiser.step(g)
         if step % every == 0:
-            kept.append(torch.cat(parts, 1).flatten(1))
+            kept.append(head.whole(parts) if head else parts[0].clone())
     theta = kept[-1]
     path = torch.stack(kept, 1)
     whole = predict.logits if isinstance(predict, Together) else vmap(predict)
@@ -277,14 +291,13 @@ def _gradient(predict: Predict, p: Preparation, inputs: Tensor, labels: Tensor) 
     rows = torch.arange(len(inputs))[:, None]
     if isinstance(predict, HeadPredictor):
         way = int(predict.space.params[0].units)
-        samples = torch.cat([inputs, inputs.new_ones(*inputs.shape[:-1], 1)], -1)
         hot = labels[:, None] == torch.arange(way - 1)[:, None]  # [E, way - 1, P]
         target = hot.to(inputs.dtype) * (1 - p.label_smoothing) + p.label_smoothing / way
 
         def closed(parts: list[Tensor], start: list[Tensor], pick: Tensor | None) -> list[Tensor]:
-            x, y = samples, target
+            x, y = inputs, target
             if pick is not None:
-                x, y = samples[rows, pick], target.mT[rows, pick].mT
+                x, y = inputs[rows, pick], target.mT[rows, pick].mT
             g = predict.gradient(parts, x, y)
             if pull:
                 for part, now, then in zip(g, parts, start, strict=True):
