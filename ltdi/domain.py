@@ -216,30 +216,29 @@ class DomainView(Anchor):
         level = level_of(float(count.mean()))
         trust, heat = w.trust[level], w.heat[level]
         likely = self._identity(mean, count, heat)
-        expected = likely @ w.prior
+        known = torch.cat([w.prior, w.blend * w.rows], -1)
         absent = (1 - likely.sum(1)).clamp(min=0).log().clamp(min=_NEVER)
         # The task's classes, then all that are known.
-        prior = torch.cat([expected, w.prior.expand(len(z), -1, -1)], 1)
-        rest = torch.zeros_like(absent)
-        shots = torch.cat([count, rest], 1).unsqueeze(-1)
-        total = torch.cat([mean, torch.zeros_like(prior[:, way:])], 1) * shots
-        bias = torch.cat([torch.zeros_like(count), absent], 1)
+        both = torch.cat([likely @ known, known.expand(len(z), -1, -1)], 1)
+        prior, lean = both.split([w.prior.shape[1], w.rows.shape[1]], -1)
+        shots = F.pad(count, (0, len(w.classes))).unsqueeze(-1)
+        total = F.pad(mean, (0, 0, 0, len(w.classes))) * shots
         pool = self.pool.expand(len(z), -1, -1)
-        lean = w.blend * torch.cat([likely @ w.rows, w.rows.expand(len(z), -1, -1)], 1)
-        if float(w.blend):
-            bias = (
-                heat * (pool @ lean[..., :-1].mT + lean[..., -1].unsqueeze(1))
-            ) + bias.unsqueeze(1)
-        else:
-            bias = bias.unsqueeze(1)
         means = posterior(prior, w.drift, total, shots)
-        for _ in range(int(w.rounds) if float(trust) > 0 else 0):
-            share = trust * responsibilities(pool, means, heat, bias)
-            seen = share.sum(1).unsqueeze(-1)
-            means = posterior(prior, w.drift, total + share.mT @ pool, shots + seen)
+        if float(trust) > 0:
+            bias = F.pad(absent, (way, 0)).unsqueeze(-1)
+            if float(w.blend):
+                bias = bias + heat * (lean[..., :-1] @ pool.mT + lean[..., -1:])
+            counted = F.pad(pool, (0, 1), value=1.0)
+            for _ in range(int(w.rounds)):
+                share = responsibilities(pool, means, heat, bias)
+                # Sums of the pool, and in the last column how much of it there is.
+                seen = trust * (share @ counted)
+                means = posterior(prior, w.drift, total + seen[..., :-1], shots + seen[..., -1:])
         head = prototype_head(means, w.scale)
         lean = w.scale * lean
         rows = torch.cat([head["weight"], head["bias"].unsqueeze(-1)], -1) + lean
+        expected = prior[:, :way]
         scene = Scene(
             pool, expected, rows[:, way:], absent, lean[:, :way, :-1], w.scale.expand(len(z))
         )
@@ -314,9 +313,9 @@ def posterior(prior: Tensor, drift: Tensor, total: Tensor, count: Tensor) -> Ten
 
 
 def responsibilities(pool: Tensor, means: Tensor, heat: Tensor, bias: Tensor) -> Tensor:
-    """[B, P, classes] of samples [B, P, D] under means [B, classes, D]; bias broadcasts to that."""
-    logits = pool @ means.mT - 0.5 * means.square().sum(-1).unsqueeze(1)
-    return (heat * logits + bias).softmax(-1)
+    """[B, classes, P] of samples [B, P, D] under means [B, classes, D]; bias broadcasts to that."""
+    logits = means @ pool.mT - 0.5 * means.square().sum(-1, keepdim=True)
+    return (heat * logits + bias).softmax(1)
 
 
 def labels_of(bank: FeatureBank) -> Tensor:

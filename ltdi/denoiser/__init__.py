@@ -1,7 +1,7 @@
 """Denoisers: networks f(x_t, t, condition) over weights."""
 
 from ltdi.denoiser.conditional import ConditionalDenoiser, Guide, Network
-from ltdi.denoiser.domain import DomainDenoiser, DomainGuide
+from ltdi.denoiser.domain import DomainDenoiser, DomainGuide, DomainWalk
 from ltdi.denoiser.equivariant import EquivariantDenoiser, Pace
 from ltdi.denoiser.naming import NamedCode, NamingDenoiser
 from ltdi.denoiser.rows import Descent, Opening, RowDenoiser
@@ -13,6 +13,7 @@ __all__ = [
     "Descent",
     "DomainDenoiser",
     "DomainGuide",
+    "DomainWalk",
     "EquivariantDenoiser",
     "Guide",
     "NamedCode",

@@ -25,7 +25,7 @@ from ltdi.weights import WeightSpace, head_logits
 Pace = list[tuple[Tensor, ...]]
 _OWN, _FILTERS, _SCALARS = 3, 3, 6
 # Outputs of a fresh network of this size are a fraction of the anchor.
-_STEP = 0.3
+STEP = 0.3
 
 
 @dataclass(frozen=True)
@@ -166,7 +166,7 @@ class EquivariantDenoiser(nn.Module):
             h = cast(Block, block).run(h, told)
         out = self.write(F.layer_norm(h, h.shape[-1:]))
         size = start[..., :-1].square().mean((1, 2), keepdim=True).sqrt()
-        amount = _STEP * out[..., :-2].unflatten(-1, (_FILTERS, self.vectors))
+        amount = STEP * out[..., :-2].unflatten(-1, (_FILTERS, self.vectors))
         change = ((amount @ vectors) * filters).sum(2) * size
         bias = out[..., -2] + self.tie(start[..., :-1], change, guide)
         moved = start + torch.cat([change, bias.unsqueeze(-1)], -1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from ltdi.backbone import Backbone
-from ltdi.denoiser import DomainGuide
+from ltdi.denoiser import DomainDenoiser, DomainGuide, DomainWalk
 from ltdi.denoiser import Network as Denoiser
 from ltdi.domain import DomainAnchor, DomainView
 from ltdi.errors import InputError
@@ -99,10 +100,14 @@ class DomainHeadGenerator(HeadGenerator):
         real = torch.ones(grid.shape[:3]) if mask is None else mask
         pool = grid[real > 0] if pool is None else pool
 
+        self.look_at(pool)
+
         def view(copies: int) -> View:
             return self._view(grid, real, pool, names, copies)
 
-        return self.chain(view, chosen, seed=seed, callback=callback)
+        return self.swiftly(
+            grid, callback, lambda told: self.chain(view, chosen, seed=seed, callback=told)
+        )
 
     def look_at(self, pool: Tensor) -> DomainView:
         """What `pool` tells of its domain; kept for the next call with the same tensor."""
@@ -123,9 +128,15 @@ class DomainHeadGenerator(HeadGenerator):
         code = network.encode(repeat(z, copies), repeat(mask, copies))
         between = frame.between.expand(len(start), -1)
 
+        guide = DomainGuide(start, between, *[start.new_zeros(len(start))] * 2, scene)
+        if isinstance(network, DomainDenoiser):
+            walk = DomainWalk(network, code, guide)
+
         def denoise(x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
-            guide = DomainGuide(start, between, signal, stage, scene)
-            return network.denoise(x, t, code, space, guide)
+            told = replace(guide, signal=signal, stage=stage)
+            if isinstance(network, DomainDenoiser):
+                return walk.step(x, float(signal[0]), self._pace(network, t, told))
+            return network.denoise(x, t, code, space, told)
 
         return View(space, start, denoise, frame.leave)
 
