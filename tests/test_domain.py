@@ -42,10 +42,10 @@ def test_posterior_is_that_of_a_gaussian():
 def test_responsibilities_are_those_of_the_nearest_mean():
     means = torch.tensor([[[0.0, 0.0], [10.0, 0.0]]])
     pool = torch.tensor([[[0.1, 0.3], [9.0, 1.0]]])
-    share = responsibilities(pool, means, torch.tensor(1.0), torch.zeros(1, 2))
+    share = responsibilities(pool, means, torch.tensor(1.0), torch.zeros(1, 2, 1))
     torch.testing.assert_close(share[0], torch.eye(2), atol=1e-6, rtol=0)
-    never = responsibilities(pool, means, torch.tensor(1.0), torch.tensor([[0.0, -1e4]]))
-    torch.testing.assert_close(never[0, :, 0], torch.ones(2))
+    never = responsibilities(pool, means, torch.tensor(1.0), torch.tensor([[[0.0], [-1e4]]]))
+    torch.testing.assert_close(never[0, 0], torch.ones(2))
 
 
 def test_within_a_domain_and_class_the_spread_is_the_identity(anchor: DomainAnchor):

@@ -17,7 +17,6 @@ from ltdi.denoiser.transformer import Block
 from ltdi.domain import Scene
 from ltdi.errors import InputError
 
-
 # No probability, and no NaN where it is multiplied by 0.
 _NEVER = -1e30
 

@@ -46,17 +46,25 @@ class Block(nn.Module):
         return self.run(x, self.pace(context))
 
     def run(self, x: Tensor, pace: tuple[Tensor, ...]) -> Tensor:
-        """The same, given `pace` of the context."""
+        """The same, given `pace` of the context; [width] each where all tasks share it."""
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = pace
-        h = F.layer_norm(x, x.shape[-1:]) * scale_a + shift_a
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k, v = (
+            self.qkv(_norm(x, scale_a, shift_a))
+            .unflatten(-1, (3, self.heads, -1))
+            .permute(2, 0, 3, 1, 4)
+        )
         # Written out: under vmap the fused kernel would fall back to a loop over base learners.
         attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
         h = (attention @ v).transpose(1, 2).flatten(-2)
-        x = x + gate_a * self.out(h)
-        h = F.layer_norm(x, x.shape[-1:]) * scale_m + shift_m
-        out: Tensor = x + gate_m * self.mlp(h)
-        return out
+        x = torch.addcmul(x, gate_a, self.out(h))
+        return torch.addcmul(x, gate_m, self.mlp(_norm(x, scale_m, shift_m)))
+
+
+def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """Layer normalisation with a scale and a shift of the task, or [width] of all."""
+    if scale.ndim == 1:
+        return F.layer_norm(x, x.shape[-1:], scale, shift)
+    return F.layer_norm(x, x.shape[-1:]) * scale + shift
 
 
 class TokenTransformer(nn.Module):

@@ -126,6 +126,9 @@ def sample(
         if prediction == "x0" and s == end:
             # A chain ends on x0, whatever the sampler.
             x = x0 = output
+        elif prediction == "x0" and sampler == "ddim":
+            own, kept = schedule.stride(t, s, end)
+            x0, x = output, own * output + kept * x
         else:
             last = torch.tensor(end)
             a_t = schedule.alpha_bar_local(now, last).to(x)

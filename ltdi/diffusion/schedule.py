@@ -34,6 +34,21 @@ class Schedule:
         tail = self.alpha.double().flip(0).cumprod(0).flip(0)
         return torch.cat([tail, tail.new_ones(1)])
 
+    @cached_property
+    def _numbers(self) -> list[float]:
+        numbers: list[float] = self.alpha_bar.tolist()
+        return numbers
+
+    def stride(self, t: int, s: int, end: int) -> tuple[float, float]:
+        """Shares of x0 and of x_t in x_s, by DDIM in the chain that ends at step `end`.
+
+        From eps = (x_t - sqrt(abar_t) x0) / sqrt(1 - abar_t) and
+        x_s = sqrt(abar_s) x0 + sqrt(1 - abar_s) eps.
+        """
+        a_t, a_s = (self._numbers[j] / self._numbers[end] for j in (t, s))
+        kept = math.sqrt((1 - a_s) / max(1 - a_t, 1e-12))
+        return math.sqrt(a_s) - kept * math.sqrt(a_t), kept
+
     def alpha_bar_local(self, t: Tensor, end: Tensor) -> Tensor:
         """abar^i_t = prod_{j=t}^{end-1} alpha_j of the shorter chain that ends at step `end`.
 

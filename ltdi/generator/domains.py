@@ -128,7 +128,8 @@ class DomainHeadGenerator(HeadGenerator):
         code = network.encode(repeat(z, copies), repeat(mask, copies))
         between = frame.between.expand(len(start), -1)
 
-        guide = DomainGuide(start, between, *[start.new_zeros(len(start))] * 2, scene)
+        none = start.new_zeros(len(start))
+        guide = DomainGuide(start, between, none, none, scene)
         if isinstance(network, DomainDenoiser):
             walk = DomainWalk(network, code, guide)
 

@@ -143,7 +143,8 @@ class HeadGenerator(ImageGenerator):
         way = guide.anchor.shape[1] // (guide.between.shape[1] + 1)
         key = (int(t[0]), float(guide.signal[0]), float(guide.stage[0]), way)
         if key not in self._paces:
-            self._paces[key] = network.pace(t[:1], guide.signal[:1], guide.stage[:1], way)
+            found = network.pace(t[:1], guide.signal[:1], guide.stage[:1], way)
+            self._paces[key] = [tuple(part[0, 0] for part in told) for told in found]
         return self._paces[key]
 
     def classify(self, head: Weights, images: Tensor) -> Tensor:

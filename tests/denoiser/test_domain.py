@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ltdi.crossdomain import head_of, make_anchor
-from ltdi.denoiser import DomainDenoiser, DomainGuide, Guide
+from ltdi.denoiser import DomainDenoiser, DomainGuide, DomainWalk, Guide
 from ltdi.domain import Scene
 from ltdi.errors import InputError
 from ltdi.weights import head_space
@@ -91,6 +91,23 @@ def test_the_order_of_the_pool_and_of_the_other_classes_does_not_matter():
         atol=1e-4,
         rtol=1e-4,
     )
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_step_of_a_walk_is_that_of_the_network(padded: bool):
+    """With everything shared worked out before, for whole supports and for padded ones."""
+    z, mask, guide = example()
+    if padded:
+        mask = mask.clone()
+        mask[:, 1, 1] = 0
+    net = network()
+    code, pace = (
+        net.encode(z, mask),
+        net.pace(torch.tensor([3]), guide.signal[:1], guide.stage[:1], 4),
+    )
+    told = [tuple(part[0, 0] for part in block) for block in pace]
+    step = DomainWalk(net, code, guide).step(X, 0.3, told).unflatten(-1, (4, 13))
+    torch.testing.assert_close(step, predict(net, X, z, mask, guide), atol=1e-5, rtol=1e-5)
 
 
 def test_it_needs_a_scene():
