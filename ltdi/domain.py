@@ -36,7 +36,8 @@ class Scene:
     Attributes:
         pool: [B, P, D] unlabelled samples of the domain.
         prior: [B, way, D] means that other domains lead to expect of the task's classes.
-        others: [B, C, D + 1] rows of all classes known, as they are in this domain.
+        others: [B, C, D + 1] rows of the classes known, as they are in this domain; where the
+            task's are named, of all others.
         absent: [B, C] logarithm of how likely each of them is none of the task's.
         lean: [B, way, D] what the source head has added to the weights.
         scale: [B] inverse temperature of the anchor's heads.
@@ -215,16 +216,22 @@ class DomainView(Anchor):
         mean, count = masked_mean(z, mask), mask.sum(-1)
         level = level_of(float(count.mean()))
         trust, heat = w.trust[level], w.heat[level]
-        likely = self._identity(mean, count, heat)
         known = torch.cat([w.prior, w.blend * w.rows], -1)
-        absent = (1 - likely.sum(1)).clamp(min=0).log().clamp(min=_NEVER)
-        # The task's classes, then all that are known.
-        both = torch.cat([likely @ known, known.expand(len(z), -1, -1)], 1)
-        prior, lean = both.split([w.prior.shape[1], w.rows.shape[1]], -1)
-        shots = F.pad(count, (0, len(w.classes))).unsqueeze(-1)
-        total = F.pad(mean, (0, 0, 0, len(w.classes))) * shots
+        if self.names is None:
+            likely = self._identity(mean, count, heat)
+            absent = (1 - likely.sum(1)).clamp(min=0).log().clamp(min=_NEVER)
+            own, rest = likely @ known, known.expand(len(z), -1, -1)
+        else:
+            names = self.names.expand(len(z), -1)
+            own, rest = known[names], known[_others(names, len(known))]
+            absent = torch.zeros_like(rest[..., 0])
+        # The task's classes, then all others that are known.
+        many = rest.shape[1]
+        prior, lean = torch.cat([own, rest], 1).split([w.prior.shape[1], w.rows.shape[1]], -1)
+        base = prior / w.drift + F.pad(mean * count.unsqueeze(-1), (0, 0, 0, many))
+        precision = (1 / w.drift + F.pad(count, (0, many))).unsqueeze(-1)
         pool = self.pool.expand(len(z), -1, -1)
-        means = posterior(prior, w.drift, total, shots)
+        means = base / precision
         if float(trust) > 0:
             bias = F.pad(absent, (way, 0)).unsqueeze(-1)
             if float(w.blend):
@@ -234,8 +241,12 @@ class DomainView(Anchor):
                 share = responsibilities(pool, means, heat, bias)
                 # Sums of the pool, and in the last column how much of it there is.
                 seen = trust * (share @ counted)
-                means = posterior(prior, w.drift, total + seen[..., :-1], shots + seen[..., -1:])
+                means = (base + seen[..., :-1]) / (precision + seen[..., -1:])
+        if self.names is not None:
+            # Heads are centred on all classes known, however many of them are looked for.
+            means = torch.cat([means, prior[:, :way]], 1)
         head = prototype_head(means, w.scale)
+        head = {name: value[:, : way + many] for name, value in head.items()}
         lean = w.scale * lean
         rows = torch.cat([head["weight"], head["bias"].unsqueeze(-1)], -1) + lean
         expected = prior[:, :way]
@@ -245,11 +256,8 @@ class DomainView(Anchor):
         return rows[:, :way].flatten(1), scene
 
     def _identity(self, mean: Tensor, count: Tensor, heat: Tensor) -> Tensor:
-        """[B, way, C] how likely each class of a task is each class known."""
+        """[B, way, C] how likely each class of a task is each class known, going by its support."""
         w = self.whole
-        if self.names is not None:
-            named = F.one_hot(self.names, len(w.classes)).to(mean)
-            return named.expand(len(mean), -1, -1)
         distance = torch.cdist(mean, w.prior.expand(len(mean), -1, -1)).square()
         # Of a Gaussian around the prior; the same temperature as for the pool.
         score = -0.5 * heat * distance / (w.drift + 1 / count).unsqueeze(-1)
@@ -300,16 +308,10 @@ def level_of(shots: float) -> int:
     return int(shots >= 3)
 
 
-def posterior(prior: Tensor, drift: Tensor, total: Tensor, count: Tensor) -> Tensor:
-    """Mean of a class given samples: prior N(prior, drift), samples N(mean, 1).
-
-    Args:
-        prior: [..., D].
-        drift: [].
-        total: [..., D] sum of the samples.
-        count: [..., 1] how many they are.
-    """
-    return (prior / drift + total) / (1 / drift + count)
+def _others(names: Tensor, classes: int) -> Tensor:
+    """[B, classes - way] the numbers that are not among names [B, way]."""
+    free = torch.ones(len(names), classes, dtype=torch.bool).scatter(1, names, False)
+    return free.nonzero()[:, 1].view(len(names), -1)
 
 
 def responsibilities(pool: Tensor, means: Tensor, heat: Tensor, bias: Tensor) -> Tensor:

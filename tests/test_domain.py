@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ltdi.crossdomain import anchor_logits, head_of, make_anchor
-from ltdi.domain import DomainAnchor, level_of, posterior, responsibilities
+from ltdi.domain import DomainAnchor, level_of, responsibilities
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy
 from ltdi.weights import head_logits, head_space
@@ -27,16 +27,6 @@ def anchor() -> DomainAnchor:
 def logits(anchor: DomainAnchor, *, pool=TARGET.pool, support=SUPPORT, query=QUERY, names=None):
     names = TASKS.classes if names is None else names
     return anchor_logits(anchor, pool, support, query, names)
-
-
-def test_posterior_is_that_of_a_gaussian():
-    prior, drift = torch.tensor([1.0, -2.0]), torch.tensor(0.5)
-    samples = torch.tensor([[3.0, 0.0], [5.0, 2.0]])
-    total, count = samples.sum(0), torch.tensor([2.0])
-    precision = 1 / 0.5 + 2
-    expected = (prior / 0.5 + total) / precision
-    torch.testing.assert_close(posterior(prior, drift, total, count), expected)
-    torch.testing.assert_close(posterior(prior, drift, 0 * total, 0 * count), prior)
 
 
 def test_responsibilities_are_those_of_the_nearest_mean():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -96,12 +95,13 @@ class DomainWalk:
         weight = self.start[..., :-1]
         self.unit = torch.cat([network.unit[:1].expand(width), network.unit[1:]])
         # Support, class means, pool; a column for the bias, and one for all other classes at once.
-        every = scene.pool @ scene.others[..., :-1].mT
-        rest = (every + (scene.others[..., -1] + scene.absent).unsqueeze(1)).logsumexp(-1)
+        every = scene.others[..., :-1] @ scene.pool.mT
+        rest = (every + (scene.others[..., -1] + scene.absent).unsqueeze(-1)).logsumexp(1)
         x = torch.cat([code.z.flatten(1, 2), code.mean, scene.pool], 1)
-        never = x.new_full((len(x), self.shown_from + way), _NEVER)
-        columns = [x, torch.ones_like(x[..., :1]), torch.cat([never, rest], 1).unsqueeze(-1)]
-        self.items = torch.cat(columns, -1)
+        self.items = F.pad(x, (0, 2), value=1.0)
+        self.items[:, : self.shown_from + way, -1] = _NEVER
+        # Without another class that is known there is none.
+        self.items[:, self.shown_from + way :, -1] = rest.clamp(min=_NEVER)
         self.heads = x.new_zeros(len(x), way + 1, width + 2)
         self.heads[:, -1, -1] = 1
         one = torch.eye(way).to(x)
@@ -157,7 +157,7 @@ class DomainWalk:
         confusion = likely[..., first : first + way].mT.unsqueeze(2)
         mix = torch.cat([self.mix, confusion], 2).flatten(1, 2)
         vectors = (mix @ own).view(len(x), way, -1, width)
-        length = torch.linalg.vector_norm(vectors, dim=(1, 3)) / math.sqrt(way * width)
+        length = (vectors.square().sum((1, 3)) / (way * width)).sqrt()
         network = self.network
         h = network.read(facts)
         for block, told in zip(network.blocks, pace, strict=True):

@@ -53,11 +53,16 @@ class Block(nn.Module):
             .unflatten(-1, (3, self.heads, -1))
             .permute(2, 0, 3, 1, 4)
         )
-        # Written out: under vmap the fused kernel would fall back to a loop over base learners.
-        attention = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1)
-        h = (attention @ v).transpose(1, 2).flatten(-2)
+        h = _attend(q, k, v, fused=scale_a.ndim == 1).transpose(1, 2).flatten(-2)
         x = torch.addcmul(x, gate_a, self.out(h))
         return torch.addcmul(x, gate_m, self.mlp(_norm(x, scale_m, shift_m)))
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
+    """Attention; under vmap the fused kernel would fall back to a loop over base learners."""
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
 
 
 def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

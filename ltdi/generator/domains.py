@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ltdi.backbone import Backbone
-from ltdi.denoiser import DomainDenoiser, DomainGuide, DomainWalk
+from ltdi.denoiser import DomainDenoiser, DomainGuide, DomainWalk, Guide
 from ltdi.denoiser import Network as Denoiser
 from ltdi.domain import DomainAnchor, DomainView
 from ltdi.errors import InputError
@@ -134,10 +134,10 @@ class DomainHeadGenerator(HeadGenerator):
             walk = DomainWalk(network, code, guide)
 
         def denoise(x: Tensor, t: Tensor, signal: Tensor, stage: Tensor) -> Tensor:
-            told = replace(guide, signal=signal, stage=stage)
             if isinstance(network, DomainDenoiser):
-                return walk.step(x, float(signal[0]), self._pace(network, t, told))
-            return network.denoise(x, t, code, space, told)
+                pace = self._pace(network, t, Guide(start, between, signal, stage))
+                return walk.step(x, float(signal[0]), pace)
+            return network.denoise(x, t, code, space, replace(guide, signal=signal, stage=stage))
 
         return View(space, start, denoise, frame.leave)
 
