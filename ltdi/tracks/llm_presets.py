@@ -62,7 +62,7 @@ class Preset:
         )
     )
     full_seeds: int = 1
-    control_seeds: int = 3
+    control_seeds: int = 1
     warm_steps: int = 300
     warm_seeds: int = 3
     few_steps: int = 30
@@ -123,6 +123,7 @@ PRESETS = {
         dev=10_000,
         full=Preparation("adamw", lr=2e-5, steps=5000, weight_decay=0.01, batch=32, segments=1),
         full_seeds=3,
+        control_seeds=3,
         warm_steps=2500,
     ),
 }
