@@ -58,13 +58,13 @@ class Preset:
     support: int = 128
     full: Preparation = field(
         default_factory=lambda: Preparation(
-            "adamw", lr=1e-4, steps=400, segments=1, weight_decay=0.01, batch=16
+            "adamw", lr=1e-4, steps=200, segments=1, weight_decay=0.01, batch=16
         )
     )
     full_seeds: int = 1
     control_seeds: int = 1
     warm_steps: int = 300
-    warm_seeds: int = 3
+    warm_seeds: int = 1
     few_steps: int = 30
 
 
