@@ -135,7 +135,9 @@ def validation(host: LanguageHost, source: Source, theta: Tensor) -> float:
     return measure(source.train.metric, logits, labels)
 
 
-def read_runs(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02) -> list[Solved]:
+def read_runs(
+    zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True
+) -> list[Solved]:
     """The zoo's runs by number of outputs, in memory.
 
     Args:
@@ -143,6 +145,9 @@ def read_runs(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02) -> list[Solv
         host: Embeds descriptions.
         worse: Runs are left out whose validation score is further than this below the best of
             their task: a fit that failed is nothing to learn from.
+        one_trunk: Leave out all runs of a task but those that share their beginning with its best
+            one. Runs that part early end in different places, and what is generated is between
+            them, where a task is solved less well.
 
     Raises:
         InputError: If there are none.
@@ -152,7 +157,11 @@ def read_runs(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02) -> list[Solv
     by_outputs: dict[int, list[Solved]] = {}
     for group in zoo.groups():
         score = group.read(columns=["score"])["score"]
-        pick = (score >= score.max() - worse).nonzero()[:, 0]
+        good = score >= score.max() - worse
+        if one_trunk:
+            first = group.read(columns=["theta"])["theta"][:, 0]
+            good &= (first == first[score.argmax()]).all(1)
+        pick = good.nonzero()[:, 0]
         data = group.read(pick, ["theta", "features", "targets"])
         task = torch.full((len(pick),), int(group.setting["task"]))
         found = Solved(data["theta"], data["features"], data["targets"], texts[task], task)

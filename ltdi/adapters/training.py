@@ -50,7 +50,7 @@ class AdapterRecipe:
     network: Network = field(default_factory=lambda: Network("transformer", 64, 2, 4))
     meta: MetaConfig = field(
         default_factory=lambda: MetaConfig(
-            iterations=150, meta_batch=4, inner_steps=3, tasks=8, meta_lr=3e-3, warmup=10, ema=0.9
+            iterations=400, meta_batch=4, inner_steps=3, tasks=8, meta_lr=3e-3, warmup=10, ema=0.9
         )
     )
     sampling: Sampling = field(default_factory=Sampling)

@@ -67,6 +67,22 @@ def test_a_fit_that_failed_is_left_out(zoo: Zoo, host: LanguageHost) -> None:
     assert [g.outputs for g in everything] == [1, 2]
 
 
+def test_only_runs_that_begin_like_the_best_are_learnt_from(
+    host: LanguageHost, sources: list[Source], tmp_path: Path
+) -> None:
+    recipe = replace(RECIPE, runs=replace(RECIPE.runs, trunks=2, branches=2))
+    zoo = open_zoo(tmp_path / "zoo", host, sources[:1], {}, recipe)
+    collect_runs(zoo, host, sources[:1], recipe)
+    score = {e["name"]: e["mean"]["score"] for e in zoo.shards}
+    best = max(score, key=lambda n: score[n])
+    trunk = int(best[-1]) % 2
+    (mixed,) = read_runs(zoo, host, worse=10.0, one_trunk=False)
+    (one,) = read_runs(zoo, host, worse=10.0)
+    assert len(mixed) == 4 and len(one) == 2
+    first = zoo.columns(zoo.entry(f"tone-trunk-{trunk}"))["theta"][0, 0]
+    assert (one.theta[:, 0] == first).all()
+
+
 def test_renaming_classes_is_the_run_of_the_renamed_task(
     groups: list[Solved], host: LanguageHost
 ) -> None:
