@@ -14,15 +14,16 @@ from ltdi.data import ImageSet
 from ltdi.denoiser import EquivariantDenoiser, Guide, Pace
 from ltdi.denoiser import Network as Denoiser
 from ltdi.errors import InputError, MismatchError
-from ltdi.generator.base import Callback, View, Weights, repeat
+from ltdi.generator.base import Callback, View, repeat
 from ltdi.generator.images import ImageGenerator
+from ltdi.generator.linear import LinearHeads
 from ltdi.parts import Groups, Host, Parts, build_network
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, head_logits
 
 
-class HeadGenerator(ImageGenerator):
+class HeadGenerator(LinearHeads, ImageGenerator):
     """Generates linear classifiers: "weight" [way, D] and "bias" [way]. Its host is a `Backbone`.
 
     Generation takes place in the coordinates of the anchor's frame.
@@ -147,17 +148,6 @@ class HeadGenerator(ImageGenerator):
             self._paces[key] = [tuple(part[0, 0] for part in told) for told in found]
         return self._paces[key]
 
-    def classify(self, head: Weights, images: Tensor) -> Tensor:
-        """Class probabilities [n, way] of images under a generated head."""
-        self.check(head)
-        logits = self.backbone.features(images) @ head["weight"].T + head["bias"]
-        return logits.softmax(-1)
-
-    def architecture(self, weights: Weights) -> str:
-        """See `Generator.architecture`."""
-        way, features = weights["weight"].shape
-        return f"linear head, {features} features, {way} classes"
-
     def check_backbone(self, backbone: Backbone) -> None:
         """Refuse another backbone than the one the generator was trained on.
 
@@ -174,7 +164,7 @@ class HeadGenerator(ImageGenerator):
 
     def check_grid(self, grid: Tensor) -> None:
         """See `ImageGenerator.check_grid`."""
-        width = self.parts.space.layers[0].row - 1
+        width = self.width
         if grid.ndim != 4 or grid.shape[-1] != width:
             raise MismatchError(
                 f"support features have shape {list(grid.shape)}, this generator expects "

@@ -12,7 +12,8 @@ from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.errors import InputError, MismatchError
-from ltdi.generator.base import Callback, Generator, View, Weights, repeat
+from ltdi.generator.base import Callback, View, Weights, repeat
+from ltdi.generator.linear import LinearHeads
 from ltdi.names import NameEncoder
 from ltdi.parts import Groups, Host
 from ltdi.prior import NamePrior, PriorSettings
@@ -69,7 +70,7 @@ class NamedHost:
         return cls(backbone, NameEncoder.of(about["names"]), about["prior"], about["pooled"])
 
 
-class UnseenGenerator(Generator):
+class UnseenGenerator(LinearHeads):
     """Generates linear classifiers: "weight" [way, D] and "bias" [way]. Its host is a `NamedHost`.
 
     A support is `Unseen`, or a tuple of class names. Generation takes place in the coordinates of
@@ -147,11 +148,6 @@ class UnseenGenerator(Generator):
             out.append({k: v[0].clone() for k, v in self.space(task.way).unflatten(theta).items()})
         return out
 
-    @property
-    def width(self) -> int:
-        """D, size of a feature."""
-        return self.parts.space.layers[0].row - 1
-
     def weights(
         self,
         text: Tensor,
@@ -208,14 +204,3 @@ class UnseenGenerator(Generator):
             return out
 
         return View(space, start, denoise, frame.leave)
-
-    def classify(self, head: Weights, images: Tensor) -> Tensor:
-        """Class probabilities [n, way] of images under a generated head."""
-        self.check(head)
-        logits = self.backbone.features(images) @ head["weight"].T + head["bias"]
-        return logits.softmax(-1)
-
-    def architecture(self, weights: Weights) -> str:
-        """See `Generator.architecture`."""
-        way, features = weights["weight"].shape
-        return f"linear head, {features} features, {way} classes"
