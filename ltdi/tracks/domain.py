@@ -3,52 +3,37 @@
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from ltdi import data
 from ltdi.backbone import (
-    Backbone,
-    FeatureMap,
     FeatureMapping,
-    InputTransform,
     ProtoTraining,
-    cached_backbone,
-    cached_bank,
-    pretrained_backbone,
-    train_backbone,
 )
 from ltdi.baselines import FineTune, LinearProbe, Ocd, ProtoNet, SimpleShot
-from ltdi.baselines.domains import DomainMethod, FewShot, Sources
+from ltdi.baselines.domains import DomainMethod, FewShot
 from ltdi.baselines.erm import Erm, ErmFineTune
 from ltdi.baselines.method import Budget
 from ltdi.baselines.w_diff import WDiff
 from ltdi.collect import Preparation
-from ltdi.crossdomain import Domain, split_domain
-from ltdi.data import ImageSet, domains, glyphs
 from ltdi.errors import InputError, unknown
-from ltdi.evaluate import Scores, latency_of_tasks, score_tasks
-from ltdi.memory import reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Network, Recipe, Tasks
-from ltdi.report.table import Result, Row
-from ltdi.tasks import Episodes, FeatureBank
+from ltdi.report.table import Result
+from ltdi.tracks.domain_data import embed, load_sets, world_of
 from ltdi.tracks.domain_methods import (
     DomainAnchorOnly,
     DomainWorld,
     GeneratedForDomain,
     publish,
 )
+from ltdi.tracks.domain_scores import Run, averages, mean_paired, run_methods
 from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
-from ltdi.tracks.measured import leads, metrics_of, scored
+from ltdi.tracks.measured import metrics_of
 
 RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 UNNAMED = "lt-di-unnamed"
@@ -113,7 +98,6 @@ PRESETS = {
     "standard": Preset(_RECIPE, 200, 600, 40),
     "paper": Preset(_PAPER, 6000, 10_000, 200, None, ProtoTraining(iterations=20_000)),
 }
-_GLYPHS = 10
 
 
 @dataclass(frozen=True)
@@ -143,31 +127,6 @@ def label(options: Mapping[str, Any]) -> str:
     """Names a run: "pacs-5w1s-5w5s"."""
     dataset = Path(str(options["dataset"])).name.removesuffix(".zip")
     return f"{dataset}-{str(options['settings']).replace(',', '-').replace(' ', '')}"
-
-
-def load_sets(dataset: str, data_dir: str | None, seed: int) -> dict[str, ImageSet]:
-    """The images of every domain, all with the same classes.
-
-    Raises:
-        InputError: If the data set has no domains, a domain lacks a class, or it cannot be read.
-    """
-    if dataset == "glyphs":
-        found = glyphs.load_domains(seed=seed)
-        return {name: images.select(range(_GLYPHS)) for name, images in found.items()}
-    if dataset in domains.DOMAINS:
-        return data.load(dataset, data_dir, size=64, channels=3)
-    if dataset in data.SOURCES:
-        raise unknown(
-            "data set with domains", dataset, ("glyphs", *domains.DOMAINS), where="--dataset"
-        )
-    if not Path(dataset).exists():
-        raise unknown(
-            "data set with domains (nor is there a file or folder)",
-            dataset,
-            ("glyphs", *domains.DOMAINS),
-            where="--dataset",
-        )
-    return domains.load_domains(dataset, size=64, channels=3)
 
 
 def held_out(names: str | None, known: Sequence[str], preset: Preset) -> list[str]:
@@ -255,25 +214,27 @@ def bench(
                 where="--settings",
                 fix=f"choose ways up to {classes}",
             )
-    place = None if cache is None else Path(cache)
-    net, raw = _features(dataset, sets, p, backbone, place, seed, progress)
+    kept = None if cache is None else Path(cache)
+    net, raw = embed(dataset, sets, p.training, backbone, kept, seed, progress)
     runs: dict[str, list[Run]] = {}
     fitted: dict[str, dict[str, DomainMethod]] = {}
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread():
         for target in held:
-            world, test = _world(target, net, raw, p, shapes, unlabelled, Path(scratch), seed)
+            place = Path(scratch)
+            world, test = world_of(target, net, raw, p.choices, shapes, unlabelled, place, seed)
             runs[target] = []
             for way, shot in shapes:
                 budget = Budget(p.peer_iterations, way, shot, query, p.choices, seed)
                 chosen = {name: make_method(name, p.recipe, world, seed) for name in methods}
                 fitted.setdefault(target, chosen)
                 title = f"{dataset}/{target} {way}w{shot}s"
-                runs[target].append(_run(title, chosen, world, test, budget, many, progress, log))
+                run = run_methods(title, chosen, world, test, budget, many, progress, log)
+                runs[target].append(run)
     rows = [row for of_target in runs.values() for run in of_target for row in run.rows]
     whole = [[of_target[number] for of_target in runs.values()] for number in range(len(shapes))]
     if len(held) > 1:
         for (way, shot), same in zip(shapes, whole, strict=True):
-            rows += _averages(f"{dataset} {way}w{shot}s", same)
+            rows += averages(f"{dataset} {way}w{shot}s", same)
     about = {
         "shapes": [f"{w}w{s}s" for w, s in shapes],
         "held_out": held,
@@ -290,7 +251,7 @@ def bench(
         "sampling": {run.title: run.sampling for r in runs.values() for run in r},
         "paired": {run.title: run.paired() for r in runs.values() for run in r}
         | {
-            f"{dataset} {w}w{s}s": _mean_paired(same)
+            f"{dataset} {w}w{s}s": mean_paired(same)
             for (w, s), same in zip(shapes, whole, strict=True)
         },
         "nll": {
@@ -326,196 +287,3 @@ def make_method(name: str, recipe: Recipe, world: DomainWorld, seed: int) -> Dom
     if name in PEERS:
         return PEERS[name]()
     raise unknown("method", name, ALL_METHODS, where="--methods")
-
-
-@dataclass(frozen=True)
-class Run:
-    """All methods on the episodes of one held-out domain and shape.
-
-    Attributes:
-        title: "<data>/<domain> <way>w<shot>s".
-        scores: By method.
-        rows: Of the result.
-        query: Queries per class.
-        pool: Unlabelled images.
-        sampling: Of the generators.
-        anchor: What was chosen for it.
-    """
-
-    title: str
-    scores: dict[str, Scores]
-    rows: list[Row]
-    query: int
-    pool: int
-    sampling: dict[str, Any]
-    anchor: dict[str, Any]
-
-    def paired(self) -> dict[str, dict[str, float]]:
-        """lt-di minus every other method, on the same episodes."""
-        return leads(self.scores)
-
-
-def _run(
-    title: str,
-    methods: dict[str, DomainMethod],
-    world: DomainWorld,
-    test: Domain,
-    budget: Budget,
-    episodes: int,
-    progress: Progress,
-    log: Log,
-) -> Run:
-    tasks = test.episodes(budget.way, budget.shot, budget.query, episodes, budget.seed + 77_000)
-    rows: list[Row] = []
-    scores: dict[str, Scores] = {}
-    features = test.bank.features
-    for name, method in methods.items():
-        reset_peak()
-        start = time.perf_counter()
-        method.fit(world.sources, budget, partial(progress, f"{title}, {name}"))
-        train_s = method.train_s or time.perf_counter() - start
-
-        def predict(part: Episodes, method: DomainMethod = method) -> Tensor:
-            support, query = features[part.support], features[part.query]
-            return method.predict(support, query, part.classes, test.pool)
-
-        scores[name] = score_tasks(predict, tasks)
-        row = scored(
-            name,
-            kind_of(name),
-            scores[name],
-            latency_ms=latency_of_tasks(predict, tasks),
-            prepare_s=method.prepare_s,
-            train_s=train_s,
-            dataset=title,
-        )
-        rows.append(row)
-        log({"event": "method", **asdict(rows[-1])})
-    made = {n: m for n, m in methods.items() if isinstance(m, GeneratedForDomain) and m.generator}
-    anchor = {}
-    if (True, True) in world.anchors:
-        found = world.anchors[True, True][0]
-        anchor = {
-            n: getattr(found, n).tolist() for n in ("drift", "blend", "trust", "heat", "scale")
-        }
-    return Run(
-        title,
-        scores,
-        rows,
-        tasks.query.shape[2],
-        len(test.pool),
-        {n: asdict(m.generator.parts.sampling) for n, m in made.items() if m.generator},
-        anchor,
-    )
-
-
-def kind_of(name: str) -> str:
-    """Whether a method is ours, a control or a peer."""
-    if name in ("lt-di", FAST, UNNAMED):
-        return "ours"
-    return "peer" if name in PEERS else "control"
-
-
-def _averages(title: str, runs: list[Run]) -> list[Row]:
-    """Rows of the mean over held-out domains, whose episodes are independent."""
-    out = []
-    for same in zip(*(run.rows for run in runs), strict=True):
-        many = len(same)
-        out.append(
-            replace(
-                same[0],
-                mean=sum(r.mean for r in same) / many,
-                ci95=sum(r.ci95**2 for r in same) ** 0.5 / many,
-                episodes=sum(r.episodes for r in same),
-                latency_ms=sum(r.latency_ms for r in same) / many,
-                prepare_s=sum(r.prepare_s for r in same),
-                train_s=sum(r.train_s for r in same),
-                peak_mb=max(r.peak_mb for r in same),
-                dataset=title,
-            )
-        )
-    return out
-
-
-def _mean_paired(runs: list[Run]) -> dict[str, dict[str, float]]:
-    """Mean over held-out domains of `Run.paired`."""
-    found = [run.paired() for run in runs]
-    out = {}
-    for name in found[0]:
-        values = [f[name] for f in found]
-        out[name] = {
-            "mean": round(sum(v["mean"] for v in values) / len(values), 5),
-            "ci95": round(sum(v["ci95"] ** 2 for v in values) ** 0.5 / len(values), 5),
-        }
-    return out
-
-
-def _features(
-    dataset: str,
-    sets: dict[str, ImageSet],
-    preset: Preset,
-    backbone: str | None,
-    cache: Path | None,
-    seed: int,
-    progress: Progress,
-) -> tuple[Backbone, dict[str, FeatureBank]]:
-    """A frozen backbone that has seen no image of the data, and the features of every domain."""
-    if dataset == "glyphs" and backbone is None:
-        seen = glyphs.load(seed=seed)["train"]
-        # Latin characters are what the domains draw.
-        others = [i for i, c in enumerate(seen.classes) if not c.startswith("Latin/")]
-        images, plan = seen.select(others), replace(preset.training, seed=seed)
-
-        def train() -> Backbone:
-            def step(i: int, n: int, loss: float) -> None:
-                progress("backbone", i, n, f"loss {loss:.3f}")
-
-            return train_backbone(images, plan, transform=InputTransform(28, 1), progress=step)
-
-        net = train() if cache is None else cached_backbone(images, plan, cache, train)
-    else:
-        net = pretrained_backbone(backbone or "efficientnet-lite0")
-    total, done, out = sum(len(s) for s in sets.values()), 0, {}
-    for name, images in sets.items():
-
-        def step(i: int, n: int, before: int = done) -> None:
-            progress("features", before + i, total, "")
-
-        if cache is None:
-            out[name] = net.bank(images, progress=step)
-        else:
-            out[name] = cached_bank(net, images, cache, progress=step)
-        done += len(images)
-    return net, out
-
-
-def _world(
-    target: str,
-    net: Backbone,
-    raw: dict[str, FeatureBank],
-    preset: Preset,
-    shapes: Sequence[tuple[int, int]],
-    unlabelled: float,
-    scratch: Path,
-    seed: int,
-) -> tuple[DomainWorld, Domain]:
-    """What is known while `target` is held out, and `target` itself.
-
-    Features of pretrained backbones are mapped (`FeatureMap`), as the source domains say.
-    """
-    others = [name for name in raw if name != target]
-    backbone, banks = net, raw
-    if net.config["kind"] != "conv":
-        everything = torch.cat([raw[name].features for name in others])
-        map = FeatureMap(everything.shape[1], FeatureMapping()).fit(everything)
-        backbone, banks = net.mapped(map), {n: map.bank(b) for n, b in raw.items()}
-    split = {n: split_domain(n, b, share=unlabelled, seed=seed + 5_000) for n, b in banks.items()}
-    # The next one after the target, in a circle, validates.
-    order = list(raw)
-    turn = order.index(target)
-    valid = order[(turn + 1) % len(order)]
-    sources = Sources(tuple(split[n] for n in others), others.index(valid))
-    place = scratch / target
-    place.mkdir()
-    world = DomainWorld(backbone, sources, tuple(shapes), place, preset.choices)
-    return world, split[target]

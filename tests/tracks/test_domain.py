@@ -20,7 +20,7 @@ from ltdi.meta import MetaConfig
 from ltdi.recipe import Network
 from ltdi.tasks import FeatureBank
 from ltdi.tracks import TRACKS, domain
-from ltdi.tracks.domain import ALL_METHODS, Outcome, bench, held_out, kind_of
+from ltdi.tracks.domain import ALL_METHODS, Outcome, bench, held_out
 from ltdi.tracks.domain_methods import GeneratedForDomain
 from tests.domains import CLASSES, NAMES, make_bank
 
@@ -38,7 +38,14 @@ TINY = replace(
     choices=6,
     held=None,
 )
-SOME = ("lt-di", "anchor", "anchor-no-em", "erm", "protonet")
+KIND = {
+    "lt-di": "ours",
+    "anchor": "control",
+    "anchor-no-em": "control",
+    "erm": "peer",
+    "protonet": "peer",
+}
+SOME = tuple(KIND)
 
 
 def banks() -> dict[str, FeatureBank]:
@@ -54,7 +61,7 @@ def gaussians():
         net = Backbone(ConvNet(1, 8, 28), InputTransform(28, 1), config)
     patch = pytest.MonkeyPatch()
     patch.setattr(domain, "load_sets", lambda *_: banks())
-    patch.setattr(domain, "_features", lambda dataset, sets, *_: (net, sets))
+    patch.setattr(domain, "embed", lambda dataset, sets, *_: (net, sets))
     yield
     patch.undo()
 
@@ -80,7 +87,7 @@ def test_a_row_for_each_method_domain_and_shape_and_their_mean(outcome: Outcome)
         mean = found["glyphs 4w1s", method]
         assert mean.mean == pytest.approx((one.mean + other.mean) / 2, abs=1e-6)
         assert mean.ci95 == pytest.approx((one.ci95**2 + other.ci95**2) ** 0.5 / 2, abs=1e-6)
-        assert (one.episodes, mean.episodes) == (40, 80) and one.kind == kind_of(method)
+        assert (one.episodes, mean.episodes) == (40, 80) and one.kind == KIND[method]
     assert found["glyphs 4w1s", "anchor"].mean > found["glyphs 4w1s", "protonet"].mean
 
 

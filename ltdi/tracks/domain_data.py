@@ -1,0 +1,130 @@
+"""The data of unseen domains: images domain by domain, their features, and what is held out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ltdi import data
+from ltdi.backbone import (
+    Backbone,
+    FeatureMap,
+    FeatureMapping,
+    InputTransform,
+    ProtoTraining,
+    cached_backbone,
+    cached_bank,
+    pretrained_backbone,
+    train_backbone,
+)
+from ltdi.baselines.domains import Sources
+from ltdi.crossdomain import Domain, split_domain
+from ltdi.data import ImageSet, domains, glyphs
+from ltdi.errors import unknown
+from ltdi.progress import Progress
+from ltdi.tasks import FeatureBank
+from ltdi.tracks.domain_methods import (
+    DomainWorld,
+)
+
+# Classes of drawn characters.
+_GLYPHS = 10
+
+
+def load_sets(dataset: str, data_dir: str | None, seed: int) -> dict[str, ImageSet]:
+    """The images of every domain, all with the same classes.
+
+    Raises:
+        InputError: If the data set has no domains, a domain lacks a class, or it cannot be read.
+    """
+    if dataset == "glyphs":
+        found = glyphs.load_domains(seed=seed)
+        return {name: images.select(range(_GLYPHS)) for name, images in found.items()}
+    if dataset in domains.DOMAINS:
+        return data.load(dataset, data_dir, size=64, channels=3)
+    if dataset in data.SOURCES:
+        raise unknown(
+            "data set with domains", dataset, ("glyphs", *domains.DOMAINS), where="--dataset"
+        )
+    if not Path(dataset).exists():
+        raise unknown(
+            "data set with domains (nor is there a file or folder)",
+            dataset,
+            ("glyphs", *domains.DOMAINS),
+            where="--dataset",
+        )
+    return domains.load_domains(dataset, size=64, channels=3)
+
+
+def embed(
+    dataset: str,
+    sets: dict[str, ImageSet],
+    training: ProtoTraining,
+    backbone: str | None,
+    cache: Path | None,
+    seed: int,
+    progress: Progress,
+) -> tuple[Backbone, dict[str, FeatureBank]]:
+    """A frozen backbone that has seen no image of the data, and the features of every domain."""
+    if dataset == "glyphs" and backbone is None:
+        seen = glyphs.load(seed=seed)["train"]
+        # Latin characters are what the domains draw.
+        others = [i for i, c in enumerate(seen.classes) if not c.startswith("Latin/")]
+        images, plan = seen.select(others), replace(training, seed=seed)
+
+        def train() -> Backbone:
+            def step(i: int, n: int, loss: float) -> None:
+                progress("backbone", i, n, f"loss {loss:.3f}")
+
+            return train_backbone(images, plan, transform=InputTransform(28, 1), progress=step)
+
+        net = train() if cache is None else cached_backbone(images, plan, cache, train)
+    else:
+        net = pretrained_backbone(backbone or "efficientnet-lite0")
+    total, done, out = sum(len(s) for s in sets.values()), 0, {}
+    for name, images in sets.items():
+
+        def step(i: int, n: int, before: int = done) -> None:
+            progress("features", before + i, total, "")
+
+        if cache is None:
+            out[name] = net.bank(images, progress=step)
+        else:
+            out[name] = cached_bank(net, images, cache, progress=step)
+        done += len(images)
+    return net, out
+
+
+def world_of(
+    target: str,
+    net: Backbone,
+    raw: dict[str, FeatureBank],
+    choices: int,
+    shapes: Sequence[tuple[int, int]],
+    unlabelled: float,
+    scratch: Path,
+    seed: int,
+) -> tuple[DomainWorld, Domain]:
+    """What is known while `target` is held out, and `target` itself.
+
+    Features of pretrained backbones are mapped (`FeatureMap`), as the source domains say.
+    """
+    others = [name for name in raw if name != target]
+    backbone, banks = net, raw
+    if net.config["kind"] != "conv":
+        everything = torch.cat([raw[name].features for name in others])
+        map = FeatureMap(everything.shape[1], FeatureMapping()).fit(everything)
+        backbone, banks = net.mapped(map), {n: map.bank(b) for n, b in raw.items()}
+    split = {n: split_domain(n, b, share=unlabelled, seed=seed + 5_000) for n, b in banks.items()}
+    # The next one after the target, in a circle, validates.
+    order = list(raw)
+    turn = order.index(target)
+    valid = order[(turn + 1) % len(order)]
+    sources = Sources(tuple(split[n] for n in others), others.index(valid))
+    place = scratch / target
+    place.mkdir()
+    world = DomainWorld(backbone, sources, tuple(shapes), place, choices)
+    return world, split[target]

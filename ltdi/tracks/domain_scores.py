@@ -1,0 +1,140 @@
+"""Scores of all methods on a held-out domain, and their means over domains."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ltdi.baselines.domains import DomainMethod
+from ltdi.baselines.method import Budget
+from ltdi.crossdomain import Domain
+from ltdi.evaluate import Scores, latency_of_tasks, score_tasks
+from ltdi.memory import reset_peak
+from ltdi.progress import Log, Progress
+from ltdi.report.table import Row
+from ltdi.tasks import Episodes
+from ltdi.tracks.domain_methods import (
+    DomainWorld,
+    GeneratedForDomain,
+)
+from ltdi.tracks.measured import leads, scored
+
+
+@dataclass(frozen=True)
+class Run:
+    """All methods on the episodes of one held-out domain and shape.
+
+    Attributes:
+        title: "<data>/<domain> <way>w<shot>s".
+        scores: By method.
+        rows: Of the result.
+        query: Queries per class.
+        pool: Unlabelled images.
+        sampling: Of the generators.
+        anchor: What was chosen for it.
+    """
+
+    title: str
+    scores: dict[str, Scores]
+    rows: list[Row]
+    query: int
+    pool: int
+    sampling: dict[str, Any]
+    anchor: dict[str, Any]
+
+    def paired(self) -> dict[str, dict[str, float]]:
+        """lt-di minus every other method, on the same episodes."""
+        return leads(self.scores)
+
+
+def run_methods(
+    title: str,
+    methods: dict[str, DomainMethod],
+    world: DomainWorld,
+    test: Domain,
+    budget: Budget,
+    episodes: int,
+    progress: Progress,
+    log: Log,
+) -> Run:
+    """Fit every method on the sources, and measure it on the same episodes of the test domain."""
+    tasks = test.episodes(budget.way, budget.shot, budget.query, episodes, budget.seed + 77_000)
+    rows: list[Row] = []
+    scores: dict[str, Scores] = {}
+    features = test.bank.features
+    for name, method in methods.items():
+        reset_peak()
+        start = time.perf_counter()
+        method.fit(world.sources, budget, partial(progress, f"{title}, {name}"))
+        train_s = method.train_s or time.perf_counter() - start
+
+        def predict(part: Episodes, method: DomainMethod = method) -> Tensor:
+            support, query = features[part.support], features[part.query]
+            return method.predict(support, query, part.classes, test.pool)
+
+        scores[name] = score_tasks(predict, tasks)
+        row = scored(
+            name,
+            method.kind,
+            scores[name],
+            latency_ms=latency_of_tasks(predict, tasks),
+            prepare_s=method.prepare_s,
+            train_s=train_s,
+            dataset=title,
+        )
+        rows.append(row)
+        log({"event": "method", **asdict(rows[-1])})
+    made = {n: m for n, m in methods.items() if isinstance(m, GeneratedForDomain) and m.generator}
+    anchor = {}
+    if (True, True) in world.anchors:
+        found = world.anchors[True, True][0]
+        anchor = {
+            n: getattr(found, n).tolist() for n in ("drift", "blend", "trust", "heat", "scale")
+        }
+    return Run(
+        title,
+        scores,
+        rows,
+        tasks.query.shape[2],
+        len(test.pool),
+        {n: asdict(m.generator.parts.sampling) for n, m in made.items() if m.generator},
+        anchor,
+    )
+
+
+def averages(title: str, runs: list[Run]) -> list[Row]:
+    """Rows of the mean over held-out domains, whose episodes are independent."""
+    out = []
+    for same in zip(*(run.rows for run in runs), strict=True):
+        many = len(same)
+        out.append(
+            replace(
+                same[0],
+                mean=sum(r.mean for r in same) / many,
+                ci95=sum(r.ci95**2 for r in same) ** 0.5 / many,
+                episodes=sum(r.episodes for r in same),
+                latency_ms=sum(r.latency_ms for r in same) / many,
+                prepare_s=sum(r.prepare_s for r in same),
+                train_s=sum(r.train_s for r in same),
+                peak_mb=max(r.peak_mb for r in same),
+                dataset=title,
+            )
+        )
+    return out
+
+
+def mean_paired(runs: list[Run]) -> dict[str, dict[str, float]]:
+    """Mean over held-out domains of `Run.paired`."""
+    found = [run.paired() for run in runs]
+    out = {}
+    for name in found[0]:
+        values = [f[name] for f in found]
+        out[name] = {
+            "mean": round(sum(v["mean"] for v in values) / len(values), 5),
+            "ci95": round(sum(v["ci95"] ** 2 for v in values) ** 0.5 / len(values), 5),
+        }
+    return out
