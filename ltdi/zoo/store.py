@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,131 +11,22 @@ import torch
 from torch import Tensor
 
 from ltdi.errors import DamagedFileError, InputError, MismatchError
-from ltdi.files import locked, own_directory, read_json, read_tensors, write_json, write_tensors
+from ltdi.files import locked, own_directory, read_tensors, write_tensors
 from ltdi.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
+from ltdi.zoo.header import COPY, HEADER, SCHEMA, read_header, write_header
 from ltdi.zoo.index import NAME as INDEX
 from ltdi.zoo.index import Entry, Index
 from ltdi.zoo.remote import Remote, is_url
 from ltdi.zoo.shard import Shards
+from ltdi.zoo.solved import Group, SolvedTasks
 
-SCHEMA = 3
-HEADER = "zoo.json"
 BANK = "bank.safetensors"
 FRAMES = "frames.safetensors"
 LOCK = ".lock"
 
 AGAIN = "collect again with the same settings: only this shard is made anew"
-COPY = "restore the file from a copy, or collect into a new directory"
-
-
-@dataclass(frozen=True)
-class SolvedTasks:
-    """The columns of E solved heads of one way and shot.
-
-    Attributes:
-        theta: [E, k, n] local targets.
-        anchor: [E, n] weights that the tasks started from.
-        support: [E, way, shot] items of the bank.
-        query: [E, way, query] items of the bank.
-        frame: [E] number of the frame in whose coordinates theta and anchor are; all the same.
-        loss: [E] final training loss.
-        accuracy: [E] final training accuracy, a fraction.
-    """
-
-    theta: Tensor
-    anchor: Tensor
-    support: Tensor
-    query: Tensor
-    frame: Tensor
-    loss: Tensor
-    accuracy: Tensor
-
-    def __len__(self) -> int:
-        return len(self.theta)
-
-    @property
-    def way(self) -> int:
-        """Classes per task."""
-        return self.support.shape[1]
-
-    @property
-    def shot(self) -> int:
-        """Support items per class."""
-        return self.support.shape[2]
-
-    @property
-    def setting(self) -> dict[str, int]:
-        """What the tasks have in common, for `Zoo.append`."""
-        return {"way": self.way, "shot": self.shot, "frame": int(self.frame[0])}
-
-    def keep(self, which: Tensor) -> SolvedTasks:
-        """The tasks where `which` [E] is true."""
-        return SolvedTasks(**{name: value[which] for name, value in vars(self).items()})
-
-    @classmethod
-    def concat(cls, parts: list[SolvedTasks]) -> SolvedTasks:
-        """One set from several of the same way and shot."""
-        return cls(**{name: torch.cat([vars(p)[name] for p in parts]) for name in vars(parts[0])})
-
-
-class Group:
-    """All tasks of a zoo that have one setting, read by number.
-
-    Args:
-        zoo: The zoo.
-        setting: What the tasks have in common.
-        entries: Their shards, in the order of the tasks.
-    """
-
-    def __init__(self, zoo: Zoo, setting: Mapping[str, Any], entries: Sequence[Entry]) -> None:
-        self.zoo, self.setting, self.entries = zoo, dict(setting), list(entries)
-        self.ends = torch.tensor([e["tasks"] for e in entries]).cumsum(0)
-
-    def __len__(self) -> int:
-        return int(self.ends[-1])
-
-    @property
-    def space(self) -> WeightSpace:
-        """Weight space of these tasks."""
-        return self.zoo.space_of(self.setting)
-
-    def read(
-        self, pick: Tensor | None = None, columns: Sequence[str] | None = None
-    ) -> dict[str, Tensor]:
-        """Some tasks, in memory.
-
-        Args:
-            pick: [b] numbers of tasks, 0 <= number < len(self), repeated or not; all by default.
-            columns: Names; all by default.
-
-        Returns:
-            Columns [b, ...]; integers are int64.
-
-        Raises:
-            DamagedFileError: If a shard is missing, truncated or altered.
-        """
-        pick = torch.arange(len(self)) if pick is None else pick
-        shard = torch.searchsorted(self.ends, pick, right=True)
-        found = shard.unique().tolist()
-        out: dict[str, Tensor] = {}
-        for number in found:
-            entry = self.entries[number]
-            first = int(self.ends[number]) - entry["tasks"]
-            held = self.zoo.columns(entry)
-            names = list(held) if columns is None else columns
-            if len(found) == 1:
-                out = {name: held[name][pick - first] for name in names}
-                break
-            where = (shard == number).nonzero().squeeze(1)
-            for name in names:
-                rows = held[name][pick[where] - first]
-                if name not in out:
-                    out[name] = rows.new_empty(len(pick), *rows.shape[1:])
-                out[name][where] = rows
-        self.zoo.maps.count(out)
-        return {n: t.long() if t.dtype == torch.int32 else t for n, t in out.items()}
 
 
 class Zoo:
@@ -239,7 +128,7 @@ class Zoo:
                 where="--zoo",
                 fix="make one with `ltdi collect --out DIR`",
             )
-        return cls(here, _read_header(here / HEADER), remote)
+        return cls(here, read_header(here / HEADER), remote)
 
     @property
     def space(self) -> WeightSpace:
@@ -450,7 +339,7 @@ class Zoo:
             What was stored first.
         """
         with locked(self.path / LOCK):
-            self.header = _read_header(self.path / HEADER)
+            self.header = read_header(self.path / HEADER)
             file = self.path / f"{name}.safetensors"
             if name not in self.header["shared"] or not file.is_file():
                 mark = write_tensors(file, tensors)
@@ -559,35 +448,7 @@ class Zoo:
                 )
 
     def _write_header(self) -> None:
-        write_json(self.path / HEADER, {**self.header, "digest": _checksum(self.header)})
-
-
-def _read_header(path: Path) -> dict[str, Any]:
-    header = read_json(path)
-    found = set(header) if isinstance(header, dict) else set()
-    # The number of another schema is told before its keys are missed.
-    if "schema" in found and "space" in found and header["schema"] != SCHEMA:
-        raise MismatchError(
-            f"the zoo has schema {header['schema']}, this version reads {SCHEMA}",
-            where=str(path),
-            fix="collect the zoo anew with this version",
-        )
-    missing = {"schema", "space", "about", "shared"} - found
-    if missing:
-        raise DamagedFileError(
-            f"{HEADER} lacks {', '.join(sorted(missing))}", where=str(path), fix=COPY
-        )
-    if header.pop("digest", "") != _checksum(header):
-        raise DamagedFileError(
-            f"{HEADER} does not match its checksum: it was truncated or altered",
-            where=str(path),
-            fix=COPY,
-        )
-    return dict(header)
-
-
-def _checksum(header: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()[:32]
+        write_header(self.path / HEADER, self.header)
 
 
 def _frames(stacked: Mapping[str, Tensor]) -> list[Frame]:
