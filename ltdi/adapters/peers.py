@@ -107,9 +107,3 @@ def head_names(space: WeightSpace) -> list[str]:
 def complete(adapter: Adapter, weights: dict[str, Tensor]) -> Tensor:
     """Flat weights [n] of an adapter; what is not given, such as a head, is that of the start."""
     return adapter.space.flatten({**adapter.space.unflatten(adapter.theta_0), **weights})
-
-
-def without(groups: Sequence[Solved], task: int) -> list[Solved]:
-    """The runs of all other tasks."""
-    kept = [g.keep(g.task != task) for g in groups]
-    return [g for g in kept if len(g)]
