@@ -454,10 +454,10 @@ def cost(repeats: int) -> list[Figure]:
     task = _fitted(rows, times)
     error = _error(rows, times, task)
     figures = [
-        Figure("cost", "a task: us", 1e6 * task[0]),
-        Figure("cost", "a step of a task: ns for each sample x weight", 1e9 * task[1]),
-        Figure("cost", "a step of a task: ns for each weight", 1e9 * task[2]),
-        Figure("cost", "worst error of the fit", error),
+        Figure("cost", "a head: us", 1e6 * task[0]),
+        Figure("cost", "a step of a head: ns for each sample x weight", 1e9 * task[1]),
+        Figure("cost", "a step of a head: ns for each weight", 1e9 * task[2]),
+        Figure("cost", "worst error of the fit, heads", error),
     ]
     rows, times = [], []
     with tempfile.TemporaryDirectory() as folder:
@@ -474,7 +474,8 @@ def cost(repeats: int) -> list[Figure]:
     step = _fitted(rows, times)
     figures += [
         Figure("cost", "an inner step of a block: ms", 1000 * step[0]),
-        Figure("cost", "products: GFLOP/s", 1e-9 / step[1]),
+        Figure("cost", "products: GFLOP/s", 1e-9 / step[1] if step[1] else float("inf")),
+        Figure("cost", "a sample, whatever the network: us", 1e6 * step[2]),
         Figure("cost", "worst error of the fit, training", _error(rows, times, step)),
     ]
     paper = Network(width=128, depth=3)
@@ -489,10 +490,10 @@ def cost(repeats: int) -> list[Figure]:
     disk = 4 * size * (4 + 1)
     return [
         *figures,
-        Figure("cost", "paper preset, 40,000 tasks on one core: minutes", 40_000 * one_task / 60),
+        Figure("cost", "paper preset, 40,000 heads on one core: s", 40_000 * one_task),
         Figure("cost", "paper preset, 6,000 iterations on one core: hours", 6000 * one / 3600),
-        Figure("cost", "10 million tasks, 1,600 cores: seconds", 1e7 * one_task / 1600),
-        Figure("cost", "10 million tasks on disk: GB", 1e7 * disk / 1e9),
+        Figure("cost", "10 million heads on 100 machines of 16 cores: s", 1e7 * one_task / 1600),
+        Figure("cost", "10 million heads on disk: GB", 1e7 * disk / 1e9),
     ]
 
 
@@ -504,7 +505,7 @@ def _of_task(steps: int, samples: int, weights: int) -> list[float]:
 def _of_iteration(network: Network, meta: MetaConfig, flops: float) -> list[float]:
     """What the time of an outer iteration is linear in."""
     samples = meta.meta_batch * meta.inner_steps * meta.tasks
-    return [meta.inner_steps * (network.depth + 1), samples * flops]
+    return [meta.inner_steps * (network.depth + 1), samples * flops, samples]
 
 
 def _fitted(rows: list[list[float]], times: list[float]) -> list[float]:

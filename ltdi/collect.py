@@ -103,18 +103,18 @@ class Adam:
         self.parts, self.lr = parts, lr
         self.mean = [torch.zeros_like(x) for x in parts]
         self.square = [torch.zeros_like(x) for x in parts]
-        self.steps = [x.new_zeros((), dtype=torch.float32) for x in parts]
+        self.steps = parts[0].new_zeros((), dtype=torch.float32)
 
     def step(self, gradients: list[Tensor]) -> None:
         """One step against contiguous gradients."""
-        torch._foreach_add_(self.steps, 1)
+        self.steps += 1
         torch._fused_adam_(
             self.parts,
             gradients,
             self.mean,
             self.square,
             [],
-            self.steps,
+            [self.steps] * len(self.parts),
             lr=self.lr,
             beta1=0.9,
             beta2=0.999,
@@ -181,7 +181,9 @@ class HeadPredictor:
         rows = torch.cat([torch.cat([others, bias], 2), -torch.cat([last, last_bias], 2)], 1)
         return rows.flatten(1)
 
-    def gradient(self, parts: list[Tensor], features: Tensor, target: Tensor) -> list[Tensor]:
+    def gradient(
+        self, parts: list[Tensor], features: Tensor, target: Tensor, logits: Tensor
+    ) -> list[Tensor]:
         """Gradients of the mean cross entropy of E tasks, in the same parts.
 
         Softmax does not see what is added to all logits, so that logits relative to the last class
@@ -191,14 +193,15 @@ class HeadPredictor:
             parts: Of the weights.
             features: [E, P, D].
             target: [E, way - 1, P] probabilities of all classes but the last.
+            logits: [E, way, P] is written over, but for the last row, which is zero.
         """
         others, last, bias, last_bias = parts
         # Classes first: the long side of the product is what the processor works along.
-        logits = torch.bmm(others + last, features.mT).add_(bias + last_bias)
-        p = torch.cat([logits, torch.zeros_like(logits[:, :1])], 1).softmax(1)
-        wrong = p[:, :-1] - target
+        product = torch.bmm(others + last, features.mT)
+        torch.add(product, bias + last_bias, out=logits[:, :-1])
+        wrong = logits.softmax(1)[:, :-1] - target
         g = torch.baddbmm(others, wrong, features, beta=0, alpha=1 / features.shape[1])
-        h = wrong.mean(2, keepdim=True)
+        h = wrong.sum(2, keepdim=True).div_(features.shape[1])
         return [g, g.sum(1, keepdim=True), h, h.sum(1, keepdim=True)]
 
 
@@ -269,8 +272,9 @@ def optimise(
     loss = F.cross_entropy(logits, labels, reduction="none").mean(1)
     # Over a dimension that is not the last one, max is 25 times as fast as argmax.
     accuracy = (logits.max(1).indices == labels).float().mean(1)
-    largest = path.flatten(1).abs().amax(1)  # NaN, where there is one
-    return Trajectories(path, loss, accuracy, largest.isfinite() & loss.isfinite())
+    # Both are NaN where there is one.
+    finite = path.amax((1, 2)).isfinite() & path.amin((1, 2)).isfinite() & loss.isfinite()
+    return Trajectories(path, loss, accuracy, finite)
 
 
 def _climbed(parts: list[Tensor], gradients: list[Tensor], rho: float) -> list[Tensor]:
@@ -293,12 +297,13 @@ def _gradient(predict: Predict, p: Preparation, inputs: Tensor, labels: Tensor) 
         way = int(predict.space.params[0].units)
         hot = labels[:, None] == torch.arange(way - 1)[:, None]  # [E, way - 1, P]
         target = hot.to(inputs.dtype) * (1 - p.label_smoothing) + p.label_smoothing / way
+        logits = inputs.new_zeros(len(inputs), way, p.batch or inputs.shape[1])
 
         def closed(parts: list[Tensor], start: list[Tensor], pick: Tensor | None) -> list[Tensor]:
             x, y = inputs, target
             if pick is not None:
                 x, y = inputs[rows, pick], target.mT[rows, pick].mT
-            g = predict.gradient(parts, x, y)
+            g = predict.gradient(parts, x, y, logits[..., : x.shape[1]])
             if pull:
                 for part, now, then in zip(g, parts, start, strict=True):
                     part.add_(now - then, alpha=pull)
