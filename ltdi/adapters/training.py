@@ -20,6 +20,7 @@ from ltdi.errors import InputError, unknown
 from ltdi.lora import Adapter, Base
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -234,6 +235,7 @@ def train_network(
     out: Path | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     log: Callable[[dict[str, Any]], None] | None = None,
+    team: Team = ALONE,
 ) -> Trained:
     """Meta-train an adapter generator's network.
 
@@ -244,6 +246,7 @@ def train_network(
         out: Directory for a checkpoint; none is written without it.
         progress: Called as progress(iteration, iterations, loss).
         log: Called with JSON-able records.
+        team: Processes that share the base learners, on the CPU.
 
     Raises:
         InputError: If there is no run.
@@ -280,6 +283,7 @@ def train_network(
             "base": base.fingerprint,
             "runs": [len(g) for g in groups],
         },
+        team=team,
     )
     trainer.fit(out / CHECKPOINT if out else None, progress=progress, log=log)
     return Trained(network, normaliser, recipe)

@@ -30,6 +30,7 @@ from ltdi.metrics import measure
 from ltdi.progress import Bars, Log
 from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.report.table import Result, Row
+from ltdi.team import ALONE, Team
 from ltdi.zoo import Zoo
 
 DEFAULT = AdapterRecipe()
@@ -98,6 +99,7 @@ def train_adapters(
     sampling: Sampling,
     progress: Bars,
     log: Log,
+    team: Team = ALONE,
 ) -> AdapterGenerator:
     """Meta-train a generator of adapters; settings that were left alone are those of adapters."""
     recipe = replace(
@@ -118,6 +120,7 @@ def train_adapters(
         out=out,
         progress=lambda i, n, loss: progress("meta-training", i, n, f"loss {loss:.4f}"),
         log=log,
+        team=team,
     )
     about = {"data": ", ".join(zoo.about["names"]), "recipe": asdict(recipe)}
     return assemble(trained, host, jsonlib.loads(jsonlib.dumps(about)))

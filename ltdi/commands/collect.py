@@ -215,6 +215,12 @@ def collect(
     """
     made_by = Engine(engine, workers)
     if options.target == "adapter":
+        if workers or engine != "processes":
+            raise InputError(
+                "adapters are fitted one after the other, in this process",
+                where="--workers and --engine",
+                fix="leave both out; the base model's products use all cores",
+            )
         _collect_adapters(out, options, resolved)
         return
     with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):

@@ -120,11 +120,11 @@ def _train(
     """A generator of the kind that the zoo holds, with what was chosen or suits the kind."""
     diffusion, network, meta, sampling = chosen
     if kind_of(zoo) == AdapterGenerator.kind:
-        if team.size > 1 or team.device.type != "cpu":
+        if team.device.type != "cpu":
             raise InputError(
-                "a generator of adapters is trained in one process, on the CPU",
+                "a generator of adapters is trained on the CPU",
                 where="--device",
-                fix="give --device cpu, and start one process",
+                fix="give --device cpu; several processes may share the work",
             )
         return train_adapters(
             zoo,
@@ -135,6 +135,7 @@ def _train(
             sampling=sampling,
             progress=progress,
             log=log,
+            team=team,
         )
     recipe = _recipe(zoo, chosen)
     if kind_of(zoo) == NetGenerator.kind:

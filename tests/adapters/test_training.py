@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from ltdi.adapters.training import (
     train_network,
 )
 from ltdi.errors import InputError, MismatchError
+from ltdi.files import read_tensors
 from ltdi.lora import adapter_logits, fit_adapter
 from ltdi.weights import Normaliser
 from ltdi.zoo import Zoo
@@ -204,3 +208,51 @@ def test_pieces_are_made_once(tmp_path: Path) -> None:
 
 def test_tasks_are_named(zoo: Zoo) -> None:
     assert zoo.about["names"] == list(TASKS) and zoo.about["kind"] == "adapter"
+
+
+TWO = """
+from pathlib import Path
+import torch
+from ltdi.adapters.collect import read_runs
+from ltdi.adapters.training import train_network
+from ltdi.files import write_tensors
+from ltdi.team import Team
+from ltdi.zoo import Zoo
+from ltdi.adapters.host import LanguageHost
+from tests.adapters.conftest import RECIPE
+torch.set_num_threads(1)
+team = Team.join("cpu")
+assert team.size == 2
+zoo = Zoo.open({zoo!r})
+host = LanguageHost.from_config(zoo.about["base"])
+groups = read_runs(zoo, host, worse=10.0)
+trained = train_network(groups, {{o: host.adapter(o) for o in (1, 2)}}, RECIPE, team=team)
+if team.main:
+    write_tensors(Path({out!r}), dict(trained.network.state_dict()))
+team.leave()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(
+    zoo: Zoo, host: LanguageHost, groups: list[Solved], tmp_path: Path
+) -> None:
+    pytest.importorskip(
+        "accelerate", reason="ACCELERATE NOT TESTED: pip install 'ltdi[accelerate]'"
+    )
+    script, out = tmp_path / "two.py", tmp_path / "two.safetensors"
+    script.write_text(TWO.format(zoo=str(zoo.path), out=str(out)))
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*command, "--master-port", "29619", str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
+        timeout=200,
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    alone = train_network(groups, {o: host.adapter(o) for o in (1, 2)}, RECIPE)
+    two = read_tensors(out)
+    for name, value in alone.network.state_dict().items():
+        torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)

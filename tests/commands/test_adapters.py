@@ -121,3 +121,10 @@ def test_what_other_kinds_need_is_said(
     command = ["export", "--generator", str(generator), "--weights", str(weights)]
     assert main([*command, "--out", str(tmp_path / "x"), "--format", "npz"]) == 2
     assert "peft" in capsys.readouterr().err
+
+
+def test_workers_are_not_for_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["collect", "--data", "rule:tone", "--out", str(tmp_path / "zoo"), *SMALL]
+    assert main([*given, "--workers", "2"]) != 0
+    assert "adapters are fitted one after the other, in this process" in capsys.readouterr().err
+    assert not (tmp_path / "zoo").exists()
