@@ -240,7 +240,7 @@ class DomainView(Anchor):
             for _ in range(int(w.rounds)):
                 share = responsibilities(pool, means, heat, bias)
                 # Sums of the pool, and in the last column how much of it there is.
-                seen = trust * (share @ counted)
+                seen = trust * torch.bmm(share, counted)
                 means = (base + seen[..., :-1]) / (precision + seen[..., -1:])
         if self.names is not None:
             # Heads are centred on all classes known, however many of them are looked for.
@@ -271,8 +271,7 @@ class DomainView(Anchor):
 def source_head(domains: Sequence[FeatureBank], origins: Sequence[Tensor], decay: float) -> Tensor:
     """A softmax head of all classes on source domains, each seen from its own origin.
 
-    Minimises the mean cross entropy, every domain counting the same, + decay |weight|^2 by L-BFGS,
-    in units in which features have length one on average.
+    It is fitted in units in which features have length one on average; see `softmax_head`.
 
     Args:
         domains: Features of domains with the same classes.
@@ -284,23 +283,41 @@ def source_head(domains: Sequence[FeatureBank], origins: Sequence[Tensor], decay
     """
     x = torch.cat([d.features - origin for d, origin in zip(domains, origins, strict=True)])
     unit = float(x.square().sum(-1).mean().sqrt()) or 1.0
-    x, y = x / unit, torch.cat([labels_of(d) for d in domains])
+    found = softmax_head(domains, x / unit, decay, 60)
+    return torch.cat([found[:, :-1] / unit, found[:, -1:]], -1)
+
+
+def softmax_head(
+    domains: Sequence[FeatureBank], features: Tensor, decay: float, iterations: int
+) -> Tensor:
+    """Minimises the mean cross entropy + decay |weight|^2 by L-BFGS, every domain counting alike.
+
+    Args:
+        domains: With the same classes.
+        features: [n, D] theirs, one domain after the other, as the head is to see them.
+        decay: Strength of the penalty.
+        iterations: At most.
+
+    Returns:
+        [C, D + 1] weights and bias.
+    """
+    y = torch.cat([labels_of(d) for d in domains])
     counts = torch.tensor([float(len(d.features)) for d in domains])
     share = (1 / counts / len(domains)).repeat_interleave(counts.long())
-    theta = torch.zeros(len(domains[0].classes), x.shape[1] + 1, requires_grad=True)
-    optimiser = torch.optim.LBFGS([theta], max_iter=60, line_search_fn="strong_wolfe")
+    theta = torch.zeros(len(domains[0].classes), features.shape[1] + 1, requires_grad=True)
+    optimiser = torch.optim.LBFGS([theta], max_iter=iterations, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        losses = F.cross_entropy(x @ theta[:, :-1].T + theta[:, -1], y, reduction="none")
+        logits = features @ theta[:, :-1].T + theta[:, -1]
+        losses = F.cross_entropy(logits, y, reduction="none")
         loss = (share * losses).sum() + decay * theta[:, :-1].square().sum()
         loss.backward()
         return loss
 
     with torch.enable_grad():
         optimiser.step(closure)
-    found = theta.detach()
-    return torch.cat([found[:, :-1] / unit, found[:, -1:]], -1)
+    return theta.detach()
 
 
 def level_of(shots: float) -> int:
@@ -316,8 +333,8 @@ def _others(names: Tensor, classes: int) -> Tensor:
 
 def responsibilities(pool: Tensor, means: Tensor, heat: Tensor, bias: Tensor) -> Tensor:
     """[B, classes, P] of samples [B, P, D] under means [B, classes, D]; bias broadcasts to that."""
-    logits = means @ pool.mT - 0.5 * means.square().sum(-1, keepdim=True)
-    return (heat * logits + bias).softmax(1)
+    apart = bias - 0.5 * heat * means.square().sum(-1, keepdim=True)
+    return torch.baddbmm(apart, means, pool.mT, alpha=float(heat)).softmax(1)
 
 
 def labels_of(bank: FeatureBank) -> Tensor:

@@ -20,7 +20,7 @@ from ltdi.baselines.inner import Adam, Weights, linear, trajectory
 from ltdi.baselines.method import Budget
 from ltdi.baselines.tuning import choose, cross_entropy, score
 from ltdi.crossdomain import Domain
-from ltdi.domain import labels_of
+from ltdi.domain import softmax_head
 from ltdi.errors import InputError
 from ltdi.evaluate import calibrate
 from ltdi.progress import Step
@@ -50,26 +50,10 @@ class SourceHead:
 
     @classmethod
     def fit(cls, domains: Sequence[Domain], decay: float, align: bool) -> SourceHead:
-        """Minimise the mean cross entropy + decay |weight|^2 by L-BFGS, every domain equal."""
+        """See `ltdi.domain.softmax_head`, on features of length one."""
         domains = [aligned(d) for d in domains] if align else list(domains)
         x = torch.cat([F.normalize(d.full.features, dim=-1) for d in domains])
-        y = torch.cat([labels_of(d.full) for d in domains])
-        counts = torch.tensor([float(len(d.full.features)) for d in domains])
-        share = (1 / counts / len(domains)).repeat_interleave(counts.long())
-        classes = len(domains[0].bank.classes)
-        theta = torch.zeros(classes, x.shape[1] + 1, requires_grad=True)
-        optimiser = torch.optim.LBFGS([theta], max_iter=100, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimiser.zero_grad()
-            losses = F.cross_entropy(x @ theta[:, :-1].T + theta[:, -1], y, reduction="none")
-            loss = (share * losses).sum() + decay * theta[:, :-1].square().sum()
-            loss.backward()
-            return loss
-
-        with torch.enable_grad():
-            optimiser.step(closure)
-        found = theta.detach()
+        found = softmax_head([d.full for d in domains], x, decay, 100)
         return cls(found[:, :-1], found[:, -1], align)
 
     def enter(self, features: Tensor, pool: Tensor) -> Tensor:

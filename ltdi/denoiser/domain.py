@@ -132,13 +132,13 @@ class DomainWalk:
             pace: Of the step; see `EquivariantDenoiser.pace`.
         """
         way, width, first = self.way, self.width, self.shown_from
-        rows = x.unflatten(-1, (way, width + 1))
+        rows = x.view(self.start.shape)
         self.heads[:, :way, :-1] = torch.addcmul(self.start, self.unit, rows, value=signal)
         likely = torch.baddbmm(self.offset, self.heads, self.items.mT).softmax(1)[:, :way]
         ours = likely[..., first + way :]
         residual = torch.addcmul(self.label, likely[..., :first], self.mask, value=-1)
-        uphill = (residual @ self.items[:, :first])[..., :width]
-        shared = ours @ self.items[:, first + way :]
+        uphill = torch.bmm(residual, self.items[:, :first])[..., :width]
+        shared = torch.bmm(ours, self.items[:, first + way :])
         mass = shared[..., width]
         some = mass + 1e-3
         facts = torch.stack(
@@ -156,16 +156,17 @@ class DomainWalk:
         ).flatten(2)
         confusion = likely[..., first : first + way].mT.unsqueeze(2)
         mix = torch.cat([self.mix, confusion], 2).flatten(1, 2)
-        vectors = (mix @ own).view(len(x), way, -1, width)
+        vectors = torch.bmm(mix, own).view(len(x), way, -1, width)
         length = (vectors.square().sum((1, 3)) / (way * width)).sqrt()
         network = self.network
         h = network.read(facts)
         for block, told in zip(network.blocks, pace, strict=True):
             h = cast(Block, block).run(h, told)
         out = network.write(F.layer_norm(h, h.shape[-1:]))
-        amount = out[..., :-2].unflatten(-1, (-1, network.vectors))
-        amount = amount * (self.size / (length + 1e-6))[:, None, None]
-        change = ((amount @ vectors) * self.filters).sum(2)
+        weighed = (self.size / (length + 1e-6))[:, None, None]
+        amount = out[..., :-2].unflatten(-1, (-1, network.vectors)) * weighed
+        combined = torch.bmm(amount.flatten(0, 1), vectors.flatten(0, 1)).view(self.filters.shape)
+        change = (combined * self.filters).sum(2)
         tied = (change * (change + self.twice)).sum(-1) * self.fall
         moved = self.start + torch.cat([change, (out[..., -2] + tied).unsqueeze(-1)], -1)
         whole = moved * out[..., -1].mean(1)[:, None, None].exp()
