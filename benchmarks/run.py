@@ -528,6 +528,23 @@ def _error(rows: list[list[float]], times: list[float], found: list[float]) -> f
     return max(abs(m / t - 1) for m, t in zip(made, times, strict=True))
 
 
+def _markdown(figures: list[Figure]) -> str:
+    """A table for each part; what is measured of one thing stands in one line."""
+    lines: list[str] = []
+    for part in dict.fromkeys(f.part for f in figures):
+        own = [f for f in figures if f.part == part]
+        if part == "generate":
+            lines += ["", "| | ms | tasks/s | floor / time |", "| --- | --- | --- | --- |"]
+            things: dict[str, list[str]] = {}
+            for f in own:
+                things.setdefault(f.name.split(": ")[0], []).append(_shown(f.value))
+            lines += [f"| {name} | {' | '.join(values)} |" for name, values in things.items()]
+        else:
+            lines += ["", "| | | goal |", "| --- | --- | --- |"]
+            lines += [f"| {f.name.strip()} | {_shown(f.value)} | {f.goal or '-'} |" for f in own]
+    return "\n".join(lines)
+
+
 def _shown(value: float) -> str:
     """With as many digits as mean something."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
@@ -556,8 +573,7 @@ def main() -> None:
     for f in figures:
         table.add_row(f.part, f.name, _shown(f.value), f.goal)
     if given.markdown:
-        print("| | | goal |\n| --- | --- | --- |")
-        print("\n".join(f"| {f.name} | {_shown(f.value)} | {f.goal} |" for f in figures))
+        print(_markdown(figures))
     else:
         Console().print(table)
     if given.json:
