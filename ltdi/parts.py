@@ -80,10 +80,28 @@ class Parts:
 
 EQUIVARIANT = {"equivariant": EquivariantDenoiser, "domain": DomainDenoiser}
 
+
 # (config.json, tensors by group, space, shape, diffusion) -> untrained network, empty anchor, host.
-Build = Callable[
-    [dict[str, Any], Groups, WeightSpace, Network, Diffusion], tuple[nn.Module, Anchor, Host]
-]
+@dataclass(frozen=True)
+class Saved:
+    """What the files of a generator say, for a kind of weights to make its parts of.
+
+    Attributes:
+        config: config.json.
+        groups: The tensors by the first part of their name.
+        space: Weight space at any way.
+        shape: Sizes of the network.
+        diffusion: The chain.
+    """
+
+    config: dict[str, Any]
+    groups: Groups
+    space: WeightSpace
+    shape: Network
+    diffusion: Diffusion
+
+
+Build = Callable[[Saved], tuple[nn.Module, Anchor, Host]]
 
 
 def chain_end(share: float, diffusion: Diffusion) -> int:
@@ -277,7 +295,7 @@ def _assemble(config: dict[str, Any], tensors: dict[str, Tensor], build: Build) 
     space = WeightSpace.from_dict(config["space"])
     diffusion, shape = Diffusion(**config["diffusion"]), Network(**config["network"])
     groups = _split(tensors)
-    network, anchor, host = build(config, groups, space, shape, diffusion)
+    network, anchor, host = build(Saved(config, groups, space, shape, diffusion))
     network.load_state_dict(groups["network"])
     anchor.load_state_dict(groups.get("anchor", {}))
     return Parts(

@@ -22,8 +22,7 @@ from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import write_text
 from ltdi.generator.base import CARD, Generator, View, Weights, repeat
 from ltdi.lora import Base, adapter_logits, save_adapter
-from ltdi.parts import Groups, Host, Parts, save_parts
-from ltdi.recipe import Diffusion, Network
+from ltdi.parts import Host, Parts, Saved, save_parts
 from ltdi.weights import WeightSpace
 
 
@@ -71,26 +70,19 @@ class AdapterGenerator(Generator):
     kind: ClassVar[str] = "adapter"
 
     @classmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Anchor, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
-        host = LanguageHost.from_config(config[LanguageHost.group])
-        known = config["about"]["condition"]
+        host = LanguageHost.from_config(saved.config[LanguageHost.group])
+        known = saved.config["about"]["condition"]
         network = AdapterDenoiser(
-            space,
+            saved.space,
             int(host.known["hidden size"]),
-            shape,
-            diffusion.steps,
+            saved.shape,
+            saved.diffusion.steps,
             rank=int(known["rank"]),
             rows=bool(known["rows"]),
             text=bool(known["text"]),
-            tasks=len(groups["network"]["known_task"]),
+            tasks=len(saved.groups["network"]["known_task"]),
         )
         return network, Anchor(), host
 

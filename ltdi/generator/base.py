@@ -20,9 +20,9 @@ from ltdi.files import own_directory, write_tensors, write_text
 from ltdi.parts import (
     CONFIG,
     WEIGHTS,
-    Groups,
     Host,
     Parts,
+    Saved,
     chain_end,
     check_sampling,
     load_parts,
@@ -30,7 +30,7 @@ from ltdi.parts import (
     revision_of,
     save_parts,
 )
-from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.recipe import Sampling
 from ltdi.report.card import model_card
 from ltdi.weights import WeightSpace
 
@@ -83,14 +83,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
 
     @classmethod
     @abstractmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Anchor, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """Untrained network, empty anchor, and the host, as `config.json` describes them."""
 
     @abstractmethod

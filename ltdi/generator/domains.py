@@ -16,10 +16,8 @@ from ltdi.errors import InputError
 from ltdi.generator.base import View, Weights, repeat
 from ltdi.generator.heads import HeadGenerator
 from ltdi.generator.images import by_class
-from ltdi.parts import Groups, Host, Parts, build_network
-from ltdi.recipe import Diffusion, Network
+from ltdi.parts import Host, Parts, Saved, build_network
 from ltdi.tasks import Support
-from ltdi.weights import WeightSpace
 
 
 class DomainHeadGenerator(HeadGenerator):
@@ -37,19 +35,13 @@ class DomainHeadGenerator(HeadGenerator):
         self._seen: tuple[Tensor, DomainView] | None = None
 
     @classmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Any, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Any, Host]:
         """See `Generator.build`."""
-        features = space.layers[0].row - 1
-        network = build_network(space, features, shape, diffusion)
-        anchor = DomainAnchor(features, config["about"]["classes"])
-        return network, anchor, Backbone.from_config(config["backbone"], groups["backbone"])
+        features = saved.space.layers[0].row - 1
+        network = build_network(saved.space, features, saved.shape, saved.diffusion)
+        anchor = DomainAnchor(features, saved.config["about"]["classes"])
+        host = Backbone.from_config(saved.config["backbone"], saved.groups["backbone"])
+        return network, anchor, host
 
     @property
     def anchor(self) -> DomainAnchor:

@@ -17,10 +17,9 @@ from ltdi.errors import InputError, MismatchError
 from ltdi.generator.base import Callback, View, repeat
 from ltdi.generator.images import ImageGenerator
 from ltdi.generator.linear import LinearHeads
-from ltdi.parts import Groups, Host, Parts, build_network
-from ltdi.recipe import Diffusion, Network
+from ltdi.parts import Host, Parts, Saved, build_network
 from ltdi.tasks import FeatureBank
-from ltdi.weights import WeightSpace, head_logits
+from ltdi.weights import head_logits
 
 
 class HeadGenerator(LinearHeads, ImageGenerator):
@@ -36,19 +35,13 @@ class HeadGenerator(LinearHeads, ImageGenerator):
         self._paces: dict[tuple[int, float, float, int], Pace] = {}
 
     @classmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Anchor, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
-        features = space.layers[0].row - 1
-        network = build_network(space, features, shape, diffusion)
-        anchor = make_empty_anchor(config["anchor"], features)
-        return network, anchor, Backbone.from_config(config["backbone"], groups["backbone"])
+        features = saved.space.layers[0].row - 1
+        network = build_network(saved.space, features, saved.shape, saved.diffusion)
+        anchor = make_empty_anchor(saved.config["anchor"], features)
+        host = Backbone.from_config(saved.config["backbone"], saved.groups["backbone"])
+        return network, anchor, host
 
     @property
     def backbone(self) -> Backbone:

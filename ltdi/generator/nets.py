@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar, cast
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.generator.base import View, Weights, repeat
 from ltdi.generator.images import ImageGenerator
 from ltdi.nets import NetHost
-from ltdi.parts import Groups, Host, Parts, check_shape
+from ltdi.parts import Host, Parts, Saved, check_shape
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
@@ -40,17 +40,11 @@ class NetGenerator(ImageGenerator):
         self._starts: dict[int, tuple[Tensor, Weights]] = {}
 
     @classmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Anchor, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
-        anchor = SharedAnchor(torch.zeros_like(groups["anchor"]["theta_0"]))
-        return build_rows(space, shape, diffusion), anchor, NetHost.from_config(config["net"])
+        anchor = SharedAnchor(torch.zeros_like(saved.groups["anchor"]["theta_0"]))
+        network = build_rows(saved.space, saved.shape, saved.diffusion)
+        return network, anchor, NetHost.from_config(saved.config["net"])
 
     @property
     def net(self) -> NetHost:

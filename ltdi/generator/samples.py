@@ -13,8 +13,7 @@ from ltdi.errors import InputError
 from ltdi.generator.base import Callback, Generator, View, Weights, repeat
 from ltdi.generator.nets import build_rows
 from ltdi.nets import NetHost
-from ltdi.parts import Groups, Host
-from ltdi.recipe import Diffusion, Network
+from ltdi.parts import Host, Saved
 from ltdi.weights import WeightSpace
 
 
@@ -29,17 +28,11 @@ class SampleGenerator(Generator):
     kind: ClassVar[str] = "sample"
 
     @classmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Anchor, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
-        anchor = Centres(torch.zeros_like(groups["anchor"]["theta"]))
-        return build_rows(space, shape, diffusion), anchor, NetHost.from_config(config["net"])
+        anchor = Centres(torch.zeros_like(saved.groups["anchor"]["theta"]))
+        network = build_rows(saved.space, saved.shape, saved.diffusion)
+        return network, anchor, NetHost.from_config(saved.config["net"])
 
     def read(self, support: Any) -> int:
         """See `Generator.read`; None stands for one net."""

@@ -15,11 +15,9 @@ from ltdi.errors import InputError, MismatchError
 from ltdi.generator.base import Callback, View, Weights, repeat
 from ltdi.generator.linear import LinearHeads
 from ltdi.names import NameEncoder
-from ltdi.parts import Groups, Host
+from ltdi.parts import Host, Saved
 from ltdi.prior import NamePrior, PriorSettings
-from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import Unseen
-from ltdi.weights import WeightSpace
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,18 +78,12 @@ class UnseenGenerator(LinearHeads):
     kind: ClassVar[str] = "unseen"
 
     @classmethod
-    def build(
-        cls,
-        config: dict[str, Any],
-        groups: Groups,
-        space: WeightSpace,
-        shape: Network,
-        diffusion: Diffusion,
-    ) -> tuple[nn.Module, Anchor, Host]:
+    def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
-        host = NamedHost.from_config(config["backbone"], groups["backbone"])
+        host = NamedHost.from_config(saved.config["backbone"], saved.groups["backbone"])
+        shape = saved.shape
         network = NamingDenoiser(
-            steps=diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
+            steps=saved.diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
         )
         sizes, settings = host.prior["sizes"], PriorSettings(**host.prior["settings"])
         return network, NamePrior(**sizes, settings=settings), host
