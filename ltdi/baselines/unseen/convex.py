@@ -10,16 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.baselines.unseen.method import (
-    Coordinates,
+    FromNames,
     UnseenBudget,
-    UnseenMethod,
     mean_accuracy,
 )
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
 
-class Conse(UnseenMethod):
+class Conse(FromNames):
     """Norouzi et al., 2014: the source classifier's top classes, weighed by their probability."""
 
     name: ClassVar[str] = "conse"
@@ -29,9 +28,8 @@ class Conse(UnseenMethod):
     )
 
     def __init__(self) -> None:
-        self.coordinates: Coordinates
+        super().__init__()
         self.names: Tensor
-        self.centre: Tensor
         self.sharpness = 0.05
         self.top = 10
 
@@ -43,8 +41,7 @@ class Conse(UnseenMethod):
         progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
-        both = {w: Coordinates.fit(train, w) for w in (False, True)}
-        self.centre = train.text.mean(0)
+        both = self.begin(train)
         self.names = F.normalize(train.text - self.centre, dim=-1)
         # A quarter of the tasks tells candidates apart.
         few = [batch[: max(4, len(batch) // 4)] for batch in valid]

@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.baselines.unseen.method import (
-    Coordinates,
+    FromNames,
     UnseenBudget,
-    UnseenMethod,
     mean_accuracy,
 )
 from ltdi.progress import Step
@@ -46,7 +45,7 @@ class _Coder(nn.Module):
         return torch.stack([1 - F.cosine_similarity(a, b).mean() for a, b in pairs]).sum()
 
 
-class Icis(UnseenMethod):
+class Icis(FromNames):
     """Christensen et al., 2023: cosine losses, within and across names and weights."""
 
     name: ClassVar[str] = "icis"
@@ -56,9 +55,8 @@ class Icis(UnseenMethod):
     )
 
     def __init__(self) -> None:
-        self.coordinates: Coordinates
+        super().__init__()
         self.coder: _Coder
-        self.centre: Tensor
 
     def fit(
         self,
@@ -68,8 +66,7 @@ class Icis(UnseenMethod):
         progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
-        both = {w: Coordinates.fit(train, w) for w in (False, True)}
-        self.centre = train.text.mean(0)
+        both = self.begin(train)
         name = F.normalize(train.text - self.centre, dim=-1)
         best: tuple[float, bool, dict[str, Tensor]] = (-1.0, False, {})
         steps = max(8, budget.iterations // 4)

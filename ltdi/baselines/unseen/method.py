@@ -115,3 +115,21 @@ class Coordinates:
         """Cosines [E, P, way] of images [E, P, D] and rows [E, way, D]."""
         z = F.normalize(self.frame.enter(images), dim=-1)
         return z @ F.normalize(rows, dim=-1).mT
+
+
+class FromNames(UnseenMethod):
+    """A peer that goes from names to images or back, in coordinates that it chooses.
+
+    Attributes:
+        coordinates: Of images.
+        centre: [W] mean vector of the source classes' names.
+    """
+
+    def __init__(self) -> None:
+        self.coordinates: Coordinates
+        self.centre: Tensor
+
+    def begin(self, train: NamedBank) -> dict[bool, Coordinates]:
+        """Centre the names; the coordinates to choose from, plain and whitened."""
+        self.centre = train.text.mean(0)
+        return {whiten: Coordinates.fit(train, whiten) for whiten in (False, True)}

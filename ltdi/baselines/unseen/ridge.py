@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
+    FromNames,
     UnseenBudget,
-    UnseenMethod,
     mean_accuracy,
 )
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
 
-class Devise(UnseenMethod):
+class Devise(FromNames):
     """A linear map between names and images, as DeViSE (Frome et al., 2013) has."""
 
     name: ClassVar[str] = "devise"
@@ -29,9 +29,8 @@ class Devise(UnseenMethod):
     )
 
     def __init__(self) -> None:
-        self.coordinates: Coordinates
+        super().__init__()
         self.map: Tensor
-        self.centre: Tensor
         self.offset: Tensor
 
     def fit(
@@ -42,8 +41,7 @@ class Devise(UnseenMethod):
         progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
-        both = {w: Coordinates.fit(train, w) for w in (False, True)}
-        self.centre = train.text.mean(0)
+        both = self.begin(train)
         x = (train.text - self.centre).double()
         best = (-1.0, False, 0.0)
         for whiten, ridge in product((False, True), (0.3, 1.0, 2.0, 4.0, 8.0, 16.0)):
