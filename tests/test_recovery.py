@@ -17,6 +17,7 @@ import pytest
 
 from benchmarks import recovery
 from ltdi.engine import Engine
+from ltdi.pipeline import meta_train
 from ltdi.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -137,9 +138,9 @@ def test_a_clock_that_jumps_changes_nothing(
             raise Stop
 
     with monkeypatch.context() as patch:
-        see = recovery.train_generator.__globals__["_see_arrivals"]
+        see = meta_train.__globals__["_see_arrivals"]
         patch.setitem(
-            recovery.train_generator.__globals__,
+            meta_train.__globals__,
             "_see_arrivals",
             lambda *given: (see(*given), stopped(given[-1])),
         )
