@@ -167,7 +167,7 @@ def prepare(repeats: int) -> list[Figure]:
                 solve(torch.nn.Linear(WIDTH, way), x[i], y, settings.steps) for i in range(few)
             ],
         },
-        repeats,
+        3 * repeats,
     )
     heads = seconds["at once"] / tasks, seconds["loop"] / few
 

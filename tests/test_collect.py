@@ -345,6 +345,15 @@ def test_the_generator_fixes_minibatches() -> None:
     assert torch.equal(run(0, P), run(1, 0))  # a batch of all samples is no draw
 
 
+def test_solved_heads_are_tensors_that_can_be_trained_on() -> None:
+    """Not those of inference mode, in which they were made."""
+    found = optimise(PREDICT, *problem(), Preparation(steps=2, segments=1))
+    for value in (found.theta, found.loss, found.accuracy, found.finite):
+        assert not value.is_inference()
+    weight = torch.ones(SPACE.size, dtype=torch.float64, requires_grad=True)
+    (found.theta * weight).sum().backward()
+
+
 def test_theta_0_is_left_alone() -> None:
     theta_0, inputs, labels = problem()
     before = theta_0.clone()
