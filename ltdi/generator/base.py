@@ -69,6 +69,10 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
 
     kind: ClassVar[str]
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """The mixin's would copy all parts, a language model among them, to look at them."""
+        return object.__new__(cls)
+
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         parts.network.eval().requires_grad_(False)

@@ -161,3 +161,13 @@ def test_bad_supports(generator: AdapterGenerator, sources: list[Source]) -> Non
 def test_weights_of_another_generator(generator: AdapterGenerator, tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"lora_A.* is missing"):
         generator.save_peft(tmp_path / "x", {"weight": torch.zeros(2, 3)})
+
+
+def test_a_generator_copies_no_part(
+    generator: AdapterGenerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the host was copied, its language model too")
+
+    monkeypatch.setattr(LanguageHost, "__deepcopy__", refuse, raising=False)
+    assert AdapterGenerator(generator.parts).parts is generator.parts
