@@ -19,7 +19,7 @@ from ltdi.backbone import Backbone
 from ltdi.data import ImageSet
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
 from ltdi.files import own_directory
-from ltdi.generator import CARD, Generator, HeadGenerator
+from ltdi.generator import CARD, Generator, HeadGenerator, View, images
 from ltdi.parts import CONFIG, FORMAT, WEIGHTS, build_network
 from ltdi.recipe import Diffusion, Network
 from ltdi.tasks import Support
@@ -151,6 +151,28 @@ def test_a_list_equals_one_by_one(gen: Generator, draw: Draw):
     for task, head in zip(tasks, together, strict=True):
         close(gen.generate(task), head)
     assert not torch.allclose(together[1]["weight"], together[4]["weight"], atol=1e-3)
+
+
+def test_many_tasks_go_through_the_chain_in_parts(
+    gen: HeadGenerator, monkeypatch: pytest.MonkeyPatch
+):
+    grid = torch.randn(7, 3, 2, gen.width, generator=torch.Generator())
+    mask = torch.ones(7, 3, 2)
+    mask[::2, :, 1] = 0
+    whole, noisy = gen.weights(grid, mask), gen.weights(grid, mask, temperature=1.0)
+    seen: list[int] = []
+    view = gen.view
+
+    def counted(grid: Tensor, mask: Tensor, copies: int) -> View:
+        seen.append(len(grid))
+        return view(grid, mask, copies)
+
+    monkeypatch.setattr(images, "TOGETHER", 3)
+    monkeypatch.setattr(gen, "view", counted)
+    torch.testing.assert_close(gen.weights(grid, mask), whole, rtol=1e-5, atol=1e-6)
+    assert seen == [3, 3, 1]
+    # Noise is drawn for all of them at once.
+    assert torch.equal(gen.weights(grid, mask, temperature=1.0), noisy) and seen[3:] == [7]
 
 
 def test_images_may_be_bytes_or_floats_grey_or_colour(gen: Generator, draw: Draw):
