@@ -80,9 +80,9 @@ class Collection(ABC):
         self.zoo, self.plan = zoo, list(plan)
 
     @classmethod
+    @abstractmethod
     def open(cls, zoo: Zoo) -> Collection:
         """The collection in a zoo that has been started."""
-        raise NotImplementedError(f"a {cls.__name__} is made where its zoo was started")
 
     @classmethod
     def job(cls, path: str, number: int) -> None:
