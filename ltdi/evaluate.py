@@ -125,6 +125,11 @@ class Scores:
     seconds: float
 
 
+def on_bank(predict: Predict, bank: FeatureBank) -> Callable[[Episodes], Tensor]:
+    """A few-shot method as a function of episodes that point into a bank."""
+    return lambda part: predict(bank.features[part.support], bank.features[part.query])
+
+
 @torch.no_grad()
 def score(predict: Predict, bank: FeatureBank, episodes: Episodes, *, chunk: int = 100) -> Scores:
     """Run a method over episodes.
@@ -135,11 +140,7 @@ def score(predict: Predict, bank: FeatureBank, episodes: Episodes, *, chunk: int
         episodes: Tasks.
         chunk: Episodes at once.
     """
-    return score_tasks(
-        lambda part: predict(bank.features[part.support], bank.features[part.query]),
-        episodes,
-        chunk=chunk,
-    )
+    return score_tasks(on_bank(predict, bank), episodes, chunk=chunk)
 
 
 @torch.no_grad()
@@ -161,11 +162,7 @@ def latency_ms(
     predict: Predict, bank: FeatureBank, episodes: Episodes, *, repeats: int = 20
 ) -> float:
     """Median wall time in milliseconds to adapt to one task and classify its queries."""
-    return latency_of_tasks(
-        lambda part: predict(bank.features[part.support], bank.features[part.query]),
-        episodes,
-        repeats=repeats,
-    )
+    return latency_of_tasks(on_bank(predict, bank), episodes, repeats=repeats)
 
 
 def latency_of_tasks(

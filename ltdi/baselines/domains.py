@@ -49,7 +49,7 @@ class DomainMethod(ABC):
         kind: "ours", "control" or "peer".
         note: One sentence: what is re-implemented and what is left out.
         prepare_s: Seconds of weight preparation, after `fit`.
-        train_s: Seconds of training, after `fit`.
+        train_s: Seconds of training, after `fit`; 0 where they are those of `fit` itself.
     """
 
     name: str

@@ -43,11 +43,15 @@ class Method(ABC):
         name: Its name in tables and on the command line.
         kind: `"ours"`, `"control"` or `"peer"`.
         note: One sentence: what is re-implemented and what is left out.
+        prepare_s: Seconds of weight preparation, after `fit`.
+        train_s: Seconds of training, after `fit`; 0 where they are those of `fit` itself.
     """
 
     name: ClassVar[str]
     kind: ClassVar[str]
     note: ClassVar[str]
+    prepare_s: float = 0.0
+    train_s: float = 0.0
 
     def fit(  # noqa: B027  (a method without preparation is a whole method)
         self,

@@ -13,7 +13,7 @@ import torch
 from ltdi.baselines.samples import plain_samples
 from ltdi.collect import Preparation
 from ltdi.data import load as load_data
-from ltdi.errors import InputError, unknown
+from ltdi.errors import InputError
 from ltdi.evaluate import summarise
 from ltdi.generator.samples import SampleGenerator
 from ltdi.memory import peak_mb, reset_peak
@@ -32,6 +32,7 @@ from ltdi.samples import (
     transformed,
 )
 from ltdi.tracks.episodes import one_thread
+from ltdi.tracks.track import check_methods, chosen_preset
 
 _RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level")
 _GAUSSIAN = ("gaussian", "gaussian-run", "gaussian-full")
@@ -131,12 +132,8 @@ def bench(
     Raises:
         InputError: If a name is unknown or the data do not suffice.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, where="--preset")
-    for name in methods:
-        if name not in ALL_METHODS:
-            raise unknown("method", name, ALL_METHODS, where="--methods")
-    p = PRESETS[preset] if isinstance(preset, str) else preset
+    label, p = chosen_preset(preset, PRESETS)
+    check_methods(methods, ALL_METHODS)
     net = p.trainings.net
     parts = load_data(dataset, data_dir, size=net.size, channels=net.channels, seed=seed)
     if not {"train", "test"} <= set(parts) or parts["train"].classes != parts["test"].classes:
@@ -223,5 +220,4 @@ def bench(
         "recipe": asdict(p.recipe),
         "temperature": temperature,
     }
-    label = preset if isinstance(preset, str) else "custom"
     return Outcome(Result("checkpoints", dataset, label, seed, settings, rows), generators)

@@ -29,11 +29,11 @@ from ltdi.tracks.domain_methods import (
     DomainAnchorOnly,
     DomainWorld,
     GeneratedForDomain,
-    publish,
 )
 from ltdi.tracks.domain_scores import Run, averages, mean_paired, run_methods
 from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
-from ltdi.tracks.measured import metrics_of
+from ltdi.tracks.measured import metrics_of, nll_of, publish
+from ltdi.tracks.track import check_methods, chosen_preset
 
 RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 UNNAMED = "lt-di-unnamed"
@@ -116,11 +116,11 @@ class Outcome:
         """Write our generator for each held-out domain: `generator-<domain>`."""
         for domain, methods in self.methods.items():
             ours = methods.get("lt-di")
-            if isinstance(ours, GeneratedForDomain):
+            if isinstance(ours, GeneratedForDomain) and ours.generator is not None:
                 own = [r for r in self.result.rows if f"/{domain} " in (r.dataset or "")]
                 metrics = metrics_of(own, lambda row: row.dataset or "")
                 known = f"{self.result.dataset} without {domain}"
-                publish(ours, path / f"generator-{domain}", metrics, known)
+                publish(ours.generator, path / f"generator-{domain}", data=known, metrics=metrics)
 
 
 def label(options: Mapping[str, Any]) -> str:
@@ -189,14 +189,8 @@ def bench(
     Raises:
         InputError: If a name is unknown or the data do not suffice.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, where="--preset")
-    p = PRESETS[preset] if isinstance(preset, str) else preset
-    if not methods:
-        raise InputError("no method was named", where="--methods", fix="name at least one")
-    for name in methods:
-        if name not in ALL_METHODS:
-            raise unknown("method", name, ALL_METHODS, where="--methods")
+    name, p = chosen_preset(preset, PRESETS)
+    check_methods(methods, ALL_METHODS)
     if not 0 < unlabelled < 1:
         raise InputError(
             f"the unlabelled share must lie between 0 and 1, got {unlabelled}", where="--unlabelled"
@@ -254,14 +248,9 @@ def bench(
             f"{dataset} {w}w{s}s": mean_paired(same)
             for (w, s), same in zip(shapes, whole, strict=True)
         },
-        "nll": {
-            run.title: {n: round(float(x.nll.mean()), 5) for n, x in run.scores.items()}
-            for r in runs.values()
-            for run in r
-        },
+        "nll": {run.title: nll_of(run.scores) for r in runs.values() for run in r},
         "notes": {n: m.note for n, m in next(iter(fitted.values())).items()},
     }
-    name = preset if isinstance(preset, str) else "custom"
     return Outcome(Result("domain", dataset, name, seed, about, rows), fitted)
 
 

@@ -31,6 +31,7 @@ from ltdi.evaluate import query_logits
 from ltdi.generator import DomainHeadGenerator
 from ltdi.progress import Step, staged
 from ltdi.recipe import Recipe, named_recipe
+from ltdi.tracks.world import Once
 
 
 @dataclass
@@ -50,31 +51,26 @@ class DomainWorld:
     shapes: tuple[tuple[int, int], ...]
     directory: Path
     choices: int
-    anchors: dict[tuple[bool, bool], tuple[DomainAnchor, list[DomainAnchor], float]] = field(
-        default_factory=dict
-    )
-    zoos: dict[Any, tuple[DomainSet, float]] = field(default_factory=dict)
-    trained: dict[Any, tuple[DomainHeadGenerator, DomainHeadGenerator, float, float]] = field(
-        default_factory=dict
-    )
+    anchors: Once[tuple[DomainAnchor, list[DomainAnchor]]] = field(default_factory=Once)
+    zoos: Once[DomainSet] = field(default_factory=Once)
+    trained: Once[DomainHeadGenerator] = field(default_factory=Once)
 
     def anchor(
         self, named: bool, seed: int, pooled: bool
     ) -> tuple[DomainAnchor, list[DomainAnchor], float]:
         """The anchor of all sources, those without each of them, and the seconds they took."""
-        key = (named, pooled)
-        if key not in self.anchors:
-            start = time.perf_counter()
-            whole, left_out = fit_domain_anchor(
+        (whole, left_out), seconds = self.anchors.once(
+            (named, pooled),
+            lambda: fit_domain_anchor(
                 self.sources.domains,
                 shapes=self.shapes,
                 seed=seed,
                 episodes=self.choices,
                 named=named,
                 pooled=pooled,
-            )
-            self.anchors[key] = (whole, left_out, time.perf_counter() - start)
-        return self.anchors[key]
+            ),
+        )
+        return whole, left_out, seconds
 
     def zoo(
         self,
@@ -85,17 +81,34 @@ class DomainWorld:
         progress: Any | None,
     ) -> tuple[DomainSet, float]:
         """Solved tasks of source domains number `which`; recipes that agree share them."""
-        solved = (recipe.tasks, recipe.prepare, recipe.start, recipe.meta.seed)
-        key = (*solved, named, pooled, tuple(which))
-        if key not in self.zoos:
-            _, left_out, seconds = self.anchor(named, recipe.meta.seed, pooled)
-            start = time.perf_counter()
+        _, left_out, anchor_s = self.anchor(named, recipe.meta.seed, pooled)
+        place = self.directory / f"zoo-{len(self.zoos)}"
+
+        def solve() -> DomainSet:
             domains = [self.sources.domains[i] for i in which]
             folds = domain_folds(domains, [left_out[i] for i in which], named)
-            place = self.directory / f"zoo-{len(self.zoos)}"
-            data = prepare_domains(place, domains, folds, recipe, self.backbone, progress=progress)
-            self.zoos[key] = (data, seconds + time.perf_counter() - start)
-        return self.zoos[key]
+            return prepare_domains(place, domains, folds, recipe, self.backbone, progress=progress)
+
+        solved = (recipe.tasks, recipe.prepare, recipe.start, recipe.meta.seed)
+        data, seconds = self.zoos.once((*solved, named, pooled, tuple(which)), solve)
+        return data, anchor_s + seconds
+
+    def generator(
+        self,
+        recipe: Recipe,
+        named: bool,
+        pooled: bool,
+        which: Sequence[int],
+        anchor: DomainAnchor,
+        progress: Any | None,
+    ) -> tuple[DomainHeadGenerator, float, float]:
+        """A generator of domains number `which`, and the seconds of preparation and training."""
+        data, prepare_s = self.zoo(recipe, named, pooled, which, progress)
+        generator, train_s = self.trained.once(
+            (recipe, named, pooled, tuple(which)),
+            lambda: train_domain_generator(data, anchor, self.backbone, recipe, progress=progress),
+        )
+        return generator, prepare_s, train_s
 
 
 class GeneratedForDomain(DomainMethod):
@@ -136,24 +149,15 @@ class GeneratedForDomain(DomainMethod):
 
     def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`; the sampling is chosen on the source domain held out."""
-        world, seed, told = self.world, self.recipe.meta.seed, staged(progress)
+        world, told = self.world, staged(progress)
         every = range(len(sources.domains))
         part = [i for i in every if i != sources.held]
-        whole, left_out, _ = world.anchor(self.named, seed, self.pooled)
-        key = (self.recipe, self.named, self.pooled)
-        if key not in world.trained:
-            seconds, made = 0.0, []
-            # One beside the anchor that lacks the domain to validate on, one for the unseen one.
-            for which, anchor in ((part, left_out[sources.held]), (every, whole)):
-                data, prepare_s = world.zoo(self.recipe, self.named, self.pooled, which, told)
-                start = time.perf_counter()
-                made.append(
-                    train_domain_generator(data, anchor, world.backbone, self.recipe, progress=told)
-                )
-                seconds += time.perf_counter() - start
-                self.prepare_s += prepare_s
-            world.trained[key] = (made[0], made[1], self.prepare_s, seconds)
-        judged, final, self.prepare_s, seconds = world.trained[key]
+        whole, left_out, _ = world.anchor(self.named, self.recipe.meta.seed, self.pooled)
+        how = (self.recipe, self.named, self.pooled)
+        # One beside the anchor that lacks the domain to validate on, one for the unseen one.
+        judged, prepare_s, train_s = world.generator(*how, part, left_out[sources.held], told)
+        final, *seconds = world.generator(*how, every, whole, told)
+        self.prepare_s, train_s = prepare_s + seconds[0], train_s + seconds[1]
         start = time.perf_counter()
         parts = final.parts
         if self.recipe.sampling.temperature == 0:
@@ -162,7 +166,7 @@ class GeneratedForDomain(DomainMethod):
             about = {**parts.about, "validation NLL": scores}
             parts = replace(parts, sampling=found, about=about)
         self.generator = DomainHeadGenerator(parts)
-        self.train_s = seconds + time.perf_counter() - start
+        self.train_s = train_s + time.perf_counter() - start
 
     def _trial(self, judged: DomainHeadGenerator, sources: Sources, budget: Budget) -> Judged:
         """Tasks of the domain to validate on."""
@@ -217,14 +221,3 @@ class DomainAnchorOnly(DomainMethod):
         if self.seen is None or self.seen[0] is not pool:
             self.seen = (pool, anchor.at(pool))
         return view_logits(self.seen[1].told(names if self.named else None), support, query)
-
-
-def publish(
-    method: GeneratedForDomain, path: Path, metrics: dict[str, Any], data: str
-) -> DomainHeadGenerator:
-    """Save the generator with the metrics of a run in its card."""
-    g = known(method.generator, method.name)
-    about = {**g.parts.about, "data": data, "metrics": metrics}
-    published = DomainHeadGenerator(replace(g.parts, about=about))
-    published.save(path)
-    return published

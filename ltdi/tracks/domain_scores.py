@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,8 +11,7 @@ from torch import Tensor
 from ltdi.baselines.domains import DomainMethod
 from ltdi.baselines.method import Budget
 from ltdi.crossdomain import Domain
-from ltdi.evaluate import Scores, latency_of_tasks, score_tasks
-from ltdi.memory import reset_peak
+from ltdi.evaluate import Scores
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
 from ltdi.tasks import Episodes
@@ -21,7 +19,7 @@ from ltdi.tracks.domain_methods import (
     DomainWorld,
     GeneratedForDomain,
 )
-from ltdi.tracks.measured import leads, scored
+from ltdi.tracks.measured import leads, measure
 
 
 @dataclass(frozen=True)
@@ -67,31 +65,27 @@ def run_methods(
     scores: dict[str, Scores] = {}
     features = test.bank.features
     for name, method in methods.items():
-        reset_peak()
-        start = time.perf_counter()
-        method.fit(world.sources, budget, partial(progress, f"{title}, {name}"))
-        train_s = method.train_s or time.perf_counter() - start
 
         def predict(part: Episodes, method: DomainMethod = method) -> Tensor:
             support, query = features[part.support], features[part.query]
             return method.predict(support, query, part.classes, test.pool)
 
-        scores[name] = score_tasks(predict, tasks)
-        row = scored(
+        told = partial(progress, f"{title}, {name}")
+        scores[name], row = measure(
             name,
             method.kind,
-            scores[name],
-            latency_ms=latency_of_tasks(predict, tasks),
-            prepare_s=method.prepare_s,
-            train_s=train_s,
+            method,
+            partial(method.fit, world.sources, budget, told),
+            predict,
+            tasks,
             dataset=title,
         )
         rows.append(row)
-        log({"event": "method", **asdict(rows[-1])})
+        log({"event": "method", **asdict(row)})
     made = {n: m for n, m in methods.items() if isinstance(m, GeneratedForDomain) and m.generator}
     anchor = {}
     if (True, True) in world.anchors:
-        found = world.anchors[True, True][0]
+        (found, _), _ = world.anchors[True, True]
         anchor = {
             n: getattr(found, n).tolist() for n in ("drift", "blend", "trust", "heat", "scale")
         }

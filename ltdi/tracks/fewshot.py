@@ -6,7 +6,6 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +24,17 @@ from ltdi.backbone import (
 )
 from ltdi.baselines import PEERS, Budget, Method
 from ltdi.data import ImageSet, fetch
-from ltdi.errors import InputError, unknown
-from ltdi.evaluate import Scores, latency_ms, score
-from ltdi.memory import reset_peak
+from ltdi.errors import unknown
 from ltdi.progress import Log, Progress
 from ltdi.recipe import RECIPES, Recipe
-from ltdi.report.table import Result, Row
-from ltdi.tasks import Episodes, FeatureBank, sample_episodes
+from ltdi.report.table import Result
+from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.tracks import nets
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread, shapes_of
 from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
-from ltdi.tracks.measured import leads, scored
 from ltdi.tracks.presets import NAMES, Preset, preset_of
+from ltdi.tracks.run import Run, run_methods
+from ltdi.tracks.track import check_methods, chosen_preset
 
 OURS = ("lt-di", Ensemble.name, "mc-di-paper")
 
@@ -111,7 +109,8 @@ def build_world(
     if preset.mapping is not None:
         map = FeatureMap(banks[0].width, preset.mapping).fit(banks[0].features)
         backbone, banks = backbone.mapped(map), [map.bank(bank) for bank in banks]
-    return World(backbone, banks[0], banks[1], banks[2], directory)
+    train_bank, valid_bank, test_bank = banks
+    return World(train_bank, valid_bank, test_bank, directory, backbone)
 
 
 def _backbone(
@@ -224,15 +223,8 @@ def bench(
             log=log,
         )
         return other
-    if isinstance(preset, str) and preset not in NAMES:
-        raise unknown("preset", preset, NAMES, where="--preset")
-    label = preset if isinstance(preset, str) else "custom"
-    p = preset_of(dataset, preset, backbone) if isinstance(preset, str) else preset
-    if not methods:
-        raise InputError("no method was named", where="--methods", fix="name at least one")
-    for name in methods:
-        if name not in ALL_METHODS:
-            raise unknown("method", name, ALL_METHODS, where="--methods")
+    label, p = chosen_preset(preset, {n: preset_of(dataset, n, backbone) for n in NAMES})
+    check_methods(methods, ALL_METHODS)
     episodes = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=episodes)
     shapes = shapes_of(settings, way, shot)
@@ -255,17 +247,18 @@ def bench(
         )
         backbone_s = time.perf_counter() - start
         log({"event": "backbone", "backbone_s": backbone_s})
-        runs: list[Run] = []
+        runs: list[Run[Method]] = []
         for w, s in shapes:
             title = f"{w}w{s}s" if len(shapes) > 1 else None
             tests = world.test.episodes(
                 way=w, shot=s, query=query, episodes=episodes, seed=seed + 77_000
             )
             budget = Budget(p.peer_iterations, w, s, query, p.valid_episodes, seed)
-            fitted_methods = methods_of(methods, recipe, world, w)
+            made = methods_of(methods, recipe, world, w)
             with one_thread():
-                runs.append(_run(title, fitted_methods, world, tests, budget, progress, log))
-            log({"event": "shape", "way": w, "shot": s, **runs[-1].measured()})
+                run = run_methods(made, kind_of, world, tests, budget, progress, log, title)
+            runs.append(run)
+            log({"event": "shape", "way": w, "shot": s, **run.measured()})
     about = {
         "way": shapes[0][0],
         "shot": shapes[0][1],
@@ -301,72 +294,3 @@ def _other_target(target: str, *args: Any, **options: Any) -> Any:
     if target != "net":
         raise unknown("target", target, ("head", "net"), where="--target")
     return nets.bench(*args, **options)
-
-
-@dataclass(frozen=True)
-class Run:
-    """All methods on the episodes of one shape.
-
-    Attributes:
-        label: Of the shape, or None where a benchmark has only one.
-        methods: Fitted.
-        scores: By method.
-        rows: Of the result.
-    """
-
-    label: str | None
-    methods: dict[str, Method]
-    scores: dict[str, Scores]
-    rows: list[Row]
-
-    def measured(self) -> dict[str, Any]:
-        """What is told of every method beside its row."""
-        return {
-            "sampling": {
-                n: asdict(m.generator.parts.sampling)
-                for n, m in self.methods.items()
-                if isinstance(m, Generated) and m.generator
-            },
-            "paired": leads(self.scores),
-            "nll": {name: round(float(s.nll.mean()), 5) for name, s in self.scores.items()},
-            "ece": {name: round(s.ece, 5) for name, s in self.scores.items()},
-            "tasks_per_s": {
-                n: round(len(s.accuracy) / s.seconds, 1) for n, s in self.scores.items()
-            },
-        }
-
-
-def _run(
-    label: str | None,
-    methods: dict[str, Method],
-    world: World,
-    tests: Episodes,
-    budget: Budget,
-    progress: Progress,
-    log: Log,
-) -> Run:
-    rows: list[Row] = []
-    scores: dict[str, Scores] = {}
-    for name, method in methods.items():
-        reset_peak()
-        start = time.perf_counter()
-        method.fit(world.train, world.valid, budget, partial(progress, f"{name} {label or ''}"))
-        prepare_s, train_s = 0.0, time.perf_counter() - start
-        if isinstance(method, Generated | Ensemble):
-            prepare_s, train_s = method.prepare_s, method.train_s
-        scores[name] = score(method.predict, world.test, tests)
-        row = scored(
-            name,
-            kind_of(name),
-            scores[name],
-            latency_ms=latency_ms(method.predict, world.test, tests),
-            prepare_s=prepare_s,
-            train_s=train_s,
-            dataset=label,
-        )
-        rows.append(row)
-        # A run that is stopped has told what it measured so far.
-        found = Run(label, {name: method}, scores, rows).measured()
-        told = {key: value.get(name) for key, value in found.items()}
-        log({"event": "method", **asdict(rows[-1]), **told})
-    return Run(label, methods, scores, rows)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,77 +16,48 @@ from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
 from ltdi.evaluate import calibrate, negative_log_likelihood, query_logits
 from ltdi.generator import HeadGenerator
-from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator, tuned
-from ltdi.progress import Progress, Step, staged
+from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
+from ltdi.progress import Progress, Step
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.table import Result
 from ltdi.tasks import FeatureBank
-from ltdi.tracks.measured import metrics_of
+from ltdi.tracks.measured import metrics_of, publish
+from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.weights import head_space
+
+Solved = tuple[Anchor, TrainingSet]
 
 
 @dataclass
-class World:
-    """Everything that the methods of one run share.
+class World(SharedWorld[Solved, HeadGenerator]):
+    """What the methods of one run share, for heads.
 
     Attributes:
         backbone: The frozen feature extractor.
-        train: Features of classes that the backbone did not see.
-        valid: Features of validation classes: every choice is made on them.
-        test: Features of test classes: only measured on.
-        directory: Where zoos are kept during the run.
     """
 
     backbone: Backbone
-    train: FeatureBank
-    valid: FeatureBank
-    test: FeatureBank
-    directory: Path
-    prepared: dict[Any, tuple[Anchor, TrainingSet, float]] = field(default_factory=dict)
-    trained: dict[Recipe, tuple[HeadGenerator, float, float]] = field(default_factory=dict)
 
-    def prepare(
-        self, recipe: Recipe, progress: Progress | None
-    ) -> tuple[Anchor, TrainingSet, float]:
-        """Anchor, solved tasks and the seconds they took; recipes that agree share them."""
-        key = (
-            recipe.tasks,
-            recipe.prepare,
-            recipe.anchor,
-            recipe.refine,
-            recipe.start,
-            recipe.meta.seed,
-        )
-        if key not in self.prepared:
-            start = time.perf_counter()
-            anchor = make_anchor(recipe, self.train, self.valid)
-            zoo = prepare_zoo(
-                self.directory / f"zoo-{len(self.prepared)}",
-                self.train,
-                anchor,
-                recipe,
-                self.backbone,
-                progress=progress,
-            )
-            self.prepared[key] = (anchor, TrainingSet.of(zoo), time.perf_counter() - start)
-        return self.prepared[key]
+    def key(self, recipe: Recipe) -> Hashable:
+        """See `SharedWorld.key`."""
+        prepared = (recipe.tasks, recipe.prepare, recipe.anchor, recipe.refine, recipe.start)
+        return (*prepared, recipe.meta.seed)
 
-    def train_once(
-        self, recipe: Recipe, progress: Progress | None
-    ) -> tuple[HeadGenerator, float, float]:
-        """A generator before its sampling is chosen, and the seconds of preparation and training.
+    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> Solved:
+        """See `SharedWorld.solve`; the anchor is fitted first."""
+        anchor = make_anchor(recipe, self.train, self.valid)
+        zoo = prepare_zoo(place, self.train, anchor, recipe, self.backbone, progress=progress)
+        return anchor, TrainingSet.of(zoo)
 
-        One generator serves episodes of every shape, so a run trains it once.
-        """
-        if recipe not in self.trained:
-            anchor, data, prepare_s = self.prepare(recipe, progress)
-            start = time.perf_counter()
-            generator = train_generator(data, anchor, self.backbone, recipe, progress=progress)
-            self.trained[recipe] = (generator, prepare_s, time.perf_counter() - start)
-        return self.trained[recipe]
+    def meta_train(
+        self, solved: Solved, recipe: Recipe, progress: Progress | None
+    ) -> HeadGenerator:
+        """See `SharedWorld.meta_train`."""
+        anchor, data = solved
+        return train_generator(data, anchor, self.backbone, recipe, progress=progress)
 
 
-class Generated(Method):
+class Generated(GeneratorMethod[HeadGenerator]):
     """A generator as a few-shot method.
 
     Args:
@@ -96,38 +67,20 @@ class Generated(Method):
         way: Classes per test episode; a U-Net is trained for these alone, as it has no other way.
     """
 
-    kind: ClassVar[str] = "ours"
     note: ClassVar[str] = "generated heads"
 
     def __init__(self, name: str, base: Recipe, world: World, way: int) -> None:
-        self.recipe, self.world = named_recipe(name, base), world
-        if self.recipe.network.kind == "unet":
-            self.recipe = replace(self.recipe, tasks=replace(self.recipe.tasks, ways=(way,)))
-        self.prepare_s = self.train_s = 0.0
-        self.generator: HeadGenerator | None = None
-
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
-        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
-        generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged(progress))
-        start = time.perf_counter()
-        self.generator = tuned(generator, valid, self.recipe, [(budget.way, budget.shot)])
-        self.train_s = train_s + time.perf_counter() - start
+        recipe = named_recipe(name, base)
+        if recipe.network.kind == "unet":
+            recipe = replace(recipe, tasks=replace(recipe.tasks, ways=(way,)))
+        super().__init__(recipe, world)
 
     def publish(self, result: Result, path: Path) -> HeadGenerator:
         """Save the generator with the metrics of a run in its card."""
-        g = fitted(self.generator, self)
         one = f"{result.dataset} {result.settings['way']}w{result.settings['shot']}s"
         metrics = metrics_of(result.rows, lambda row: row.dataset or one)
-        about = {**g.parts.about, "data": result.dataset, "metrics": metrics}
-        published = HeadGenerator(replace(g.parts, about=about))
-        published.save(path)
-        return published
+        generator = fitted(self.generator, self)
+        return publish(generator, path, data=result.dataset, metrics=metrics)
 
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`."""
@@ -150,7 +103,6 @@ class Ensemble(Method):
 
     def __init__(self, single: Generated, own: bool) -> None:
         self.single, self.own = single, own
-        self.prepare_s = self.train_s = 0.0
         self.steps, self.temperature, self.sharpness = 1, 1.0, 1.0
 
     def fit(

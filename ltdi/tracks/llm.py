@@ -44,6 +44,8 @@ from ltdi.tracks.adapted import (
 )
 from ltdi.tracks.llm_presets import PRESETS, SETTINGS, UNSEEN, Preset, settings_of
 from ltdi.tracks.llm_trial import Trial, rounded
+from ltdi.tracks.measured import publish
+from ltdi.tracks.track import check_methods, chosen_preset
 
 DEFAULT = ("lt-di", "mv-di", "anchored-regression", "hypernetwork", *MADE)
 ALL_METHODS = (*DEFAULT, *FITTED)
@@ -71,8 +73,7 @@ class LlmOutcome:
             for row in self.result.rows
             if row.method == "lt-di"
         }
-        about = {**gen.parts.about, "metrics": metrics}
-        type(gen)(replace(gen.parts, about=about)).save(path / "generator")
+        publish(gen, path / "generator", metrics=metrics)
 
 
 def label(options: Mapping[str, Any]) -> str:
@@ -128,18 +129,14 @@ def bench(
     Raises:
         InputError: For an unknown name, or data that cannot be used.
     """
-    for name in methods:
-        if name not in METHODS:
-            raise unknown("method", name, METHODS, where="--methods")
-    if preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, where="--preset")
+    check_methods(methods, METHODS)
+    _, p = chosen_preset(preset, PRESETS)
     wanted = _listed(settings)
     for name in wanted:
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS, where="--settings")
     if seeds < 1:
         raise InputError(f"seeds must be at least 1, got {seeds}", where="--seeds")
-    p = PRESETS[preset]
     runs = replace(
         p.recipe.runs,
         trunks=p.recipe.runs.trunks if trunks is None else trunks,

@@ -1,13 +1,67 @@
-"""From scores on episodes to what a benchmark tells: rows, paired differences, a card's metrics."""
+"""From methods to what a benchmark tells: scores, rows, paired differences, a card's metrics."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
-from ltdi.evaluate import Scores, paired, summarise
-from ltdi.memory import peak_mb
+from torch import Tensor
+
+from ltdi.evaluate import Scores, latency_of_tasks, paired, score_tasks, summarise
+from ltdi.generator import Generator
+from ltdi.memory import peak_mb, reset_peak
 from ltdi.report.table import Row
+from ltdi.tasks import Episodes
+
+G = TypeVar("G", bound=Generator)
+
+
+class Timed(Protocol):
+    """A method that may share what it is made of with others, and knows what that took."""
+
+    prepare_s: float
+    train_s: float
+
+
+def measure(
+    name: str,
+    kind: str,
+    method: Timed,
+    fit: Callable[[], None],
+    predict: Callable[[Episodes], Tensor],
+    tasks: Episodes,
+    *,
+    dataset: str | None = None,
+) -> tuple[Scores, Row]:
+    """Fit one method, and measure it on test episodes.
+
+    Args:
+        name: Of the method.
+        kind: "ours", "control" or "peer".
+        method: For the seconds that it says itself.
+        fit: Fits it; timed where the method says nothing.
+        predict: Episodes -> logits [E, way, Q, way].
+        tasks: The test episodes.
+        dataset: Where it differs between rows.
+    """
+    reset_peak()
+    start = time.perf_counter()
+    fit()
+    fit_s = time.perf_counter() - start
+    scores = score_tasks(predict, tasks)
+    row = scored(
+        name,
+        kind,
+        scores,
+        latency_ms=latency_of_tasks(predict, tasks),
+        prepare_s=method.prepare_s,
+        train_s=method.train_s or fit_s,
+        dataset=dataset,
+    )
+    return scores, row
 
 
 def scored(
@@ -55,6 +109,21 @@ def leads(scores: Mapping[str, Scores], ours: str = "lt-di") -> dict[str, dict[s
     return {n: {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)} for n, d in pairs.items()}
 
 
+def facts_of(scores: Mapping[str, Scores]) -> dict[str, Any]:
+    """What is told of every method beside its row: leads of lt-di, calibration, throughput."""
+    return {
+        "paired": leads(scores),
+        "nll": nll_of(scores),
+        "ece": {name: round(s.ece, 5) for name, s in scores.items()},
+        "tasks_per_s": {n: round(len(s.accuracy) / s.seconds, 1) for n, s in scores.items()},
+    }
+
+
+def nll_of(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """Mean negative log-likelihood of every method, in nats."""
+    return {name: round(float(s.nll.mean()), 5) for name, s in scores.items()}
+
+
 def metrics_of(rows: Iterable[Row], label: Callable[[Row], str]) -> dict[str, Any]:
     """What a generator's card tells of a run: every row but the controls.
 
@@ -71,3 +140,20 @@ def metrics_of(rows: Iterable[Row], label: Callable[[Row], str]) -> dict[str, An
         for row in rows
         if row.kind != "control"
     }
+
+
+def publish(generator: G, path: Path, **about: Any) -> G:
+    """Save a generator whose card tells of a run.
+
+    Args:
+        generator: The generator.
+        path: Directory to write.
+        **about: Entries of the card, such as `data` and `metrics`.
+
+    Returns:
+        The generator as it was saved.
+    """
+    parts = generator.parts
+    published = type(generator)(replace(parts, about={**parts.about, **about}))
+    published.save(path)
+    return published

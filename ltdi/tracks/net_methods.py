@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,9 +27,10 @@ from ltdi.errors import unknown
 from ltdi.evaluate import calibrate
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
-from ltdi.progress import Progress, Step, staged
+from ltdi.progress import Progress, Step
 from ltdi.recipe import RECIPES, Recipe, named_recipe
 from ltdi.tasks import FeatureBank
+from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
 
 STARTS = (1, 5)
@@ -40,44 +40,32 @@ _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass
-class NetWorld:
-    """Everything that the methods of one run share.
+class NetWorld(SharedWorld[NetSet, NetGenerator]):
+    """What the methods of one run share, for whole networks; banks hold images.
 
     Attributes:
         host: Architecture.
         initial: The shared initialisation.
-        train: Images of classes that the initialisation did not see.
-        valid: Images of validation classes: every choice is made on them.
-        test: Images of test classes: only measured on.
-        directory: Where zoos are kept during the run.
     """
 
     host: NetHost
     initial: Initial
-    train: FeatureBank
-    valid: FeatureBank
-    test: FeatureBank
-    directory: Path
-    prepared: dict[Any, tuple[NetSet, float]] = field(default_factory=dict)
 
-    def prepare(self, recipe: Recipe, progress: Progress | None) -> tuple[NetSet, float]:
-        """Solved tasks and the seconds they took; recipes that agree share them."""
-        key = (recipe.tasks, recipe.prepare, recipe.meta.seed)
-        if key not in self.prepared:
-            start = time.perf_counter()
-            zoo = prepare_net_zoo(
-                self.directory / f"zoo-{len(self.prepared)}",
-                self.train,
-                self.host,
-                self.initial,
-                recipe,
-                progress=progress,
-            )
-            self.prepared[key] = NetSet.of(zoo), time.perf_counter() - start
-        return self.prepared[key]
+    def key(self, recipe: Recipe) -> Hashable:
+        """See `SharedWorld.key`."""
+        return (recipe.tasks, recipe.prepare, recipe.meta.seed)
+
+    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> NetSet:
+        """See `SharedWorld.solve`."""
+        zoo = prepare_net_zoo(place, self.train, self.host, self.initial, recipe, progress=progress)
+        return NetSet.of(zoo)
+
+    def meta_train(self, solved: NetSet, recipe: Recipe, progress: Progress | None) -> NetGenerator:
+        """See `SharedWorld.meta_train`."""
+        return train_net_generator(solved, recipe, progress=progress)
 
 
-class GeneratedNet(NetMethod):
+class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):
     """A generator of whole networks.
 
     Args:
@@ -86,33 +74,11 @@ class GeneratedNet(NetMethod):
         world: What the run shares.
     """
 
-    kind: ClassVar[str] = "ours"
     note: ClassVar[str] = "all weights generated from the support, without a gradient step"
 
     def __init__(self, name: str, base: Recipe, world: NetWorld) -> None:
-        super().__init__(world.host)
-        self.recipe, self.world = named_recipe(name, base), world
-        self.prepare_s = self.train_s = 0.0
-        self.generator: NetGenerator | None = None
-
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
-        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
-        data, self.prepare_s = self.world.prepare(self.recipe, staged(progress))
-        start = time.perf_counter()
-        self.generator = train_net_generator(
-            data,
-            self.recipe,
-            valid=valid,
-            judged=[(budget.way, budget.shot)],
-            progress=staged(progress),
-        )
-        self.train_s = time.perf_counter() - start
+        NetMethod.__init__(self, world.host)
+        GeneratorMethod.__init__(self, named_recipe(name, base), world)
 
     def adapt(self, support: Tensor) -> Tensor:
         """See `NetMethod.adapt`."""
@@ -124,16 +90,17 @@ class Refined(NetMethod):
 
     Args:
         single: The generator as a method.
+        unit: Step size of the initialisation, which those to choose from are shares of.
         steps: How many.
     """
 
     kind: ClassVar[str] = "ours"
     note: ClassVar[str] = "lt-di, then gradient descent on all weights"
 
-    def __init__(self, single: GeneratedNet, steps: int) -> None:
+    def __init__(self, single: GeneratedNet, unit: float, steps: int) -> None:
         super().__init__(single.host)
-        self.single, self.steps, self.rates = single, steps, torch.zeros(1)
-        self.prepare_s = self.train_s = 0.0
+        self.single, self.unit, self.steps = single, unit, steps
+        self.rates = torch.zeros(1)
 
     def fit(
         self,
@@ -151,8 +118,8 @@ class Refined(NetMethod):
         scored: list[tuple[float, Tensor, Tensor]] = []
         for head in _RATES:
             for below in (0.0, 0.1, 1.0):
-                self.rates = torch.full((count,), below * head * self.single.world.initial.rate)
-                self.rates[-1] = head * self.single.world.initial.rate
+                self.rates = torch.full((count,), below * head * self.unit)
+                self.rates[-1] = head * self.unit
                 theta = torch.cat([self.adapt(part) for part in support.split(32)])
                 logits = self.host.query_logits(theta, query)
                 scored.append((float(accuracy(logits).mean()), self.rates, logits))
@@ -203,7 +170,7 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[st
     single = GeneratedNet("lt-di", recipe, world)
     made: dict[str, Callable[[], NetMethod]] = {
         "lt-di": lambda: single,
-        **{f"lt-di+{n}": partial(Refined, single, n) for n in STARTS},
+        **{f"lt-di+{n}": partial(Refined, single, world.initial.rate, n) for n in STARTS},
         **{n: partial(GeneratedNet, n, recipe, world) for n in _RECIPES if n != "lt-di"},
         "protonet": partial(Prototypes, world.host, world.initial),
         "anchor": partial(Initialisation, world, 0),

@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,26 +15,23 @@ from ltdi.backbone import InputTransform
 from ltdi.baselines import Budget
 from ltdi.baselines.whole import NetMethod, Tuned
 from ltdi.data import ImageSet
-from ltdi.errors import unknown
-from ltdi.evaluate import Scores, latency_ms, score
-from ltdi.generator import NetGenerator
-from ltdi.memory import reset_peak
 from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
 from ltdi.progress import Log, Progress
 from ltdi.recipe import NET_RECIPE, Recipe
-from ltdi.report.table import Result, Row
+from ltdi.report.table import Result
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread
-from ltdi.tracks.measured import leads, metrics_of, scored
+from ltdi.tracks.measured import metrics_of, publish
 from ltdi.tracks.net_methods import (
     ALL_METHODS,
     GeneratedNet,
     NetWorld,
-    Refined,
     kind_of,
     methods_of,
 )
 from ltdi.tracks.presets import preset_of
+from ltdi.tracks.run import run_methods
+from ltdi.tracks.track import check_methods, chosen_preset
 from ltdi.whole import image_bank
 
 
@@ -105,9 +101,7 @@ class Outcome:
         s = self.result.settings
         shape = f"{self.result.dataset} {s['way']}-way {s['shot']}-shot"
         metrics = metrics_of(self.result.rows, lambda row: shape)
-        parts = ours.generator.parts
-        about = {**parts.about, "data": self.result.dataset, "metrics": metrics}
-        NetGenerator(replace(parts, about=about)).save(path / "generator")
+        publish(ours.generator, path / "generator", data=self.result.dataset, metrics=metrics)
 
 
 def build_world(
@@ -121,8 +115,8 @@ def build_world(
         progress("initialisation", i, n, f"loss {loss:.3f}")
 
     initial = learn_initial(seen, host, replace(preset.initial, seed=seed), step)
-    banks = [image_bank(images, host) for images in (held, parts["val"], parts["test"])]
-    return NetWorld(host, initial, banks[0], banks[1], banks[2], directory)
+    train, valid, test = (image_bank(i, host) for i in (held, parts["val"], parts["test"]))
+    return NetWorld(train, valid, test, directory, host, initial)
 
 
 def bench(
@@ -159,14 +153,9 @@ def bench(
     Raises:
         InputError: If a name is unknown or the data do not suffice.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, where="--preset")
-    label = preset if isinstance(preset, str) else "custom"
-    p = PRESETS[preset] if isinstance(preset, str) else preset
+    label, p = chosen_preset(preset, PRESETS)
     methods = tuple(methods) or ALL_METHODS
-    for name in methods:
-        if name not in ALL_METHODS:
-            raise unknown("method", name, ALL_METHODS, where="--methods")
+    check_methods(methods, ALL_METHODS)
     count = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=count)
     drawn = replace(
@@ -182,9 +171,6 @@ def bench(
         tasks=replace(p.recipe.tasks, ways=(way,), shots=(shot,)),
         meta=replace(p.recipe.meta, seed=seed),
     )
-    rows: list[Row] = []
-    scores: dict[str, Scores] = {}
-    adapt: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread(), flushed():
         start = time.perf_counter()
         world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
@@ -195,24 +181,7 @@ def bench(
         )
         budget = Budget(p.peer_iterations, way, shot, query, p.valid_episodes, seed)
         made = methods_of(methods, recipe, world)
-        for name, method in made.items():
-            reset_peak()
-            start = time.perf_counter()
-            method.fit(world.train, world.valid, budget, partial(progress, name))
-            prepare_s, train_s = 0.0, time.perf_counter() - start
-            if isinstance(method, GeneratedNet | Refined):
-                prepare_s, train_s = method.prepare_s, method.train_s
-            scores[name] = score(method.predict, world.test, tests)
-            row = scored(
-                name,
-                kind_of(name),
-                scores[name],
-                latency_ms=latency_ms(method.predict, world.test, tests),
-                prepare_s=prepare_s,
-                train_s=train_s,
-            )
-            rows.append(row)
-            log({"event": "method", **asdict(rows[-1])})
+        run = run_methods(made, kind_of, world, tests, budget, progress, log)
         # One after another, so that all are timed in the same minute.
         adapt = {name: adapt_ms(method, world.test, tests) for name, method in made.items()}
         settings = {
@@ -232,19 +201,11 @@ def bench(
             "initial_s": round(initial_s, 2),
             "recipe": asdict(recipe),
             "peer_iterations": p.peer_iterations,
-            "sampling": {
-                n: asdict(m.generator.parts.sampling)
-                for n, m in made.items()
-                if isinstance(m, GeneratedNet) and m.generator
-            },
             "adapt_ms": {name: round(ms, 3) for name, ms in adapt.items()},
-            "paired": leads(scores),
-            "nll": {name: round(float(s.nll.mean()), 5) for name, s in scores.items()},
-            "ece": {name: round(s.ece, 5) for name, s in scores.items()},
-            "tasks_per_s": {n: round(len(tests) / s.seconds, 1) for n, s in scores.items()},
+            **run.measured(),
             "notes": {name: _note(m) for name, m in made.items()},
         }
-    result = Result("nets", dataset, label, seed, settings, rows)
+    result = Result("nets", dataset, label, seed, settings, run.rows)
     return Outcome(result, made)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from ltdi.errors import InputError, unknown
 from ltdi.report.table import Result
+
+P = TypeVar("P")
 
 
 class Outcome(Protocol):
@@ -48,3 +51,29 @@ def episode_label(options: Mapping[str, Any]) -> str:
     if options.get("settings"):
         return f"{dataset}-{str(options['settings']).replace(',', '-').replace(' ', '')}"
     return f"{dataset}-{options['way']}w{options['shot']}s"
+
+
+def chosen_preset(preset: str | P, known: Mapping[str, P]) -> tuple[str, P]:
+    """A preset and what results call it: its name, or "custom" for one of the caller's own.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    if not isinstance(preset, str):
+        return "custom", preset
+    if preset not in known:
+        raise unknown("preset", preset, known, where="--preset")
+    return preset, known[preset]
+
+
+def check_methods(methods: Sequence[str], known: Collection[str]) -> None:
+    """Refuse names of methods that a track does not have.
+
+    Raises:
+        InputError: If there is none, or one is unknown.
+    """
+    if not methods:
+        raise InputError("no method was named", where="--methods", fix="name at least one")
+    for name in methods:
+        if name not in known:
+            raise unknown("method", name, known, where="--methods")

@@ -17,14 +17,14 @@ from ltdi.baselines.unseen.method import UnseenBudget
 from ltdi.data.transfer import TARGETS
 from ltdi.errors import InputError, unknown
 from ltdi.files import plain
-from ltdi.generator import UnseenGenerator
 from ltdi.memory import reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tracks.episodes import check_counts, one_thread
-from ltdi.tracks.measured import metrics_of
+from ltdi.tracks.measured import metrics_of, publish
+from ltdi.tracks.track import check_methods, chosen_preset
 from ltdi.tracks.transfer_data import TransferData, load, subtasks_of
 from ltdi.tracks.transfer_methods import (
     ANCHOR,
@@ -117,10 +117,8 @@ class TransferOutcome:
         """Save the generator of lt-di, where there is one."""
         ours = self.methods.get("lt-di")
         if isinstance(ours, GeneratedUnseen) and ours.generator is not None:
-            g = ours.generator
             metrics = metrics_of(self.result.rows, lambda row: str(row.dataset))
-            about = {**g.parts.about, "data": self.result.dataset, "metrics": metrics}
-            UnseenGenerator(replace(g.parts, about=about)).save(path / "generator")
+            publish(ours.generator, path / "generator", data=self.result.dataset, metrics=metrics)
 
 
 def label(options: Mapping[str, Any]) -> str:
@@ -170,8 +168,7 @@ def bench(
     Raises:
         InputError: If a name is unknown or data are missing.
     """
-    if isinstance(preset, str) and preset not in PRESETS:
-        raise unknown("preset", preset, PRESETS, where="--preset")
+    text, p = chosen_preset(preset, PRESETS)
     if condition not in CONDITIONS:
         raise unknown("condition", condition, CONDITIONS, where="--condition")
     wanted = tuple(TARGETS) if targets == "all" else tuple(t.strip() for t in targets.split(","))
@@ -179,7 +176,6 @@ def bench(
         if name not in TARGETS:
             raise unknown("target set", name, TARGETS, where="--targets")
     chosen = _allowed(methods, condition)
-    p = PRESETS[preset] if isinstance(preset, str) else preset
     subtasks = p.subtasks if subtasks is None else subtasks
     check_counts(pool=pool, subtasks=subtasks)
     p = _conditioned(p, condition, seed)
@@ -208,7 +204,7 @@ def bench(
         for name in chosen:
             reset_peak()
             start = time.perf_counter()
-            kind, prepare_s = "control", 0.0
+            kind, prepare_s, train_s = "control", 0.0, 0.0
             predict: Predict
             if name == CEILING:
                 predict = Supervised(world.train).logits
@@ -217,12 +213,8 @@ def bench(
                 method.fit(world.train, world.valid, budget, partial(progress, name))
                 fitted[name] = method
                 predict, kind = _blind(method), method.kind
-                if isinstance(method, GeneratedUnseen):
-                    prepare_s = method.prepare_s
-            spent = time.perf_counter() - start
-            ours = fitted.get(name)
-            train_s = ours.train_s if isinstance(ours, GeneratedUnseen) else spent
-            seconds = (prepare_s, train_s)
+                prepare_s, train_s = method.prepare_s, method.train_s
+            seconds = (prepare_s, train_s or time.perf_counter() - start)
             scores[name], new = measure(
                 name, kind, predict, scenes, runs, gate, seconds, seed, progress
             )
@@ -244,7 +236,7 @@ def bench(
         "gate": {"seen accuracy": round(float(gate.seen.double().mean()), 5)},
         **found.about,
         "recipe": plain(asdict(p.recipe)),
-        "prior": world.prepared["prior"].described if "prior" in world.prepared else None,
+        "prior": world.prior().described if world.priors else None,
         "sampling": {
             n: asdict(m.generator.parts.sampling)
             for n, m in fitted.items()
@@ -261,7 +253,6 @@ def bench(
         "notes": {name: m.note for name, m in fitted.items()},
     }
     dataset = "+".join(s.name for s in scenes) if len(scenes) < len(TARGETS) else "all"
-    text = preset if isinstance(preset, str) else "custom"
     return TransferOutcome(Result("transfer", dataset, text, seed, settings, rows), fitted)
 
 
@@ -302,11 +293,7 @@ def _allowed(methods: Sequence[str], condition: str) -> list[str]:
     Raises:
         InputError: If there is none, or one is unknown or needs what the condition lacks.
     """
-    if not methods:
-        raise InputError("no method was named", where="--methods", fix="name at least one")
-    for name in methods:
-        if name not in ALL_METHODS:
-            raise unknown("method", name, ALL_METHODS, where="--methods")
+    check_methods(methods, ALL_METHODS)
     adapted = [name for name in methods if name.endswith("+em")]
     if condition == "text" and adapted and tuple(methods) != ALL_METHODS:
         raise InputError(

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ltdi.names import NameEncoder
 from ltdi.parts import Parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress, Step, staged
+from ltdi.tracks.world import Once
 from ltdi.unseen import (
     NamedBank,
     TaskBatch,
@@ -59,32 +60,28 @@ class TransferWorld:
     recipe: UnseenRecipe
     thorough: bool
     directory: Path
-    prepared: dict[str, Any] = field(default_factory=dict)
+    priors: Once[NamePrior] = field(default_factory=Once)
+    zoos: Once[Zoo] = field(default_factory=Once)
 
     def prior(self, progress: Step | None = None) -> NamePrior:
         """The start of the chain, which all our methods share."""
-        if "prior" not in self.prepared:
-            start = time.perf_counter()
-            self.prepared["prior"] = choose_prior(
-                self.train,
-                self.valid,
-                thorough=self.thorough,
-                progress=progress or (lambda i, n, text: None),
-            )
-            self.prepared["prior_s"] = time.perf_counter() - start
-        found: NamePrior = self.prepared["prior"]
-        return found
+        told = progress or (lambda i, n, text: None)
+        return self.priors.once(
+            "prior",
+            lambda: choose_prior(self.train, self.valid, thorough=self.thorough, progress=told),
+        )[0]
 
     def zoo(self, progress: Progress | None = None) -> Zoo:
         """The solved tasks, which all our methods share."""
-        if "zoo" not in self.prepared:
-            prior, start = self.prior(), time.perf_counter()
-            self.prepared["zoo"] = prepare_zoo(
-                self.directory / "zoo", self.train, prior, self.recipe, progress=progress
-            )
-            self.prepared["zoo_s"] = time.perf_counter() - start
-        found: Zoo = self.prepared["zoo"]
-        return found
+        prior, place = self.prior(), self.directory / "zoo"
+        return self.zoos.once(
+            "zoo", lambda: prepare_zoo(place, self.train, prior, self.recipe, progress=progress)
+        )[0]
+
+    @property
+    def prepare_s(self) -> float:
+        """Seconds that the prior and the zoo took."""
+        return sum(s for made in (self.priors, self.zoos) for _, s in made.values())
 
 
 class GeneratedUnseen(UnseenMethod):
@@ -103,7 +100,6 @@ class GeneratedUnseen(UnseenMethod):
         self.world, self.recipe = world, unseen_recipe(name, world.recipe)
         self.generator: UnseenGenerator | None = None
         self.steps: dict[str, tuple[float, float]] = {}
-        self.prepare_s = self.train_s = 0.0
 
     def fit(
         self,
@@ -115,7 +111,7 @@ class GeneratedUnseen(UnseenMethod):
         """See `UnseenMethod.fit`."""
         world = self.world
         prior, zoo = world.prior(progress), world.zoo(staged(progress))
-        self.prepare_s = world.prepared["prior_s"] + world.prepared["zoo_s"]
+        self.prepare_s = world.prepare_s
         start = time.perf_counter()
         trained = train_unseen(zoo, prior, self.recipe, progress=staged(progress))
         host = NamedHost(

@@ -167,7 +167,7 @@ def test_classes_are_disjoint_all_the_way_through(outcome: Outcome, few_classes)
     counted = outcome.result.settings["classes"]
     assert list(counted.values()) == [len(p) for p in parts]
     # What the generator was trained on is the bank of the held-out classes and nothing else.
-    for _, data, _ in w.prepared.values():
+    for (_, data), _ in w.prepared.values():
         assert set(data.bank.classes) == held
 
 

@@ -1,0 +1,114 @@
+"""What the methods of one run share, and a generator as one of these methods.
+
+Solved tasks are prepared once for all recipes that agree on them, and a generator is trained once
+for all shapes of episodes; the seconds that either took are remembered for every row that uses it.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from ltdi.baselines import Budget, Method
+from ltdi.generator import ImageGenerator
+from ltdi.pipeline import tuned
+from ltdi.progress import Progress, Step, staged
+from ltdi.recipe import Recipe
+from ltdi.tasks import FeatureBank
+
+V = TypeVar("V")
+S = TypeVar("S")
+G = TypeVar("G", bound=ImageGenerator)
+
+
+class Once(dict[Hashable, tuple[V, float]]):
+    """Values that are made once for each key, with the seconds that it took to make them."""
+
+    def once(self, key: Hashable, make: Callable[[], V]) -> tuple[V, float]:
+        """The value of a key and its seconds; made where it is asked for first."""
+        if key not in self:
+            start = time.perf_counter()
+            value = make()
+            self[key] = (value, time.perf_counter() - start)
+        return self[key]
+
+
+@dataclass
+class SharedWorld(ABC, Generic[S, G]):
+    """What the methods of one run share; a subclass knows one kind of weights.
+
+    Attributes:
+        train: Classes that what the weights live in did not see: features, or images.
+        valid: Validation classes: every choice is made on them.
+        test: Test classes: only measured on.
+        directory: Where zoos are kept during the run.
+        prepared: Solved tasks, by what recipes must agree on to share them.
+        trained: Generators before their sampling is chosen, by recipe.
+    """
+
+    train: FeatureBank
+    valid: FeatureBank
+    test: FeatureBank
+    directory: Path
+    prepared: Once[S] = field(default_factory=Once, init=False)
+    trained: Once[G] = field(default_factory=Once, init=False)
+
+    @abstractmethod
+    def key(self, recipe: Recipe) -> Hashable:
+        """What of a recipe its solved tasks depend on."""
+
+    @abstractmethod
+    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> S:
+        """Solve the tasks of a recipe into a zoo at `place`."""
+
+    @abstractmethod
+    def meta_train(self, solved: S, recipe: Recipe, progress: Progress | None) -> G:
+        """A generator of these tasks, with the sampling of its recipe."""
+
+    def prepare(self, recipe: Recipe, progress: Progress | None) -> tuple[S, float]:
+        """Solved tasks and the seconds they took; recipes that agree share them."""
+        place = self.directory / f"zoo-{len(self.prepared)}"
+        return self.prepared.once(self.key(recipe), lambda: self.solve(place, recipe, progress))
+
+    def train_once(self, recipe: Recipe, progress: Progress | None) -> tuple[G, float, float]:
+        """A generator before its sampling is chosen, and the seconds of preparation and training.
+
+        One generator serves episodes of every shape, so a run trains it once.
+        """
+        solved, prepare_s = self.prepare(recipe, progress)
+        generator, train_s = self.trained.once(
+            recipe, lambda: self.meta_train(solved, recipe, progress)
+        )
+        return generator, prepare_s, train_s
+
+
+class GeneratorMethod(Method, Generic[G]):
+    """A generator as a method: trained in the run's world, tuned on validation episodes.
+
+    Args:
+        recipe: Of the generator; it says how much is spent.
+        world: What the run shares.
+    """
+
+    kind: ClassVar[str] = "ours"
+
+    def __init__(self, recipe: Recipe, world: SharedWorld[Any, G]) -> None:
+        self.recipe, self.world = recipe, world
+        self.generator: G | None = None
+
+    def fit(
+        self,
+        train: FeatureBank,
+        valid: FeatureBank,
+        budget: Budget,
+        progress: Step | None = None,
+    ) -> None:
+        """See `Method.fit`; the recipe, not the budget, says how much is spent."""
+        generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged(progress))
+        start = time.perf_counter()
+        self.generator = tuned(generator, valid, self.recipe, [(budget.way, budget.shot)])
+        self.train_s = train_s + time.perf_counter() - start
