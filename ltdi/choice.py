@@ -32,7 +32,9 @@ def choose_sampling(
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),
 ) -> tuple[Sampling, dict[str, float]]:
-    """End, steps, strength and sharpness with the lowest NLL on episodes of validation classes.
+    """End, steps, strength and sharpness that suit episodes of validation classes.
+
+    The fewest steps whose NLL lies within the 95 % interval of the lowest; see `choose_among`.
 
     Args:
         generator: Trained.
@@ -62,17 +64,17 @@ def choose_sampling(
     return choose_among(trials, recipe)
 
 
-def choose_among(
-    trials: Sequence[Trial], recipe: Recipe, *, patient: bool = True
-) -> tuple[Sampling, dict[str, float]]:
+def choose_among(trials: Sequence[Trial], recipe: Recipe) -> tuple[Sampling, dict[str, float]]:
     """The same on any tasks.
+
+    Validation tasks are few, and of ten steps and one the better is often a matter of chance. So
+    steps have to pay: of the candidates whose mean NLL is above the lowest by no more than the 95 %
+    interval of the paired difference, the one of the fewest steps with the lowest NLL is taken.
 
     Args:
         trials: For each setting the weights [E, n] of its tasks as a function of the options of
             `generate`, and the logits [E, way, Q, way] of their queries under such weights.
         recipe: For the candidates.
-        patient: Whether the lowest NLL is taken whatever it costs. If not, it is the lowest among
-            the fewest steps that reach it within one standard error of the paired difference.
     """
     scores: dict[tuple[float, int, float, float], float] = {}
     each: dict[tuple[float, int, float, float], list[Tensor]] = {}
@@ -88,12 +90,10 @@ def choose_among(
                     found = negative_log_likelihood(sharpness * logits)
                     each.setdefault(key, []).append(found)
                     scores[key] = scores.get(key, 0.0) + float(found.mean()) / len(trials)
-    best = min(scores, key=lambda key: scores[key])
-    if not patient:
-        lowest = torch.cat(each[best])
-        near = [key for key, found in each.items() if _level(torch.cat(found) - lowest)]
-        fewest = min(steps for _, steps, _, _ in near)
-        best = min((k for k in near if k[1] == fewest), key=lambda key: scores[key])
+    lowest = torch.cat(each[min(scores, key=lambda key: scores[key])])
+    near = [key for key, found in each.items() if _level(torch.cat(found) - lowest)]
+    fewest = min(steps for _, steps, _, _ in near)
+    best = min((k for k in near if k[1] == fewest), key=lambda key: scores[key])
     named: dict[str, float] = {}
     for (end, steps, strength, _), nll in scores.items():
         name = f"end {end:.2f}, {steps} steps, strength {strength}"
@@ -107,9 +107,9 @@ def choose_among(
 
 
 def _level(difference: Tensor) -> bool:
-    """Whether the mean of [E] is no more than one standard error above zero."""
+    """Whether the mean of [E] is no further above zero than its 95 % interval."""
     error = float(difference.std()) / float(len(difference)) ** 0.5
-    return bool(float(difference.mean()) <= error)
+    return bool(float(difference.mean()) <= 1.96 * error)
 
 
 def _judge(generator: ImageGenerator, query: Tensor, theta: Tensor) -> Tensor:

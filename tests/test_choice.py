@@ -1,4 +1,4 @@
-"""`ltdi.choice`: the lowest validation loss, or the fewest steps that reach it."""
+"""`ltdi.choice`: the fewest steps that reach the lowest validation loss within noise."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def trial(gain: float, noise: float):
 @pytest.mark.parametrize(
     ("gain", "noise", "steps"), [(0.5, 0.1, 10), (0.05, 3.0, 1), (0.0, 0.0, 1), (-0.5, 0.1, 1)]
 )
-def test_more_steps_must_be_worth_more_than_a_standard_error(gain: float, noise: float, steps: int):
-    sampling, scores = choose_among([trial(gain, noise)], RECIPE, patient=False)
+def test_more_steps_must_be_worth_more_than_their_interval(gain: float, noise: float, steps: int):
+    sampling, scores = choose_among([trial(gain, noise)], RECIPE)
     assert sampling.steps == steps and sampling.strength == 1.0
     assert "end 1.00, 10 steps, strength 0.25" in scores
 
 
-def test_patience_takes_the_lowest_loss():
+def test_a_gain_without_noise_is_taken_however_small():
     sampling, _ = choose_among([trial(0.05, 0.0)], RECIPE)
     assert sampling.steps == 10
     both, _ = choose_among([trial(0.05, 0.0), trial(-0.5, 0.0)], RECIPE)

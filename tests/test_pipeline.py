@@ -434,7 +434,8 @@ def test_sampling_is_chosen_on_valid_by_nll(
 ):
     sampling, scores = choose_sampling(whole, valid, recipe)
     named = f"end {sampling.end:.2f}, {sampling.steps} steps, strength {sampling.strength}"
-    assert scores[named] == min(scores.values())
+    as_few = [nll for name, nll in scores.items() if f" {sampling.steps} steps" in name]
+    assert scores[named] == min(as_few) < min(scores.values()) + 0.01
     assert whole.parts.sampling == sampling and sampling.temperature == 0
 
 

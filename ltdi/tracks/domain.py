@@ -37,7 +37,6 @@ from ltdi.tracks.track import check_methods, chosen_preset
 
 RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 UNNAMED = "lt-di-unnamed"
-FAST = "lt-di-fast"
 LEARNED = "lt-di-learned-em"
 ANCHORS = ("anchor", "anchor-unnamed", "anchor-no-em")
 _FEW_SHOT = (ProtoNet, SimpleShot, LinearProbe, FineTune, Ocd)
@@ -49,7 +48,7 @@ PEERS: dict[str, Callable[[], DomainMethod]] = {
     "erm-finetune": ErmFineTune,
     "w-diff": WDiff,
 }
-ALL_METHODS = ("lt-di", FAST, UNNAMED, *RECIPES[1:], LEARNED, *ANCHORS, *PEERS)
+ALL_METHODS = ("lt-di", UNNAMED, *RECIPES[1:], LEARNED, *ANCHORS, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -265,8 +264,6 @@ def make_method(name: str, recipe: Recipe, world: DomainWorld, seed: int) -> Dom
         return GeneratedForDomain(name, name, recipe, world)
     if name == UNNAMED:
         return GeneratedForDomain(name, "lt-di", recipe, world, named=False)
-    if name == FAST:
-        return GeneratedForDomain(name, "lt-di", recipe, world, patient=False)
     if name == LEARNED:
         return GeneratedForDomain(name, "lt-di", recipe, world, pooled=False)
     if name in ANCHORS:

@@ -121,8 +121,6 @@ class GeneratedForDomain(DomainMethod):
         world: What the run shares.
         named: Whether the classes of tasks are told by name.
         pooled: Whether its anchor reads the pool.
-        patient: Whether steps are taken as long as they lower the validation loss at all; if not,
-            the fewest within one standard error.
     """
 
     def __init__(
@@ -133,17 +131,14 @@ class GeneratedForDomain(DomainMethod):
         world: DomainWorld,
         named: bool = True,
         pooled: bool = True,
-        patient: bool = True,
     ) -> None:
         self.name, self.world, self.named, self.pooled = name, world, named, pooled
-        self.patient = patient
         self.recipe = named_recipe(recipe, base)
         self.kind = "ours" if recipe == "lt-di" and pooled else "control"
         self.note = (
             "generated heads"
             + ("" if named else "; class names are not told")
             + ("" if pooled else "; only the generator reads the pool, its anchor does not")
-            + ("" if patient else "; the fewest steps within one standard error on validation")
         )
         self.generator: DomainHeadGenerator | None = None
 
@@ -162,7 +157,7 @@ class GeneratedForDomain(DomainMethod):
         parts = final.parts
         if self.recipe.sampling.temperature == 0:
             trial = self._trial(judged, sources, budget)
-            found, scores = choose_among([trial], self.recipe, patient=self.patient)
+            found, scores = choose_among([trial], self.recipe)
             about = {**parts.about, "validation NLL": scores}
             parts = replace(parts, sampling=found, about=about)
         self.generator = DomainHeadGenerator(parts)

@@ -146,7 +146,7 @@ def test_every_method_runs():
     assert [r.method for r in rows] == list(ALL_METHODS)
     assert {r.kind for r in rows if r.method in domain.PEERS} == {"peer"}
     ours = [r.method for r in rows if r.kind == "ours"]
-    assert ours == ["lt-di", "lt-di-fast", "lt-di-unnamed"]
+    assert ours == ["lt-di", "lt-di-unnamed"]
     assert TRACKS["domain"].bench is bench and TRACKS["domain"].methods == ALL_METHODS
 
 
