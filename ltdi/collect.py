@@ -19,14 +19,28 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from ltdi.errors import InputError, unknown
+from ltdi.memory import keep_freed
+from ltdi.products import fast_products
 from ltdi.weights import WeightSpace
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
 
+# Gradients of E tasks in parts of their weights, for picked samples [E, batch] or, without, all.
+Slope = Callable[[list[Tensor], Tensor | None], list[Tensor]]
+
+
 @runtime_checkable
-class Together(Protocol):
-    """A `Predict` that knows the logits of many tasks at once, faster than `vmap` would."""
+class Closed(Protocol):
+    """A `Predict` that knows the gradient of its loss in closed form, for many tasks at once.
+
+    Weights are solved in parts of its choosing, tensors [E, ...]: in the layout that products like.
+
+    Attributes:
+        products: Whether its time goes into large products (`ltdi.products`).
+    """
+
+    products: bool
 
     def __call__(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """(theta [n], inputs [P, ...]) -> [P, way]."""
@@ -34,6 +48,22 @@ class Together(Protocol):
 
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """(theta [E, n], inputs [E, P, ...]) -> [E, P, way]; no task reads another's."""
+        ...
+
+    def together(self, inputs: Tensor, batch: int) -> int:
+        """How many tasks with inputs [E, P, ...] and so many samples a step suit the cache."""
+        ...
+
+    def parts(self, theta: Tensor) -> list[Tensor]:
+        """Parts of weights theta [E, n]."""
+        ...
+
+    def whole(self, parts: list[Tensor]) -> Tensor:
+        """The inverse of `parts`: [E, n]."""
+        ...
+
+    def slope(self, inputs: Tensor, labels: Tensor, smoothing: float) -> Slope:
+        """The gradient of the mean cross entropy on inputs [E, P, ...] with labels [E, P]."""
         ...
 
 
@@ -92,8 +122,8 @@ class Trajectories:
 class Adam:
     """Torch's Adam (betas 0.9 and 0.999) over a few tensors that hold all tasks.
 
-    It is the kernel that `torch.optim.Adam(fused=True)` calls, without the 20 us of bookkeeping
-    around it, which are as much as 50 heads take.
+    Where torch has it, it is the kernel that `torch.optim.Adam(fused=True)` calls, without the
+    20 us of bookkeeping around it, which are as much as 50 heads take.
 
     Args:
         parts: Updated in place.
@@ -109,7 +139,9 @@ class Adam:
     def step(self, gradients: list[Tensor]) -> None:
         """One step against contiguous gradients."""
         self.steps += 1
-        torch._fused_adam_(
+        if FUSED is None:
+            return self._by_hand(gradients)
+        FUSED(
             self.parts,
             gradients,
             self.mean,
@@ -124,6 +156,14 @@ class Adam:
             amsgrad=False,
             maximize=False,
         )
+
+    def _by_hand(self, gradients: list[Tensor]) -> None:
+        steps = int(self.steps)
+        first, second = 1 - 0.9**steps, 1 - 0.999**steps
+        for x, g, mean, square in zip(self.parts, gradients, self.mean, self.square, strict=True):
+            mean.lerp_(g, 0.1)
+            square.mul_(0.999).addcmul_(g, g, value=0.001)
+            x.addcdiv_(mean, square.div(second).sqrt_().add_(1e-8), value=-self.lr / first)
 
 
 class SGD:
@@ -140,6 +180,8 @@ class SGD:
         torch._foreach_add_(self.parts, self.mean, alpha=-self.lr)
 
 
+# Not part of torch's public interface: a version may lack it.
+FUSED: Callable[..., None] | None = getattr(torch, "_fused_adam_", None)
 # The decay of adamw is towards theta_0, not towards zero, and so not the optimiser's.
 OPTIMISERS: dict[str, type[Adam] | type[SGD]] = {"adam": Adam, "adamw": Adam, "sgd": SGD}
 # Bytes of samples that stay in a core's cache while their tasks are solved.
@@ -153,6 +195,8 @@ class HeadPredictor:
         space: Weight space of the head.
     """
 
+    products = True
+
     def __init__(self, space: WeightSpace) -> None:
         self.space = space
 
@@ -162,9 +206,13 @@ class HeadPredictor:
         return F.linear(features, head["weight"], head["bias"])
 
     def logits(self, theta: Tensor, features: Tensor) -> Tensor:
-        """See `Together.logits`."""
+        """See `Closed.logits`."""
         rows = theta.view(len(theta), -1, features.shape[-1] + 1)
         return (rows[..., :-1] @ features.mT + rows[..., -1:]).mT
+
+    def together(self, features: Tensor, batch: int) -> int:
+        """See `Closed.together`: as many as share the cache."""
+        return max(1, CACHE // max(1, features[0].nbytes))
 
     def parts(self, theta: Tensor) -> list[Tensor]:
         """Weights [E, way - 1, D] and biases [E, way - 1, 1] of all classes but the last.
@@ -182,28 +230,34 @@ class HeadPredictor:
         rows = torch.cat([torch.cat([others, bias], 2), -torch.cat([last, last_bias], 2)], 1)
         return rows.flatten(1)
 
-    def gradient(
-        self, parts: list[Tensor], features: Tensor, target: Tensor, logits: Tensor
-    ) -> list[Tensor]:
-        """Gradients of the mean cross entropy of E tasks, in the same parts.
+    def slope(self, features: Tensor, labels: Tensor, smoothing: float) -> Slope:
+        """See `Closed.slope`.
 
         Softmax does not see what is added to all logits, so that logits relative to the last class
         are enough, and its gradient sums to zero over classes: both products are of way - 1 rows.
-
-        Args:
-            parts: Of the weights.
-            features: [E, P, D].
-            target: [E, way - 1, P] probabilities of all classes but the last.
-            logits: [E, way, P] is written over, but for the last row, which is zero.
         """
-        others, last, bias, last_bias = parts
-        # Classes first: the long side of the product is what the processor works along.
-        product = torch.bmm(others + last, features.mT)
-        torch.add(product, bias + last_bias, out=logits[:, :-1])
-        wrong = logits.softmax(1)[:, :-1] - target
-        g = torch.baddbmm(others, wrong, features, beta=0, alpha=1 / features.shape[1])
-        h = wrong.sum(2, keepdim=True).div_(features.shape[1])
-        return [g, g.sum(1, keepdim=True), h, h.sum(1, keepdim=True)]
+        way, (tasks, samples) = int(self.space.params[0].units), labels.shape
+        hot = labels[:, None] == torch.arange(way - 1)[:, None]
+        targets = hot.to(features.dtype) * (1 - smoothing) + smoothing / way  # [E, way - 1, P]
+        rows = torch.arange(tasks)[:, None]
+        # Written over, but for the last row, which is zero.
+        scratch = features.new_zeros(tasks, way, samples)
+
+        def gradient(parts: list[Tensor], pick: Tensor | None) -> list[Tensor]:
+            x, y = features, targets
+            if pick is not None:
+                x, y = features[rows, pick], targets.mT[rows, pick].mT
+            others, last, bias, last_bias = parts
+            logits = scratch[..., : x.shape[1]]
+            # Classes first: the long side of the product is what the processor works along.
+            product = torch.bmm(others + last, x.mT)
+            torch.add(product, bias + last_bias, out=logits[:, :-1])
+            wrong = logits.softmax(1)[:, :-1] - y
+            g = torch.baddbmm(others, wrong, x, beta=0, alpha=1 / x.shape[1])
+            h = wrong.sum(2, keepdim=True).div_(x.shape[1])
+            return [g, g.sum(1, keepdim=True), h, h.sum(1, keepdim=True)]
+
+        return gradient
 
 
 def head_predictor(space: WeightSpace) -> HeadPredictor:
@@ -240,25 +294,42 @@ def optimise(
         preparation: Optimiser, steps, segments, SAM.
         rng: Source of minibatches; needed when `preparation.batch` > 0.
     """
+    keep_freed()
     p = preparation
     labels = labels.expand(len(theta_0), -1) if labels.ndim == 1 else labels
-    if isinstance(predict, HeadPredictor) and not 0 < p.batch < inputs.shape[1]:
-        each = max(1, CACHE // max(1, inputs[0].nbytes))
-        if len(theta_0) > each:
-            chunks = zip(theta_0.split(each), inputs.split(each), labels.split(each), strict=True)
-            return _joined([optimise(predict, *chunk, p) for chunk in chunks])
+    picks = [_minibatch(labels, p.batch, rng) for _ in range(p.steps)]
+    if not isinstance(predict, Closed):
+        return _solved(predict, theta_0, inputs, labels, picks, p)
+    each = predict.together(inputs, p.batch)
+    found = []
+    with fast_products() if predict.products else nullcontext():
+        for at in range(0, len(theta_0), each):
+            some = slice(at, at + each)
+            of = [None if pick is None else pick[some] for pick in picks]
+            found.append(_solved(predict, theta_0[some], inputs[some], labels[some], of, p))
+    return found[0] if len(found) == 1 else _joined(found)
+
+
+def _solved(
+    predict: Predict,
+    theta_0: Tensor,
+    inputs: Tensor,
+    labels: Tensor,
+    picks: list[Tensor | None],
+    p: Preparation,
+) -> Trajectories:
+    """`optimise` for tasks that share every operation, on picked samples of each step."""
+    closed = predict if isinstance(predict, Closed) else None
     gradient = _gradient(predict, p, inputs, labels)
-    head = predict if isinstance(predict, HeadPredictor) else None
     start, kept = [theta_0.detach()], []
-    if head:
-        start = head.parts(start[0])
+    if closed:
+        start = closed.parts(start[0])
     parts = [x.clone(memory_format=torch.contiguous_format) for x in start]
     optimiser = OPTIMISERS[p.optimiser](parts, p.lr)
     every = p.steps // p.segments
     # Nothing of a closed form is recorded: 3 % of a head.
-    with torch.inference_mode() if head else nullcontext():
-        for step in range(1, p.steps + 1):
-            pick = _minibatch(labels, p.batch, rng)
+    with torch.inference_mode() if closed else nullcontext():
+        for step, pick in enumerate(picks, 1):
             g = gradient(parts, start, pick)
             if p.sam_rho > 0:
                 g = gradient(_climbed(parts, g, p.sam_rho), start, pick)
@@ -267,10 +338,10 @@ def optimise(
                     x.sub_(x - x_0, alpha=p.lr * p.weight_decay)
             optimiser.step(g)
             if step % every == 0:
-                kept.append(head.whole(parts) if head else parts[0].clone())
+                kept.append(closed.whole(parts) if closed else parts[0].clone())
     path = torch.stack(kept, 1)
     theta = path[:, -1]
-    whole = predict.logits if isinstance(predict, Together) else vmap(predict)
+    whole = closed.logits if closed else vmap(predict)
     logits = whole(theta, inputs).mT
     loss = F.cross_entropy(logits, labels, reduction="none").mean(1)
     # Over a dimension that is not the last one, max is 25 times as fast as argmax.
@@ -295,18 +366,11 @@ Gradient = Callable[[list[Tensor], list[Tensor], Tensor | None], list[Tensor]]
 def _gradient(predict: Predict, p: Preparation, inputs: Tensor, labels: Tensor) -> Gradient:
     """Gradients `(theta, theta_0, picked samples [E, batch] or None)`, in parts of theta."""
     pull = 0.0 if p.optimiser == "adamw" else p.weight_decay
-    rows = torch.arange(len(inputs))[:, None]
-    if isinstance(predict, HeadPredictor):
-        way = int(predict.space.params[0].units)
-        hot = labels[:, None] == torch.arange(way - 1)[:, None]  # [E, way - 1, P]
-        target = hot.to(inputs.dtype) * (1 - p.label_smoothing) + p.label_smoothing / way
-        logits = inputs.new_zeros(len(inputs), way, p.batch or inputs.shape[1])
+    if isinstance(predict, Closed):
+        slope = predict.slope(inputs, labels, p.label_smoothing)
 
         def closed(parts: list[Tensor], start: list[Tensor], pick: Tensor | None) -> list[Tensor]:
-            x, y = inputs, target
-            if pick is not None:
-                x, y = inputs[rows, pick], target.mT[rows, pick].mT
-            g = predict.gradient(parts, x, y, logits[..., : x.shape[1]])
+            g = slope(parts, pick)
             if pull:
                 for part, now, then in zip(g, parts, start, strict=True):
                     part.add_(now - then, alpha=pull)
@@ -314,21 +378,7 @@ def _gradient(predict: Predict, p: Preparation, inputs: Tensor, labels: Tensor) 
 
         return closed
 
-    if isinstance(predict, Together):
-
-        def together(parts: list[Tensor], start: list[Tensor], pick: Tensor | None) -> list[Tensor]:
-            x, y = (inputs, labels) if pick is None else (inputs[rows, pick], labels[rows, pick])
-            with torch.enable_grad():
-                theta = parts[0].detach().requires_grad_()
-                logits = predict.logits(theta, x).mT
-                loss = F.cross_entropy(
-                    logits, y, label_smoothing=p.label_smoothing, reduction="none"
-                )
-                # Tasks are independent, so that the gradient of the sum is that of each.
-                (g,) = torch.autograd.grad(loss.mean(1).sum(), theta)
-            return [g.add(theta.detach() - start[0], alpha=pull) if pull else g]
-
-        return together
+    rows = torch.arange(len(inputs))[:, None]
 
     def loss_of(theta: Tensor, start: Tensor, x: Tensor, y: Tensor) -> Tensor:
         loss = F.cross_entropy(predict(theta, x), y, label_smoothing=p.label_smoothing)
@@ -353,4 +403,4 @@ def _minibatch(labels: Tensor, batch: int, rng: torch.Generator | None) -> Tenso
     """Samples [E, batch] of every task, or None for all of them."""
     if batch <= 0 or batch >= labels.shape[1]:
         return None
-    return torch.rand(labels.shape, generator=rng).argsort(1)[:, :batch]
+    return torch.rand(labels.shape, generator=rng).argsort(1)[:, :batch].clone()

@@ -67,7 +67,13 @@ TORCH: dict[str, Callable[[list[nn.Parameter], float, float], torch.optim.Optimi
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("decay", [0.0, 0.3])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_each_task_follows_torch_optim(name: str, decay: float, smoothing: float) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_each_task_follows_torch_optim(
+    name: str, decay: float, smoothing: float, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With torch's own kernel, and where a version of torch has none."""
+    if not fused:
+        monkeypatch.setattr("ltdi.collect.FUSED", None)
     theta_0, inputs, labels = problem()
     preparation = Preparation(
         name, lr=0.05, steps=12, segments=4, weight_decay=decay, label_smoothing=smoothing

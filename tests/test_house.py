@@ -22,6 +22,7 @@ ROOMS = (
     "progress",
     "memory",
     "metrics",
+    "products",
     "weights",
     "tasks",
     "frame",

@@ -13,12 +13,17 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ltdi.backbone import InputTransform
+from ltdi.collect import Slope
 from ltdi.files import tuples
+from ltdi.nets.closed import Closed
 from ltdi.nets.net import NetConfig, net_space
 from ltdi.weights import WeightSpace
 
 # Nets at once: more only fill the memory.
 _AT_ONCE = 32
+# Bytes that the largest layer gives for nets that are solved together: fewer share the start of an
+# operation, more leave the cache.
+LAYER = 5 << 18
 
 
 class NetHost:
@@ -94,19 +99,12 @@ class NetHost:
         return x.flatten(1)
 
     def many(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
-        """`logits` through one convolution of B groups a layer, in place of `vmap`.
+        """`logits` through one convolution of B groups a layer, in place of `vmap`: [B, P, way].
 
-        Forward and backward take half to four fifths of the time, but less is saved where another
-        transform of `torch.func` is around it.
+        For inference: what it writes over cannot be differentiated.
         """
-        c, count, weights = self.config, len(theta), space.unflatten(theta)
-        x = images.transpose(0, 1).flatten(1, 2)  # [P, B channels, side, side]
-        for i, stride in enumerate(c.strides):
-            kernel, bias = (weights[f"layers.{i}.{n}"].flatten(0, 1) for n in ("weight", "bias"))
-            x = F.conv2d(x, kernel, bias, stride, 1, groups=count)
-            x = F.relu(F.group_norm(x, c.groups * count))
-        z = x.unflatten(1, (count, -1)).transpose(0, 1).flatten(2)
-        return torch.baddbmm(weights["head.bias"].unsqueeze(1), z, weights["head.weight"].mT)
+        nets = Closed(self.config)
+        return nets.forward(nets.parts(space.unflatten(theta)), nets.enter(images))[0]
 
     def gradient(
         self,
@@ -145,7 +143,7 @@ class NetHost:
 
 
 class NetPredictor:
-    """Logits of one net, and of many (`ltdi.collect.Together`).
+    """Logits and gradients of one net, and of many (`ltdi.collect.Closed`).
 
     Args:
         host: Architecture.
@@ -154,8 +152,12 @@ class NetPredictor:
             them; otherwise inputs are images.
     """
 
+    # Convolutions go to oneDNN anyway, and the head's products are small.
+    products = False
+
     def __init__(self, host: NetHost, space: WeightSpace, pool: Tensor | None = None) -> None:
         self.host, self.space, self.pool = host, space, pool
+        self.nets = Closed(host.config)
 
     def __call__(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """(theta [n], inputs [P, ...]) -> [P, way]."""
@@ -164,6 +166,37 @@ class NetPredictor:
     def logits(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """(theta [E, n], inputs [E, P, ...]) -> [E, P, way]."""
         return self.host.many(theta, self._images(inputs), self.space)
+
+    def together(self, inputs: Tensor, batch: int) -> int:
+        """See `Closed.together`."""
+        samples = inputs.shape[1] if batch <= 0 else min(batch, inputs.shape[1])
+        return max(1, LAYER // (4 * samples * self.host.config.largest))
+
+    def parts(self, theta: Tensor) -> list[Tensor]:
+        """See `Closed.parts`."""
+        return [x.contiguous() for x in self.nets.parts(self.space.unflatten(theta))]
+
+    def whole(self, parts: list[Tensor]) -> Tensor:
+        """See `Closed.whole`."""
+        return self.space.flatten(self.nets.whole(parts))
+
+    def slope(self, inputs: Tensor, labels: Tensor, smoothing: float) -> Slope:
+        """See `Closed.slope`."""
+        way = int(self.space.unflatten(torch.empty(self.space.size))["head.bias"].numel())
+        dtype = (inputs if self.pool is None else self.pool).dtype
+        targets = F.one_hot(labels, way).to(dtype) * (1 - smoothing) + smoothing / way
+        rows = torch.arange(len(labels))[:, None]
+        whole: list[Tensor] = []
+
+        def gradient(parts: list[Tensor], pick: Tensor | None) -> list[Tensor]:
+            if pick is not None:
+                x = self.nets.enter(self._images(inputs[rows, pick]))
+                return self.nets.gradient(parts, x, targets[rows, pick])
+            if not whole:
+                whole.append(self.nets.enter(self._images(inputs)))
+            return self.nets.gradient(parts, whole[0], targets)
+
+        return gradient
 
     def _images(self, inputs: Tensor) -> Tensor:
         return inputs if self.pool is None else self.pool[inputs]

@@ -57,12 +57,23 @@ class NetConfig:
             )
 
     @property
-    def features(self) -> int:
-        """Inputs of the head."""
-        side = self.size  # every convolution is padded by one pixel
+    def sides(self) -> tuple[int, ...]:
+        """Sides of what each convolution gives."""
+        found, side = [], self.size  # every convolution is padded by one pixel
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             side = (side + 2 - kernel) // stride + 1
-        return self.widths[-1] * side**2
+            found.append(side)
+        return tuple(found)
+
+    @property
+    def features(self) -> int:
+        """Inputs of the head."""
+        return int(self.widths[-1] * self.sides[-1] ** 2)
+
+    @property
+    def largest(self) -> int:
+        """Most numbers that a convolution gives for an image."""
+        return max(w * side**2 for w, side in zip(self.widths, self.sides, strict=True))
 
 
 class SmallNet(nn.Module):

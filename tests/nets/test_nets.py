@@ -96,9 +96,15 @@ def test_many_nets_at_once_are_each_alone(host: NetHost):
 
 @pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
 @pytest.mark.parametrize("change", [{}, {"batch": 4}, {"sam_rho": 0.1, "label_smoothing": 0.2}])
+@pytest.mark.parametrize("room", [1, 1 << 22])
 def test_nets_solved_together_are_those_solved_by_vmap(
-    host: NetHost, name: str, change: dict[str, float]
+    host: NetHost,
+    name: str,
+    change: dict[str, float],
+    room: int,
+    monkeypatch: pytest.MonkeyPatch,
 ):
+    monkeypatch.setattr("ltdi.nets.host.LAYER", room)  # one net at a time, or all
     space = host.space(3)
     rng = torch.Generator().manual_seed(0)
     theta = 0.1 * torch.randn(4, space.size, generator=rng, dtype=torch.float64)
