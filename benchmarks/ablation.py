@@ -2,13 +2,15 @@
 
     python benchmarks/ablation.py efficiency --dataset cifar-fs --data-dir DIR --json out.json
     python benchmarks/ablation.py segments zoo --seeds 3 --dataset fc100 --data-dir DIR
+    python benchmarks/ablation.py overfit --seeds 3 --dataset cifar10 --data-dir DIR
 
 Every variant is trained from the same zoo, judged on the same episodes, and compared pairwise with
 the matched control, whose only difference from `lt-di` is that it never sees a local target. The
 sampling is fixed, not chosen: one step, and five, at full strength. With
 `--targets honest`, tasks are solved gently on 60 images a class and the loss is measured on 15
 others, so that local targets differ in what they predict; with `--targets solved` (the presets')
-they are solved to the end on 15 images a class.
+they are solved to the end on 15 images a class. `overfit` has nets in place of heads, and ends the
+chain where validation says; see `overfit.py`. `few` does so with heads.
 """
 
 from __future__ import annotations
@@ -26,18 +28,21 @@ from typing import Any
 # Before torch is loaded; see ltdi.__main__.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import overfit
 import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from ltdi.data import load as load_data
 from ltdi.evaluate import Summary, query_logits, score, summarise
+from ltdi.pipeline import tuned
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.figure import plot_curves
 from ltdi.tracks.episodes import load_parts
 from ltdi.tracks.fewshot import build_world
 from ltdi.tracks.generated import World
-from ltdi.tracks.presets import NAMES, Preset, preset_of
+from ltdi.tracks.presets import NAMES, preset_of
 
 METHODS = ("lt-di", "mv-di-matched", "mv-di", "tw-di", "mc-di-paper")
 MATCHED = "mv-di-matched"
@@ -120,11 +125,43 @@ def zoo(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
                 yield Case("zoo", "tasks", value, method, seed, replace(base, tasks=tasks))
 
 
-STUDIES = {"efficiency": efficiency, "segments": segments, "zoo": zoo}
+def few(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+    """Heads solved to the end on 5 and 10 images a class; what others look like tells the loss."""
+    prepare = replace(base.prepare, lr=0.05, steps=40, segments=5)
+    for value in (5, 10):
+        recipe = replace(base, prepare=prepare, tasks=replace(base.tasks, query=value, probe=15))
+        for seed in range(seeds):
+            for method in methods:
+                yield Case("few", "images", value, method, seed, recipe)
+
+
+def memorised(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+    """Nets trained to the end on few images, and on wrong labels; `base` is that of heads."""
+    for axis, values in overfit.VALUES.items():
+        for value in values:
+            for seed in range(seeds):
+                for method in methods:
+                    yield Case("overfit", axis, value, method, seed, overfit.recipe(axis, value))
+
+
+STUDIES = {
+    "efficiency": efficiency,
+    "segments": segments,
+    "zoo": zoo,
+    "few": few,
+    "overfit": memorised,
+}
+OWN_METHODS = {
+    "few": ("lt-di", "mv-di-matched", "mv-di", "anchored-regression"),
+    "overfit": overfit.METHODS,
+}
 
 
 def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str, Any]]:
-    """Train one case and score it on the test episodes, in one step and in five."""
+    """Train one case and score it on the test episodes.
+
+    In one step and in five; or, where targets are over-fitted, as validation chooses.
+    """
     recipe = replace(case.recipe, meta=replace(case.recipe.meta, seed=case.seed))
     recipe = named_recipe(case.method, recipe)
     chain = replace(recipe.diffusion, steps=case.recipe.diffusion.steps)
@@ -135,10 +172,15 @@ def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str
     about = {k: v for k, v in asdict(case).items() if k != "recipe"}
     out = []
     whole = generator.parts.diffusion.steps
-    for steps in dict.fromkeys((1, min(5, whole))):
+    readings: list[dict[str, Any]] = [{"steps": s} for s in dict.fromkeys((1, min(5, whole)))]
+    if case.study == "few":
+        generator = tuned(generator, world.valid, recipe, [(5, shot)])
+        chosen = asdict(generator.parts.sampling)
+        readings, about = [{}], {**about, "chosen": chosen}
+    for reading in readings:
 
-        def predict(support: Tensor, query: Tensor, steps: int = steps) -> Tensor:
-            return query_logits(generator.weights(support, steps=steps), query)
+        def predict(support: Tensor, query: Tensor, options: Any = reading) -> Tensor:
+            return query_logits(generator.weights(support, **options), query)
 
         scores = score(predict, world.test, tests)
         summary = summarise(scores.accuracy)
@@ -146,7 +188,7 @@ def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str
             {
                 **about,
                 "shot": shot,
-                "steps": steps,
+                "steps": reading.get("steps", 0),
                 "mean": summary.mean,
                 "ci95": summary.ci95,
                 "nll": float(scores.nll.mean()),
@@ -159,6 +201,45 @@ def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str
     return out
 
 
+class Heads:
+    """Measures the cases of heads on one backbone."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        preset = preset_of(options.dataset, options.preset)
+        parts = load_parts(options.dataset, options.data_dir, preset, split=None, seed=0)
+        self.options = options
+        self.world = build_world(
+            parts,
+            preset,
+            seed=0,
+            directory=scratch,
+            cache=Path(options.cache) if options.cache else None,
+            progress=lambda *given: None,
+        )
+
+    def __call__(self, case: Case) -> list[dict[str, Any]]:
+        """The rows of a case."""
+        return measure(case, self.world, self.options.shot, self.options.episodes)
+
+
+class Nets:
+    """Measures the cases of nets; those of one value and seed follow each other."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        size = overfit.PRESETS["standard"].trainings.net.size
+        self.parts = load_data(options.dataset, options.data_dir, size=size, channels=3, seed=0)
+        self.made: dict[tuple[str, int, int], overfit.Nets] = {}
+
+    def __call__(self, case: Case) -> list[dict[str, Any]]:
+        """The rows of a case."""
+        key = (case.axis, case.value, case.seed)
+        if key not in self.made:
+            self.made = {key: overfit.Nets.of(self.parts, *key)}
+        about = {k: v for k, v in asdict(case).items() if k != "recipe"}
+        found = overfit.measure(self.made[key], case.method, case.recipe, case.seed)
+        return [{**about, **row} for row in found]
+
+
 def parse() -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
@@ -166,7 +247,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dataset", default="glyphs")
     parser.add_argument("--data-dir")
     parser.add_argument("--preset", default="standard", choices=NAMES)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", help="names, with commas between; all of a study by default")
     parser.add_argument("--shot", type=int, default=1)
     parser.add_argument("--episodes", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=1)
@@ -188,17 +269,24 @@ def main() -> None:
     preset = preset_of(options.dataset, options.preset)
     base = lean(preset.recipe, options.targets)
     had = {(r["study"], r["axis"], r["value"], r["method"], r["seed"]) for r in rows}
+
+    def methods(study: str) -> list[str]:
+        own = OWN_METHODS.get(study, METHODS)
+        return options.methods.split(",") if options.methods else list(own)
+
     cases = [
         case
         for study in options.studies
-        for case in STUDIES[study](base, options.methods.split(","), options.seeds)
+        for case in STUDIES[study](base, methods(study), options.seeds)
         if (case.study, case.axis, case.value, case.method, case.seed) not in had
     ]
     with tempfile.TemporaryDirectory() as scratch:
-        world = _world(options, preset, Path(scratch)) if cases else None
+        ready: dict[type, Heads | Nets] = {}
         for case in cases:
-            assert world is not None
-            for row in measure(case, world, options.shot, options.episodes):
+            kind = Nets if case.study == "overfit" else Heads
+            if kind not in ready:
+                ready[kind] = kind(options, Path(scratch))
+            for row in ready[kind](case):
                 rows.append(row)
                 print(
                     f"{case.axis} {case.value} {case.method} seed {case.seed}, "
@@ -211,14 +299,6 @@ def main() -> None:
     show(rows)
     if options.figure:
         draw(rows, options.figure)
-
-
-def _world(options: argparse.Namespace, preset: Preset, scratch: Path) -> World:
-    parts = load_parts(options.dataset, options.data_dir, preset, split=None, seed=0)
-    cache = Path(options.cache) if options.cache else None
-    return build_world(
-        parts, preset, seed=0, directory=scratch, cache=cache, progress=lambda *given: None
-    )
 
 
 @dataclass(frozen=True)
@@ -265,9 +345,9 @@ def show(rows: list[dict[str, Any]]) -> None:
             axis,
             str(value),
             method,
-            str(point.rows[0]["steps"]),
+            str(point.rows[0]["steps"] or ""),
             f"{sum(r['mean'] for r in point.rows) / seeds:.4f}",
-            f"{sum(r['nll'] for r in point.rows) / seeds:.4f}",
+            f"{sum(r['nll'] for r in point.rows) / seeds:.4f}" if "nll" in point.rows[0] else "",
             f"{gap.mean:+.4f} ± {gap.ci95:.4f}" if gap else "",
             " ".join(f"{float(g.mean()):+.4f}" for g in point.gaps),
         )
@@ -290,7 +370,7 @@ def draw(rows: list[dict[str, Any]], prefix: str) -> None:
             if one:
                 accuracy.setdefault(method, []).append((value, mean, 0.0))
             if method == "lt-di" and point.gap:
-                name = "one step" if one else "five steps"
+                name = "one step" if one else "several steps"
                 gaps.setdefault(name, []).append((value, point.gap.mean, point.gap.ci95))
         for name, curves, label in (
             ("accuracy", accuracy, "accuracy in one step"),

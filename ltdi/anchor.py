@@ -81,7 +81,11 @@ class SharedAnchor(Anchor):
 
 
 class Centres(Anchor):
-    """Some fixed weights to start from; who generates says which."""
+    """Some fixed weights to start from, at every local target; who generates says which.
+
+    Args:
+        theta: [k, C, n] of C centres at each local target.
+    """
 
     name = "centres"
 
@@ -91,8 +95,13 @@ class Centres(Anchor):
         self.theta: Tensor
 
     def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
-        """Weights [B, n] of the centres with numbers z [B]."""
-        return self.theta[z]
+        """Weights [B, n] of the centres with numbers z [B], at the last local target."""
+        return self.near(1.0)[z]
+
+    def near(self, end: float) -> Tensor:
+        """[C, n] at the local target nearest to a share of the trajectory."""
+        stages = len(self.theta)
+        return self.theta[max(1, round(end * stages)) - 1]
 
 
 class PrototypeAnchor(Anchor):

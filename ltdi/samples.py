@@ -25,7 +25,7 @@ from ltdi.generator.samples import SampleGenerator, Unguided, sample_space
 from ltdi.losses import Probe, weight_loss
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
-from ltdi.parts import Parts
+from ltdi.parts import Parts, chain_end
 from ltdi.pipeline import meta_train
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
@@ -47,6 +47,8 @@ class Trainings:
         steps: Of Adam, of every run.
         branches: Checkpoints of every run: trainings that go on from its end on other batches.
         branch_steps: Of Adam, of every branch.
+        images: Most images that nets are trained on; 0 for all.
+        wrong: Share of them with the label of another class, the same for all nets.
     """
 
     net: NetConfig
@@ -54,6 +56,8 @@ class Trainings:
     steps: int
     branches: int
     branch_steps: int
+    images: int = 0
+    wrong: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,16 @@ class Checkpoints:
 
     def centres(self) -> Tensor:
         """[runs, n] mean of the checkpoints of every training."""
+        return self.path()[-1]
+
+    def path(self) -> Tensor:
+        """[k, runs, n] mean over the branches of every training, at each local target."""
         runs = range(int(self.run.max()) + 1)
-        return torch.stack([self.last[self.run == r].mean(0) for r in runs])
+        return torch.stack([self.theta[self.run == r].mean(0) for r in runs], 1)
+
+    def at(self, i: int) -> Checkpoints:
+        """As if branches had ended at local target i = 1..k: its nets are the checkpoints."""
+        return replace(self, theta=self.theta[:, i - 1 : i])
 
     def spread(self) -> Tensor:
         """[n] standard deviation of every weight around the centre of its training."""
@@ -121,7 +133,7 @@ def train_nets(
     predict = NetPredictor(host, space, images)
     kept, done, every = [], 0, steps // segments
     while done < steps:
-        now = min(_CHUNK, every, steps - done)
+        now = min(_CHUNK, every - done % every)
         # Numbers of images, not images: nets share them.
         pick = torch.randint(len(labels), (len(theta), _POOL), generator=rng)
         plan = replace(recipe.prepare, steps=now, segments=1)
@@ -129,7 +141,7 @@ def train_nets(
         theta, done = path.theta[:, -1], done + now
         if done % every == 0:
             kept.append(theta)
-    return torch.stack(kept[:segments], 1)
+    return torch.stack(kept, 1)
 
 
 def collect_checkpoints(
@@ -149,7 +161,7 @@ def collect_checkpoints(
     images, labels = transformed(parts["train"], host, 50_000, seed)
     valid = max(1, min(2000, len(labels) // 5))
     rng = torch.Generator().manual_seed(seed)
-    data = (images[:-valid], labels[:-valid])
+    data = _training_data(images[:-valid], labels[:-valid], classes, p, rng)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         nets = [SmallNet(c, classes) for _ in range(p.runs)]
@@ -168,13 +180,26 @@ def collect_checkpoints(
     return Checkpoints(torch.cat(theta), which, space, host, images, labels, valid)
 
 
+def _training_data(
+    images: Tensor, labels: Tensor, classes: int, trainings: Trainings, rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What nets are trained on: as many images as they may have, some with a wrong label."""
+    count = min(trainings.images or len(labels), len(labels))
+    labels = labels[:count]
+    if trainings.wrong > 0:
+        other = torch.randint(1, classes, labels.shape, generator=rng)
+        wrong = torch.rand(labels.shape, generator=rng) < trainings.wrong
+        labels = torch.where(wrong, (labels + other) % classes, labels)
+    return images[:count], labels
+
+
 class CheckpointObjective:
     """The training loss of a generator of checkpoints.
 
     Args:
         zoo: Checkpoints.
         network: Denoiser.
-        anchor: Means of the checkpoints of every training.
+        anchor: Means of every training at each local target.
         normaliser: Of what checkpoints differ from them by.
         recipe: For the chain and the loss.
     """
@@ -188,7 +213,7 @@ class CheckpointObjective:
         recipe: Recipe,
     ) -> None:
         self.zoo, self.network, self.recipe = zoo, network, recipe
-        own = anchor.theta[zoo.run].unsqueeze(1)
+        own = anchor.theta.transpose(0, 1)[zoo.run]
         self.residual = normaliser.normalise(zoo.theta - own, zoo.space)
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
 
@@ -235,8 +260,8 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.meta.seed)
         network = build_rows(zoo.space, recipe.network, d)
-    anchor = Centres(zoo.centres())
-    apart = zoo.last - anchor.theta[zoo.run]
+    anchor = Centres(zoo.path())
+    apart = zoo.last - zoo.centres()[zoo.run]
     normaliser = Normaliser.fit(apart, zoo.space, centre=False)
     objective = CheckpointObjective(zoo, network, anchor, normaliser, recipe)
     meta_train(network, objective, recipe, zoo.host.fingerprint, zoo.space, None, progress, None)
@@ -259,38 +284,57 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
 def chosen_sampler(
     generator: SampleGenerator, zoo: Checkpoints, temperature: float | None
 ) -> tuple[SampleGenerator, dict[str, float]]:
-    """The generator with the most temperature at which its nets are as good as the checkpoints.
+    """The generator with the most temperature at which its nets are as good as what they are like.
 
-    Accuracy alone would choose the lowest: at none, every net is the mean of a training. So the
-    highest temperature is taken at which nets are on average at least as good as checkpoints, on
-    images that no net was trained on, and where there is none that of the best nets; of two
-    samplers the more accurate.
+    Everything is judged on images that no net was trained on. Where the network knows all local
+    targets the chain ends at the one whose nets are the best: the last may be over-fitted. Then
+    accuracy alone would choose the lowest temperature: at none, every net is the mean of a
+    training. So the highest is taken at which nets are on average at least as good as those of the
+    zoo at that local target, and where there is none that of the best nets; of two samplers the
+    more accurate.
 
     Args:
         generator: Trained.
-        zoo: For the images.
+        zoo: Its nets are the bar; for the images.
         temperature: The only one to try, or None.
 
     Returns:
         The generator, and the accuracy of each candidate.
     """
-    images, labels = zoo.validation()
-
-    def accuracy(theta: Tensor) -> float:
-        return float((predictions(theta, zoo, images) == labels).float().mean())
-
-    bar = accuracy(zoo.last)
+    d = generator.parts.diffusion
+    bars = standing(zoo, all_targets=d.objective == "trajectory")
+    end = max(bars, key=lambda share: (bars[share], share))
+    steps = min(generator.parts.sampling.steps, chain_end(end, d))
+    sampling = replace(generator.parts.sampling, end=end, steps=steps)
+    generator = SampleGenerator(replace(generator.parts, sampling=sampling))
     found: dict[tuple[str, float], float] = {}
     for sampler in ("ddim", "ddpm"):
         for scale in TEMPERATURES if temperature is None else (temperature,):
             theta = generator.draws(32, seed=12_345, sampler=sampler, temperature=scale)
-            found[sampler, scale] = accuracy(theta)
-    enough = [key for key, value in found.items() if value >= bar]
+            found[sampler, scale] = _valid_accuracy(zoo, theta)
+    enough = [key for key, value in found.items() if value >= bars[end]]
     sampler, scale = max(enough or found, key=lambda k: (bool(enough) * k[1], found[k]))
-    sampling = replace(generator.parts.sampling, sampler=sampler, temperature=scale)
+    sampling = replace(sampling, sampler=sampler, temperature=scale)
     named = {f"{sampler}, temperature {t}": round(v, 4) for (sampler, t), v in found.items()}
-    named["checkpoints"] = round(bar, 4)
+    named |= {f"zoo at {share:.2f}": round(bar, 4) for share, bar in bars.items()}
     return SampleGenerator(replace(generator.parts, sampling=sampling)), named
+
+
+def standing(zoo: Checkpoints, *, all_targets: bool = True) -> dict[float, float]:
+    """Accuracy, on images that no net was trained on, of the nets at i/k of their trajectories.
+
+    Args:
+        zoo: The nets.
+        all_targets: Whether i runs through 1..k, or is k alone.
+    """
+    k = zoo.theta.shape[1]
+    known = range(1, k + 1) if all_targets else (k,)
+    return {i / k: _valid_accuracy(zoo, zoo.at(i).last) for i in known}
+
+
+def _valid_accuracy(zoo: Checkpoints, theta: Tensor) -> float:
+    images, labels = zoo.validation()
+    return float((predictions(theta, zoo, images) == labels).float().mean())
 
 
 def predictions(theta: Tensor, zoo: Checkpoints, images: Tensor) -> Tensor:

@@ -11,7 +11,15 @@ from ltdi.baselines.samples import plain_samples
 from ltdi.data import ImageSet
 from ltdi.generator import SampleGenerator
 from ltdi.nets import NetConfig
-from ltdi.samples import Checkpoints, Trainings, chosen_sampler, collect_checkpoints, train_sampler
+from ltdi.recipe import named_recipe
+from ltdi.samples import (
+    Checkpoints,
+    Trainings,
+    chosen_sampler,
+    collect_checkpoints,
+    train_nets,
+    train_sampler,
+)
 from ltdi.tracks.checkpoints import PRESETS
 
 TRAININGS = Trainings(NetConfig(1, 12, (4, 8), (5, 3), (2, 2)), 2, 40, 4, 8)
@@ -78,25 +86,89 @@ def test_the_temperature_is_the_highest_that_is_as_good_as_the_checkpoints(
 ):
     made = train_sampler(zoo, RECIPE, lambda *_: None)
     right = dict(zip((1.0, 0.7, 0.5, 0.3), (0.4, 0.6, 0.9, 0.8), strict=True))
-
-    class Known(SampleGenerator):
-        def draws(self, count: int, **options: float) -> float:
-            return right[options["temperature"]]
-
-    images = zoo.validation()[0]
-    told = {id(zoo.last): 0.5}
-
-    def predicted(theta: object, *_: object) -> torch.Tensor:
-        value = theta if isinstance(theta, float) else told[bar]
-        return torch.where(torch.arange(1000) < 1000 * value, 0, 1)
-
-    bar = id(zoo.last)
-    monkeypatch.setattr(Checkpoints, "last", property(lambda _: "checkpoints"))
-    monkeypatch.setattr("ltdi.samples.predictions", predicted)
     monkeypatch.setattr(
-        Checkpoints, "validation", lambda _: (images, torch.zeros(1000, dtype=torch.long))
+        SampleGenerator, "draws", lambda _, count, **options: right[options["temperature"]]
     )
-    assert chosen_sampler(Known(made.parts), zoo, None)[0].parts.sampling.temperature == 0.7
-    told[bar] = 0.95
-    assert chosen_sampler(Known(made.parts), zoo, None)[0].parts.sampling.temperature == 0.5
-    assert chosen_sampler(Known(made.parts), zoo, 1.0)[0].parts.sampling.temperature == 1.0
+    bars = [0.1, 0.2, 0.3, 0.5]
+    judge(monkeypatch, zoo, bars)
+
+    def chosen(temperature: float | None = None) -> float:
+        return chosen_sampler(made, zoo, temperature)[0].parts.sampling.temperature
+
+    assert chosen() == 0.7
+    bars[-1] = 0.95
+    assert chosen() == 0.5
+    assert chosen(1.0) == 1.0
+
+
+def judge(monkeypatch: pytest.MonkeyPatch, zoo: Checkpoints, bars: list[float]) -> None:
+    """The accuracy of the zoo at each local target is that of `bars`, and of a number itself."""
+
+    def accuracy(_: Checkpoints, theta: torch.Tensor | float) -> float:
+        if isinstance(theta, float):
+            return theta
+        return next(b for i, b in enumerate(bars) if torch.equal(theta, zoo.theta[:, i]))
+
+    monkeypatch.setattr("ltdi.samples._valid_accuracy", accuracy)
+
+
+def test_a_chain_ends_where_the_nets_of_the_zoo_are_best(
+    zoo: Checkpoints, monkeypatch: pytest.MonkeyPatch
+):
+    judge(monkeypatch, zoo, [0.4, 0.6, 0.5, 0.3])
+
+    def exits(method: str) -> SampleGenerator:
+        made = train_sampler(zoo, named_recipe(method, RECIPE), lambda *_: None)
+        with monkeypatch.context() as patch:
+            patch.setattr(SampleGenerator, "draws", lambda *_, **options: options["temperature"])
+            return chosen_sampler(made, zoo, None)[0]
+
+    made = exits("lt-di")
+    assert made.parts.sampling.end == 0.5 and made.parts.sampling.steps == 10
+    # A control knows the last local target alone.
+    for method in ("mv-di", "mv-di-matched", "tw-di"):
+        assert exits(method).parts.sampling.end == 1.0
+    # A network that adds nothing leaves a training at its mean there, not at its end.
+    torch.nn.init.zeros_(made.parts.network.mix.bias)
+    torch.nn.init.zeros_(made.parts.network.mix.weight)
+    for write in made.parts.network.write:
+        torch.nn.init.zeros_(write.weight)
+        torch.nn.init.zeros_(write.bias)
+    theta = made.draws(2, seed=3)
+    torch.testing.assert_close(theta, zoo.path()[1][made.origins(2, 3)])
+    assert not torch.allclose(theta, zoo.centres()[made.origins(2, 3)])
+    assert torch.equal(made.draws(2, seed=3, end=1.0, steps=1), zoo.centres()[made.origins(2, 3)])
+
+
+def test_nets_may_be_trained_on_few_images_with_wrong_labels(
+    one_task: dict[str, ImageSet], monkeypatch: pytest.MonkeyPatch
+):
+    seen = []
+
+    def trained(theta: torch.Tensor, steps: int, data: tuple, *_: object) -> torch.Tensor:
+        seen.append(data)
+        return theta.unsqueeze(1).expand(-1, 4, -1)
+
+    monkeypatch.setattr("ltdi.samples.train_nets", trained)
+
+    def data(**options: float) -> tuple[torch.Tensor, torch.Tensor]:
+        trainings = replace(TRAININGS, **options)
+        collect_checkpoints(one_task, trainings, RECIPE, seed=0, progress=lambda *_: None)
+        return seen[-1]
+
+    images, labels = data()
+    few, own = data(images=10)
+    assert len(few) == len(own) == 10 and torch.equal(few, images[:10])
+    flipped = data(wrong=0.3)[1]
+    share = float((flipped != labels).float().mean())
+    assert share == pytest.approx(0.3, abs=0.15) and set(flipped.tolist()) <= set(labels.tolist())
+    assert torch.equal(data(wrong=1.0)[1] == labels, torch.zeros(len(labels), dtype=torch.bool))
+    # All trainings and branches see the same.
+    assert all(torch.equal(a[1], b[1]) for a, b in zip(seen[-3:-1], seen[-2:], strict=True))
+
+
+def test_local_targets_end_equal_parts_of_a_training_of_any_length(zoo: Checkpoints):
+    rng = torch.Generator().manual_seed(0)
+    data = zoo.images[: -zoo.valid], zoo.labels[: -zoo.valid]
+    path = train_nets(zoo.last[:1], 150, data, zoo.host, zoo.space, RECIPE, rng, 3)
+    assert path.shape == (1, 3, zoo.space.size)

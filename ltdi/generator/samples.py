@@ -58,21 +58,26 @@ class SampleGenerator(Generator):
         chosen = self.sampling(**options)
         which = self.origins(count, seed)
         drawn = self.chain(
-            lambda copies: self._view(which, copies), chosen, seed=seed, callback=callback
+            lambda copies: self._view(which, copies, chosen.end),
+            chosen,
+            seed=seed,
+            callback=callback,
         )
         return drawn.mean(0)
 
     def origins(self, count: int, seed: int) -> Tensor:
         """[count] number of the centre that each net is drawn around."""
-        anchor = self.parts.anchor
-        assert isinstance(anchor, Centres)
         rng = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(anchor.theta), generator=rng)
+        order = torch.randperm(len(self.centres(1.0)), generator=rng)
         return order[torch.arange(count) % len(order)]
 
-    def _view(self, which: Tensor, copies: int) -> View:
+    def centres(self, end: float) -> Tensor:
+        """[C, n] what nets are drawn around when the chain ends at a share of the trajectory."""
+        return cast(Centres, self.parts.anchor).near(end)
+
+    def _view(self, which: Tensor, copies: int, end: float) -> View:
         space, network = self.parts.space, cast(RowDenoiser, self.parts.network)
-        start = repeat(self.parts.anchor.local(which, which, space), copies)
+        start = repeat(self.centres(end)[which], copies)
         sampler = Unguided(network, space)
         return View(space, start, sampler.step)
 
