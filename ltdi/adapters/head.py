@@ -73,7 +73,7 @@ def held_out_losses(
     folds: int = FOLDS,
     seed: int = 0,
 ) -> Tensor:
-    """[priors, precisions] mean loss of the rows that a head was not fitted to.
+    """[priors, precisions, P] loss of every row under a head that was not fitted to it.
 
     Args:
         priors: [priors, outputs, D + 1].
@@ -101,9 +101,9 @@ def held_out_losses(
     many = priors[:, None, None].expand(*shape, -1, -1).flatten(0, 2)
     precision = torch.tensor(precisions)[None, :, None].expand(shape).flatten()
     heads = fit_heads(many, features, targets, precision, 1 - held)
-    loss = (head_losses(heads, features, targets) * held).sum(1)
-    mean: Tensor = loss.reshape(shape).sum(-1) / rows
-    return mean
+    losses = head_losses(heads, features, targets) * held
+    each: Tensor = losses.reshape(*shape, rows).sum(2)
+    return each
 
 
 def _logistic(

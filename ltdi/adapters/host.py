@@ -35,11 +35,16 @@ class Refined(NamedTuple):
 
     Attributes:
         theta: [n].
-        loss: Mean loss on rows of the support that a head was not fitted to.
+        losses: [rows] of the support, each under a head that was not fitted to it.
     """
 
     theta: Tensor
-    loss: float
+    losses: Tensor
+
+    @property
+    def loss(self) -> float:
+        """Mean of the losses."""
+        return float(self.losses.mean())
 
 
 class LanguageHost:
@@ -191,17 +196,18 @@ class LanguageHost:
         zero = torch.zeros_like(given)
         priors = {"generated": [given], "fitted": [zero], "auto": [given, zero]}[head]
         tried = (float("inf"),) if head == "generated" else PRECISIONS
-        losses = held_out_losses(torch.stack(priors), x, targets, precisions=tried)
+        each = held_out_losses(torch.stack(priors), x, targets, precisions=tried)
+        losses = each.mean(-1)
         for number, prior in enumerate(priors):
             if prior is zero:  # a head of zeros is none, however little the support says
                 losses[number, -1] = float("inf")
         i, j = divmod(int(losses.argmin()), len(tried))
         if tried[j] == float("inf") and priors[i] is given:
-            return Refined(theta, float(losses[i, j]))
+            return Refined(theta, each[i, j])
         every = torch.ones(1, len(x))
         rows = fit_heads(priors[i][None], x, targets, torch.tensor([tried[j]]), every)[0]
         whole = _with_rows(theta, space, _outside(rows, centre, scale))
-        return Refined(whole, float(losses[i, j]))
+        return Refined(whole, each[i, j])
 
 
 def _spec(known: dict[str, Any]) -> LoraSpec:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ltdi.adapters.card import generator_card
 from ltdi.adapters.condition import Facts, describe, facts
-from ltdi.adapters.host import HEADS, LanguageHost
+from ltdi.adapters.host import HEADS, LanguageHost, Refined
 from ltdi.adapters.network import AdapterDenoiser
+from ltdi.adapters.search import choose
 from ltdi.adapters.training import Trained
 from ltdi.anchor import Anchor
 from ltdi.condition import Condition
@@ -36,9 +37,11 @@ class TextSupport:
         head: "generated"; "fitted" to the rows, under the generated factors; or "auto", which lets
             cross-validation on the rows choose, and how much of the generated head is kept.
         search: Whether other adapters are tried beside the one of the support's own condition:
-            those of the known tasks, their mean, and none at all. That is taken under which a head
-            predicts held-out rows of the support best. It costs a forward pass over the support
-            for each, and is left out for a task that is itself a known one.
+            those of the known tasks, their mean, and none at all. The last two are plain: the
+            better of them is kept unless a head predicts held-out rows of the support better under
+            another adapter, by more than noise (`ltdi.adapters.search`). It costs a forward pass
+            over the support for each, and is left out for a task that is itself a known one, by
+            its rows or by its description.
     """
 
     texts: TextSet
@@ -137,21 +140,23 @@ class AdapterGenerator(Generator):
         if support.head == "generated":
             return first
         space, inputs = self.space(texts.outputs), host.inputs(texts.texts)
-        best = host.refine(first, space, inputs, texts.targets, head=support.head)
+
+        def refined(theta: Tensor, head: str) -> Refined:
+            return host.refine(theta, space, inputs, texts.targets, head=head)
+
+        tried = [refined(first, support.head)]
         if not support.search or self.network.familiar(own):
-            return best.theta
-        # What adapts nothing, and the mean of the known adapters, may be better than any of them.
-        middle = torch.zeros(self.network.latent(texts.outputs).size)
-        for plain in (host.adapter(texts.outputs).theta_0, self.network.basis.leave(middle, space)):
-            found = host.refine(plain, space, inputs, texts.targets, head="fitted")
-            best = min(best, found, key=lambda x: x.loss)
+            return tried[0].theta
+        middle = self.network.basis.leave(
+            torch.zeros(self.network.latent(texts.outputs).size), space
+        )
+        plain = [refined(x, "fitted") for x in (host.adapter(texts.outputs).theta_0, middle)]
         known = self.network.recall(texts.outputs)
         for i in range(len(known.task)):
             one = Facts(known.task[[i]], known.outputs[[i]], known.text[[i]])
             theta = self._draw(one, one.text, seed=seed, **options).mean(0)
-            found = host.refine(theta, space, inputs, texts.targets, head=support.head)
-            best = min(best, found, key=lambda x: x.loss)
-        return best.theta
+            tried.append(refined(theta, support.head))
+        return choose(plain, tried).theta
 
     @torch.no_grad()
     def draws(self, support: TextSupport, *, seed: int = 0, **options: Any) -> Tensor:

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ltdi.adapters.collect import validation
-from ltdi.adapters.host import LanguageHost
+from ltdi.adapters.host import LanguageHost, Refined
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.peers import average, complete, full_model, nearest, task_adapters
+from ltdi.adapters.search import choose
 from ltdi.adapters.source import Source
 from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import (
@@ -52,7 +53,7 @@ NOTES = {
     "soup": "average of the zoo's adapters, with a head fitted to the support",
     "nearest": "adapter of the known task whose rows are most alike",
     "zoo-search": "what lt-di tries for an unseen task, with the zoo's own adapters: of each known "
-    "task, their average and the base, each with a fitted head; held-out support rows choose",
+    "task, their average and the base, each with a fitted head; held-out support rows choose alike",
     "lora": "LoRA fitted to all training rows",
     "lora-support": "LoRA fitted to the support rows alone",
     "full-finetune": "all weights but word embeddings, fitted to all training rows",
@@ -229,23 +230,26 @@ class Bench:
         known = self.known(setting.known)
         spaces = self.spaces(known)
         start = time.perf_counter()
-        tried: list[tuple[dict[str, Tensor], str]] = [({}, "fitted")]
-        if method == "soup":
-            tried = [(average(known, spaces), "fitted")]
-        elif method == "nearest":
+        inputs, targets = host.inputs(support.texts.texts), support.texts.targets
+
+        def refined(weights: dict[str, Tensor], head: str) -> Refined:
+            return host.refine(
+                complete(adapter, weights), adapter.space, inputs, targets, head=head
+            )
+
+        others: list[Refined] = []
+        if method == "nearest":
             features = host.features(support.texts.texts)
-            near, _ = nearest(known, spaces, features, support.texts.targets, outputs)
-            tried = [(near, support.head)]
-        elif method == "zoo-search":
-            tried.append((average(known, spaces), "fitted"))
+            near, _ = nearest(known, spaces, features, targets, outputs)
+            plain = [refined(near, support.head)]
+        else:
+            plain = [refined({}, "fitted")] if method != "soup" else []
+            if method != "base":
+                plain.append(refined(average(known, spaces), "fitted"))
+        if method == "zoo-search":
             each = task_adapters(known, spaces, outputs)
-            tried += [(weights, support.head) for weights in each.values()]
-        inputs = host.inputs(support.texts.texts)
-        found = [
-            host.refine(complete(adapter, w), adapter.space, inputs, support.texts.targets, head=h)
-            for w, h in tried
-        ]
-        return min(found, key=lambda x: x.loss).theta, time.perf_counter() - start
+            others = [refined(weights, support.head) for weights in each.values()]
+        return choose(plain, others).theta, time.perf_counter() - start
 
     def _few(self, setting: Setting, support: TextSupport, seed: int) -> Made:
         name = f"few-{setting.piece}-{seed}"

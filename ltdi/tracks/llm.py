@@ -210,7 +210,13 @@ def _shared(
     ]
     kept = Kept(
         work / "pieces",
-        {"zoo": zoo.about, "preset": preset, "support": p.support, "held": p.held},
+        {
+            "zoo": zoo.about,
+            "preset": preset,
+            "support": p.support,
+            "held": p.held,
+            "spent": p.spent,
+        },
     )
 
     def trunk(task: int, number: int) -> tuple[Tensor, float]:

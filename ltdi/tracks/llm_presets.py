@@ -37,6 +37,8 @@ class Preset:
         dev: Most dev rows.
         held: Training rows that unseen tasks are measured on: in no support, no fit and no choice
             that has to do with them.
+        spent: Training rows that unseen tasks were measured on while the search was made, in
+            nothing now.
         valid: Validation rows.
         support: Support rows.
         full: Full fine-tuning.
@@ -54,6 +56,7 @@ class Preset:
     rows: int = 8000
     dev: int = 1050
     held: int = 420
+    spent: int = 420
     valid: int = 400
     support: int = 128
     full: Preparation = field(
@@ -85,6 +88,7 @@ PRESETS = {
         ),
         dev=100,
         held=40,
+        spent=0,
         valid=50,
         support=32,
         full=replace(_TINY, lr=2e-3, segments=1),
@@ -145,9 +149,11 @@ def settings_of(sources: Sequence[Source], wanted: Sequence[str], p: Preset) -> 
             out[""].append(Setting(s.name, task, s, everything, s.fit, s.dev_inputs, labels))
         if "unseen" in wanted:
             others = tuple(t for t in everything if t != task)
-            name, cut = f"{s.name}, {UNSEEN}", len(s.fit) - min(p.held, len(s.fit) // 3)
+            name, most = f"{s.name}, {UNSEEN}", len(s.fit) // 3
+            end = len(s.fit) - min(p.spent, most)
+            cut = end - min(p.held, most)
             pool, half = s.fit[:cut], slice(None, max(100, p.dev // 5 * 2))
-            held = s.inputs[s.fit[cut:]], _labels(s, s.fit[cut:])
+            held = s.inputs[s.fit[cut:end]], _labels(s, s.fit[cut:end])
             out[UNSEEN].append(Setting(name, task, s, others, pool, *held))
             dev = s.dev_inputs[half], labels[half]
             out[DEV].append(Setting(f"{s.name}, {DEV}", task, s, others, pool, *dev, name))

@@ -49,7 +49,8 @@ def test_a_true_head_is_kept_and_a_wrong_one_is_not() -> None:
     many, known, _ = problem(rows=2000)
     nothing, weak = torch.zeros(1, 3, 6), torch.tensor([1e-3])
     true = fit_heads(nothing, many, known, weak, torch.ones(1, 2000))[0]
-    losses = held_out_losses(torch.stack([true, -true, torch.zeros(3, 6)]), x, labels)
+    priors = torch.stack([true, -true, torch.zeros(3, 6)])
+    losses = held_out_losses(priors, x, labels).mean(-1)
     assert losses[0].min() < losses[2].min()
     assert losses[1].argmin() < losses.shape[1] - 1
     assert losses[1, -1] > losses[1].min()

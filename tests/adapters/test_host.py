@@ -58,14 +58,15 @@ def test_a_fitted_head_is_better_than_none_and_leaves_the_factors(
         adapter = host.adapter(s.outputs)
         theta = some_weights(adapter, scale=0.05)
         rows = s.fit[:64]
-        new, loss = host.refine(
+        found = host.refine(
             theta, adapter.space, s.inputs[rows], s.train.targets[rows], head="fitted"
         )
+        new = found.theta
         before, after = (adapter.space.unflatten(t) for t in (theta, new))
         for name in before:
             assert torch.equal(before[name], after[name]) == ("modules_to_save" not in name)
         labels = s.dev.labels
-        assert labels is not None and loss < 2
+        assert labels is not None and found.losses.shape == (64,) and found.loss < 2
         scores = [score(adapter, t, s.dev_inputs, labels, s.dev.metric) for t in (theta, new)]
         assert scores[1] > scores[0]
 
