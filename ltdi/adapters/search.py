@@ -28,6 +28,6 @@ def choose(
 
     def better(other: Refined) -> bool:
         gain = kept.losses - other.losses
-        return float(gain.mean()) > errors * float(gain.std()) / len(gain) ** 0.5
+        return bool(gain.mean() > errors * gain.std() / len(gain) ** 0.5)
 
     return min(filter(better, others), key=lambda x: x.loss, default=kept)

@@ -281,9 +281,14 @@ class Bench:
         return Made(theta, self.kept.seconds[name], full=True)
 
     def again(
-        self, setting: Setting, start: str, seed: int, preparation: Preparation
+        self,
+        setting: Setting,
+        start: str,
+        seed: int,
+        preparation: Preparation,
+        rows: Tensor,
     ) -> dict[str, Tensor]:
-        """A short run of LoRA on all rows of a setting's pool.
+        """A short run of LoRA.
 
         Args:
             setting: The task.
@@ -291,6 +296,7 @@ class Bench:
                 batches.
             seed: Of batches, and of what is generated.
             preparation: Of the run.
+            rows: Of the source, that it is fitted to.
 
         Returns:
             Its "start" [n] and its snapshots "theta" [k, n].
@@ -301,12 +307,13 @@ class Bench:
             rng = torch.Generator().manual_seed(self.seed + 31 * seed + 1)
             adapter = self.host.adapter(source.outputs)
             first = adapter.theta_0 if start == "scratch" else self.make(start, setting, seed).theta
-            inputs, targets = source.inputs[setting.pool], source.train.targets[setting.pool]
+            inputs, targets = source.inputs[rows], source.train.targets[rows]
             found = fit_adapter(adapter, inputs, targets, preparation, rng, start=first)
             return {"theta": found.theta, "start": first}
 
         learnt = "" if start == "scratch" else f"{self.mark}-"
-        return self.kept(f"again/{learnt}{setting.piece}-{start}-{seed}", make)
+        how = f"{preparation.steps}-{preparation.lr:g}"
+        return self.kept(f"again/{learnt}{setting.piece}-{start}-{how}-{seed}", make)
 
 
 # Seeds of the support that a head is chosen by.

@@ -42,7 +42,7 @@ from ltdi.tracks.adapted import (
     choose_head,
     choose_sampling,
 )
-from ltdi.tracks.llm_presets import PRESETS, SETTINGS, UNSEEN, Preset, settings_of
+from ltdi.tracks.llm_presets import PRESETS, SETTINGS, SLICE, UNSEEN, Preset, settings_of
 from ltdi.tracks.llm_trial import Trial, rounded
 from ltdi.tracks.measured import publish
 from ltdi.tracks.track import check_methods, chosen_preset
@@ -119,7 +119,7 @@ def bench(
         target_modules: Comma-separated linear layers with factors, by the ends of their names.
         trunks: Long runs of each task; the preset's number by default.
         branches: Runs of each task that branch from them; the preset's number by default.
-        warm: Whether LoRA is also started from generated adapters of unseen tasks.
+        warm: Whether LoRA is also started from generated adapters of unseen tasks and slices.
         seed: Fixes everything.
         methods: Names of methods.
         preset: How much is spent.
@@ -181,9 +181,9 @@ def bench(
         }
         if "lt-di" in methods and known:
             facts["speed"] = trial.speed(known)
-        unseen = [s for s in places if s.kind == UNSEEN]
-        if "lt-di" in methods and unseen and p.warm_steps:
-            facts["warm start"] = trial.warm(unseen)
+        again = [s for s in places if s.kind in (UNSEEN, SLICE)]
+        if "lt-di" in methods and again and p.warm_steps:
+            facts["warm start"] = trial.warm(again)
         facts["peak MB"] = round(max(peak_mb(), shared.kept.peak_mb))
         rows = [*trial.rows, *trial.means()]
         return LlmOutcome(Result("llm", host.known["name"], preset, seed, facts, rows), shared)

@@ -45,7 +45,9 @@ class Preset:
         full_seeds: Seeds of full fine-tuning.
         control_seeds: Seeds of generated controls and peers on what is unseen.
         warm_steps: Steps of LoRA that starts at a generated adapter, and of its control that starts
-            from scratch; 0 leaves that out.
+            from scratch, of a task that is solved in as many steps as most; 0 leaves that out.
+        warm_rates: Learning rates of these runs, in units of the task's own; validation rows
+            choose, for each start.
         warm_seeds: Seeds of that.
         few_steps: Steps of LoRA on the support rows.
     """
@@ -67,6 +69,7 @@ class Preset:
     full_seeds: int = 1
     control_seeds: int = 1
     warm_steps: int = 300
+    warm_rates: tuple[float, ...] = (0.5, 1.0, 1.5)
     warm_seeds: int = 1
     few_steps: int = 30
 

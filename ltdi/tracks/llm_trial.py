@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltdi.adapters.collect import validation
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.peers import full_model
 from ltdi.adapters.source import Source
@@ -133,29 +134,39 @@ class Trial:
         return out
 
     def warm(self, places: Sequence[Setting]) -> dict[str, Any]:
-        """LoRA from our adapter for an unseen task, against LoRA from scratch, on dev rows.
+        """LoRA from our adapter for an unseen task or slice, against LoRA from scratch.
 
-        The goal is what the long runs from scratch end at. A run from scratch with the steps,
-        schedule and batches of the warm one says what a shorter schedule alone does.
+        An unseen task is fitted to all of its rows and measured on dev rows; the goal is what the
+        long runs from scratch end at. A slice is fitted to its support's rows alone, and measured
+        on the other half of its rows; the goal is what a run from scratch with twice the steps
+        ends at. A run from scratch with the steps, schedule and batches of the warm one says what
+        a shorter schedule alone does.
         """
         out = {}
         seeds = range(min(self.seeds, self.p.warm_seeds))
         for number, place in enumerate(places):
-            s = place.source
+            s, whole = place.source, place.kind == UNSEEN
             long = self.bench.recipe.preparation(s.name)
-            short = replace(
-                long, steps=self.p.warm_steps * long.steps // self.p.recipe.prepare.steps
-            )
-            goal = mean_of([float(self._trunk_curve(place, i)[-1]) for i in range(self._trunks)])
-            found = {}
+            rows = s.fit
+            if whole:
+                goals = [float(self._trunk_curve(place, i)[-1]) for i in range(self._trunks)]
+            else:
+                rows, long = place.pool, self._shorter(long)
+                ends = [self._again(place, "scratch", seed, long, rows) for seed in seeds]
+                goals = [float(curve[-1]) for curve in ends]
+            short = self._shorter(long)
+            found, rates, goal = {}, {}, mean_of(goals)
             for start in ("lt-di", "scratch"):
                 if self.progress:
                     self.progress("warm start", number, len(places), f"{s.name} from {start}")
-                curves = [self._again_curve(place, start, seed, short) for seed in seeds]
+                rates[start] = self._rate(place, start, short) if whole else {"1": 0.0}
+                best = max(rates[start], key=lambda r: rates[start][r])
+                p = replace(short, lr=short.lr * float(best))
+                curves = [self._again(place, start, seed, p, rows) for seed in seeds]
                 found[start] = torch.stack(curves).mean(0)
             at = [short.steps * i // short.segments for i in range(short.segments + 1)]
             good = (found["lt-di"] >= goal - 1e-9).nonzero()
-            out[s.name] = {
+            out[place.name] = {
                 "scratch": round(goal, 4),
                 "scratch steps": long.steps,
                 "warm": dict(zip(map(str, at), rounded(found["lt-di"].tolist(), 4), strict=True)),
@@ -164,23 +175,43 @@ class Trial:
                 ),
                 "steps to scratch's metric": at[int(good[0])] if len(good) else None,
                 "seeds": len(seeds),
+                "rates": rates,
             }
         if self.progress:
             self.progress("warm start", len(places), len(places), "")
         return out
 
-    def _again_curve(
-        self, place: Setting, start: str, seed: int, preparation: Preparation
+    def _shorter(self, long: Preparation) -> Preparation:
+        share = self.p.warm_steps / self.p.recipe.prepare.steps
+        segment = max(1, int(long.steps * share) // long.segments)
+        return replace(long, steps=segment * long.segments)
+
+    def _rate(self, place: Setting, start: str, short: Preparation) -> dict[str, float]:
+        """Validation metric of the ends of a run with each rate."""
+        out = {}
+        for rate in self.p.warm_rates:
+            p = replace(short, lr=short.lr * rate)
+            end = self.bench.again(place, start, 0, p, place.source.fit)["theta"][-1]
+            out[f"{rate:g}"] = round(validation(self.bench.host, place.source, end), 4)
+        return out
+
+    def _again(
+        self, place: Setting, start: str, seed: int, preparation: Preparation, rows: Tensor
     ) -> Tensor:
-        """[k + 1] dev metric of the start and of every snapshot."""
+        """[k + 1] metric of the start and of every snapshot, on dev rows or on those of a slice."""
+        p, s = preparation, place.source
 
         def make() -> dict[str, Tensor]:
-            piece = self.bench.again(place, start, seed, preparation)
+            piece = self.bench.again(place, start, seed, p, rows)
             stops = torch.cat([piece["start"][None], piece["theta"]])
-            return {"dev": _scores(self.bench.host, place.source, stops)}
+            if place.kind == UNSEEN:
+                return {"dev": _scores(self.bench.host, s, stops)}
+            return {"dev": _scores(self.bench.host, s, stops, place.inputs, place.labels)}
 
         learnt = "" if start == "scratch" else f"{self.bench.mark}-"
-        return self.bench.kept(f"again-dev/{learnt}{place.piece}-{start}-{seed}", make)["dev"]
+        how = f"{p.steps}-{p.lr:g}"
+        piece = f"again-dev/{learnt}{place.piece}-{start}-{how}-{seed}"
+        return self.bench.kept(piece, make)["dev"]
 
     @property
     def _trunks(self) -> int:
@@ -254,12 +285,19 @@ class Trial:
         )
 
 
-def _scores(host: LanguageHost, source: Source, theta: Tensor) -> Tensor:
-    """Dev metric of snapshots theta [k, n]."""
-    labels = source.dev.labels
+def _scores(
+    host: LanguageHost,
+    source: Source,
+    theta: Tensor,
+    inputs: Tensor | None = None,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """Metric of snapshots theta [k, n] on dev rows, or on given inputs and labels."""
+    if inputs is None:
+        inputs, labels = source.dev_inputs, source.dev.labels
     assert labels is not None
     adapter = host.adapter(source.outputs)
-    logits = [adapter_logits(adapter, t, source.dev_inputs) for t in theta]
+    logits = [adapter_logits(adapter, t, inputs) for t in theta]
     return torch.tensor(
         [measure(source.train.metric, x, labels) for x in logits], dtype=torch.float64
     )
