@@ -16,7 +16,7 @@ from ltdi.adapters.source import Source
 from ltdi.adapters.support import shown
 from ltdi.adapters.training import AdapterRecipe, Solved
 from ltdi.errors import InputError
-from ltdi.lora import adapter_logits
+from ltdi.lora import Adapter, adapter_logits
 from ltdi.metrics import measure
 from ltdi.progress import Progress
 from ltdi.zoo import Zoo
@@ -125,13 +125,16 @@ def append(
     )
 
 
-def validation(host: LanguageHost, source: Source, theta: Tensor) -> float:
-    """The task's metric on its validation rows."""
+def validation(
+    host: LanguageHost, source: Source, theta: Tensor, model: Adapter | None = None
+) -> float:
+    """The task's metric on its validation rows; the host's kind of adapter by default."""
     if not len(source.valid):
         return 0.0
     labels = source.train.select(source.valid).labels
     assert labels is not None
-    logits = adapter_logits(host.adapter(source.outputs), theta, source.inputs[source.valid])
+    model = model or host.adapter(source.outputs)
+    logits = adapter_logits(model, theta, source.inputs[source.valid])
     return measure(source.train.metric, logits, labels)
 
 

@@ -124,6 +124,7 @@ class Bench:
     seed: int
     support: int
     full: Preparation
+    full_rates: tuple[float, ...]
     few_steps: int
     trunk: Callable[[int, int], tuple[Tensor, float]]
     sampling: dict[str, Sampling] = field(default_factory=dict)
@@ -266,19 +267,32 @@ class Bench:
         theta = self.kept(name, make)["theta"]
         return Made(theta, self.kept.seconds[name])
 
+    def full_runs(self, setting: Setting, seed: int) -> dict[float, dict[str, Tensor]]:
+        """Full fine-tuning with each rate: final weights [n], "valid" metric [k], "seconds"."""
+        source, rows = setting.source, setting.pool
+        out = {}
+        for rate in self.full_rates:
+            p = replace(self.full, lr=rate)
+
+            def make(p: Preparation = p) -> dict[str, Tensor]:
+                rng = torch.Generator().manual_seed(self.seed + seed)
+                model = full_model(self.host.base, source.outputs)
+                found = fit_adapter(model, source.inputs[rows], source.train.targets[rows], p, rng)
+                valid = [validation(self.host, source, t, model) for t in found.theta]
+                return {
+                    "theta": found.theta[-1].half(),
+                    "valid": torch.tensor(valid),
+                    "seconds": torch.tensor(found.seconds),
+                }
+
+            out[rate] = self.kept(f"full-{source.name}-{p.steps}-{rate:g}-{seed}", make)
+        return out
+
     def _full(self, setting: Setting, seed: int) -> Made:
-        source = setting.source
-        name = f"full-{source.name}-{seed}"
-
-        def make() -> dict[str, Tensor]:
-            rng = torch.Generator().manual_seed(self.seed + seed)
-            model = full_model(self.host.base, source.outputs)
-            rows, p = setting.pool, self.full
-            found = fit_adapter(model, source.inputs[rows], source.train.targets[rows], p, rng)
-            return {"theta": found.theta[-1].half()}
-
-        theta = self.kept(name, make)["theta"].float()
-        return Made(theta, self.kept.seconds[name], full=True)
+        """The rate whose end is best on validation rows; the seconds of that run alone."""
+        runs = self.full_runs(setting, seed).values()
+        best = max(runs, key=lambda run: float(run["valid"][-1]))
+        return Made(best["theta"].float(), float(best["seconds"]), full=True)
 
     def again(
         self,

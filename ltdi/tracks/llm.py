@@ -184,6 +184,14 @@ def bench(
         again = [s for s in places if s.kind in (UNSEEN, SLICE)]
         if "lt-di" in methods and again and p.warm_steps:
             facts["warm start"] = trial.warm(again)
+        if "full-finetune" in methods and known:
+            facts["full fine-tuning"] = {
+                s.name: {
+                    f"{rate:g}": rounded(run["valid"].tolist(), 4)
+                    for rate, run in shared.full_runs(s, 0).items()
+                }
+                for s in known
+            }
         facts["peak MB"] = round(max(peak_mb(), shared.kept.peak_mb))
         rows = [*trial.rows, *trial.means()]
         return LlmOutcome(Result("llm", host.known["name"], preset, seed, facts, rows), shared)
@@ -234,6 +242,7 @@ def _shared(
         seed,
         p.support,
         p.full,
+        p.full_rates,
         p.few_steps,
         trunk,
         progress=progress,

@@ -42,6 +42,7 @@ class Preset:
         valid: Validation rows.
         support: Support rows.
         full: Full fine-tuning.
+        full_rates: Its learning rates; validation rows choose.
         full_seeds: Seeds of full fine-tuning.
         control_seeds: Seeds of generated controls and peers on what is unseen.
         warm_steps: Steps of LoRA that starts at a generated adapter, and of its control that starts
@@ -63,9 +64,10 @@ class Preset:
     support: int = 128
     full: Preparation = field(
         default_factory=lambda: Preparation(
-            "adamw", lr=1e-4, steps=200, segments=1, weight_decay=0.01, batch=16
+            "adamw", steps=600, segments=5, weight_decay=0.01, batch=16
         )
     )
+    full_rates: tuple[float, ...] = (1e-4, 3e-4)
     full_seeds: int = 1
     control_seeds: int = 1
     warm_steps: int = 300
@@ -94,7 +96,8 @@ PRESETS = {
         spent=0,
         valid=50,
         support=32,
-        full=replace(_TINY, lr=2e-3, segments=1),
+        full=_TINY,
+        full_rates=(2e-3,),
         warm_steps=15,
         few_steps=10,
     ),
@@ -109,6 +112,7 @@ PRESETS = {
         rows=4000,
         dev=500,
         valid=200,
+        full=Preparation("adamw", steps=200, segments=5, weight_decay=0.01, batch=16),
         warm_steps=100,
     ),
     "standard": Preset(
@@ -128,7 +132,8 @@ PRESETS = {
         ),
         rows=100_000,
         dev=10_000,
-        full=Preparation("adamw", lr=2e-5, steps=5000, weight_decay=0.01, batch=32, segments=1),
+        full=Preparation("adamw", steps=5000, weight_decay=0.01, batch=32, segments=5),
+        full_rates=(2e-5, 5e-5),
         full_seeds=3,
         control_seeds=3,
         warm_steps=2500,

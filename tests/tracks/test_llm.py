@@ -31,7 +31,7 @@ def tiny() -> pytest.MonkeyPatch:
         prepare=replace(p.recipe.prepare, steps=5),
         meta=replace(p.recipe.meta, iterations=3),
     )
-    full = replace(p.full, steps=2)
+    full = replace(p.full, steps=2, segments=1)
     small = replace(p, recipe=recipe, full=full, dev=40, warm_steps=5, few_steps=2)
     patch.setattr(llm_trial, "RESAMPLES", 10)
     patch.setitem(llm.PRESETS, "smoke", small)  # type: ignore[arg-type]
