@@ -30,6 +30,7 @@ from ltdi.checkpoint import (
     save_checkpoint,
 )
 from ltdi.errors import DivergedError, InputError, unknown
+from ltdi.memory import keep_freed
 from ltdi.team import ALONE, Team
 
 Params = dict[str, Tensor]
@@ -175,6 +176,7 @@ class MetaTrainer:
         before: Callable[[int], None] | None = None,
         team: Team = ALONE,
     ) -> None:
+        keep_freed()
         self.before, self.team = before, team
         self.module, self.loss, self.draw, self.config = module, loss, draw, config
         self.names = [name for name, _ in module.named_parameters()]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ltdi.errors import InputError, unknown
 from ltdi.optional import optional
+from ltdi.products import fast_products
 from ltdi.progress import Log
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -134,10 +135,12 @@ class Team:
         if self.main:
             self.wait()
 
-    def cast(self) -> Any:
+    @contextmanager
+    def cast(self) -> Iterator[None]:
         """Context in which the denoiser's products have the team's precision."""
         low = self.precision == "bfloat16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=low)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=low), fast_products():
+            yield
 
 
 ALONE = Team()

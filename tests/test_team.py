@@ -137,6 +137,25 @@ def test_everything_is_on_the_device_of_the_network(tmp_path: Path, kind: str, l
         objective(dict(network.named_parameters()), {**there, "x_t": batch["x_t"]})
 
 
+def test_bfloat16_trains_a_transformer_on_a_cpu(tmp_path: Path) -> None:
+    """Learners' weights stay float32, and move nearly as without it."""
+    moved = []
+    for precision in ("float32", "bfloat16"):
+        torch.manual_seed(0)
+        network, objective = head_objective(tmp_path / precision, "transformer", "weight")
+        config = MetaConfig(iterations=3, tasks=8, warmup=1)
+        before = torch.cat([p.detach().flatten().clone() for p in network.parameters()])
+        team = Team(precision=precision)
+        trainer = MetaTrainer(network, objective, objective.draw, config, team=team)
+        for _ in range(3):
+            trainer.iterate()
+        assert {p.dtype for p in trainer.phi.values()} == {torch.float32}
+        moved.append(torch.cat([p.detach().flatten() for p in network.parameters()]) - before)
+    exact, low = moved
+    assert torch.cosine_similarity(exact, low, dim=0) > 0.9
+    assert not torch.equal(exact, low)
+
+
 def test_bfloat16_agrees_to_its_own_precision(tmp_path: Path) -> None:
     network, objective = head_objective(tmp_path, "equivariant", "predictive")
     batch = objective.draw(torch.Generator().manual_seed(0), 16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, overload
@@ -30,11 +31,14 @@ from ltdi.parts import (
     revision_of,
     save_parts,
 )
+from ltdi.products import fast_products
 from ltdi.recipe import Sampling
 from ltdi.report.card import model_card
 from ltdi.weights import WeightSpace
 
 CARD = "README.md"
+# Tasks from which on a chain's products are large (`ltdi.products`).
+MANY = 32
 Weights = dict[str, Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
@@ -174,19 +178,20 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             change = s.strength * (residual * scale + mean)
             return v.leave(s.sharpness * (change + v.start))
 
-        residual = sample(
-            denoise,
-            noise,
-            self.schedule,
-            prediction=p.diffusion.prediction,
-            sampler=s.sampler,
-            steps=s.steps,
-            temperature=s.temperature,
-            segments=s.segments,
-            end=end,
-            rng=rng,
-            callback=callback and (lambda t, x, x0: callback(t, whole(x), whole(x0))),
-        )
+        with fast_products() if len(noise) >= MANY else nullcontext():
+            residual = sample(
+                denoise,
+                noise,
+                self.schedule,
+                prediction=p.diffusion.prediction,
+                sampler=s.sampler,
+                steps=s.steps,
+                temperature=s.temperature,
+                segments=s.segments,
+                end=end,
+                rng=rng,
+                callback=callback and (lambda t, x, x0: callback(t, whole(x), whole(x0))),
+            )
         drawn: Tensor = whole(residual).unflatten(0, (copies, -1))
         return drawn
 
