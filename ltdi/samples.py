@@ -6,7 +6,7 @@ and nothing good lies between. So a net is generated as a residual to the mean o
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,14 +19,13 @@ from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError
-from ltdi.files import plain
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided, sample_space
 from ltdi.losses import Probe, weight_loss
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
-from ltdi.parts import Parts, chain_end
-from ltdi.pipeline import meta_train
+from ltdi.parts import chain_end
+from ltdi.pipeline import train_parts
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.weights import Normaliser, WeightSpace
@@ -264,19 +263,9 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
     apart = zoo.last - zoo.centres()[zoo.run]
     normaliser = Normaliser.fit(apart, zoo.space, centre=False)
     objective = CheckpointObjective(zoo, network, anchor, normaliser, recipe)
-    meta_train(network, objective, recipe, zoo.host.fingerprint, zoo.space, None, progress, None)
-    about = plain({"recipe": asdict(recipe)})
-    shape, sampling = recipe.network, recipe.sampling
-    parts = Parts(
-        zoo.space,
-        network,
-        anchor,
-        normaliser,
-        d,
-        shape,
-        sampling,
-        zoo.host,
-        about,
+    host, space = zoo.host, zoo.space
+    parts = train_parts(
+        network, objective, recipe, host, anchor, normaliser, space, progress=progress
     )
     return SampleGenerator(parts)
 

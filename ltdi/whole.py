@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from ltdi.generator.nets import NetTask, build_rows
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost, NetPredictor
-from ltdi.parts import Parts, check_sampling
-from ltdi.pipeline import meta_train, tuned
+from ltdi.parts import check_sampling
+from ltdi.pipeline import train_parts, tuned
 from ltdi.progress import Log, Progress
 from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
@@ -354,35 +354,23 @@ def train_net_generator(
         network = build_rows(data.space, recipe.network, d)
     normaliser = _fit_normaliser(data)
     standardise(network, data, normaliser)
-    objective = NetObjective(data, network, normaliser, recipe)
-    host = data.host
-    meta_train(
+    parts = train_parts(
         network,
-        objective,
+        NetObjective(data, network, normaliser, recipe),
         recipe,
-        host.fingerprint,
-        data.space,
-        out,
-        progress,
-        log,
-        data.arrivals,
-        team,
-    )
-    parts = Parts(
-        data.space,
-        network,
+        data.host,
         data.anchor,
         normaliser,
-        d,
-        recipe.network,
-        recipe.sampling,
-        host,
-        plain({"recipe": asdict(recipe), **(about or {})}),
+        data.space,
+        out=out,
+        about=about,
+        progress=progress,
+        log=log,
+        arrivals=data.arrivals,
+        team=team,
     )
     generator = NetGenerator(parts)
-    if valid is None:
-        return generator
-    return tuned(generator, valid, recipe, judged, log)
+    return generator if valid is None else tuned(generator, valid, recipe, judged, log)
 
 
 def _fit_normaliser(data: NetSet) -> Normaliser:

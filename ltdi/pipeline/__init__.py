@@ -11,7 +11,7 @@ from ltdi.pipeline.collecting import (
     solve,
     start_zoo,
 )
-from ltdi.pipeline.meta_training import Objective, meta_train, tuned
+from ltdi.pipeline.meta_training import Objective, meta_train, train_parts, tuned
 from ltdi.pipeline.objective import HeadObjective, TrainingSet, fit_normaliser
 from ltdi.pipeline.shared import Shared, load_shared, save_shared
 from ltdi.pipeline.training import train_generator
@@ -35,5 +35,6 @@ __all__ = [
     "solve",
     "start_zoo",
     "train_generator",
+    "train_parts",
     "tuned",
 ]

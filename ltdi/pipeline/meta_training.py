@@ -5,26 +5,28 @@ from __future__ import annotations
 import functools
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from ltdi.anchor import Anchor
 from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.choice import choose_sampling
 from ltdi.engine import Arrivals
 from ltdi.files import plain
 from ltdi.generator import ImageGenerator
 from ltdi.meta import Batch, MetaTrainer, Params
+from ltdi.parts import Host, Parts
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
 from ltdi.team import ALONE, Team
-from ltdi.weights import WeightSpace
+from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group
 
 
@@ -90,6 +92,58 @@ def meta_train(
     network.to("cpu")
     if arrivals:
         arrivals.end()
+
+
+def train_parts(
+    network: torch.nn.Module,
+    objective: Objective,
+    recipe: Recipe,
+    host: Host,
+    anchor: Anchor,
+    normaliser: Normaliser,
+    space: WeightSpace,
+    *,
+    out: Path | None = None,
+    about: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+    log: Log | None = None,
+    arrivals: Arrivals | None = None,
+    team: Team = ALONE,
+) -> Parts:
+    """Meta-train a network, and put it together with what its generator is made of beside it.
+
+    Args:
+        network: Initialised.
+        objective: The training loss.
+        recipe: Chain, network, meta-training; kept in the card.
+        host: What the weights live in.
+        anchor: Where generation starts.
+        normaliser: Of residuals to the anchor.
+        space: Of the weights, at any way.
+        out: Directory for the checkpoint; none is written without it.
+        about: More for the card.
+        progress: Called as progress(stage, done, total, text).
+        log: Called with JSON-able records.
+        arrivals: Where the zoo is being filled.
+        team: Device and processes.
+
+    Raises:
+        DivergedError: If the loss leaves the finite numbers.
+    """
+    meta_train(
+        network, objective, recipe, host.fingerprint, space, out, progress, log, arrivals, team
+    )
+    return Parts(
+        space,
+        network,
+        anchor,
+        normaliser,
+        recipe.diffusion,
+        recipe.network,
+        recipe.sampling,
+        host,
+        plain({"recipe": asdict(recipe), **(about or {})}),
+    )
 
 
 def _see_arrivals(

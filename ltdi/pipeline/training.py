@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,9 @@ import torch
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.denoiser import EquivariantDenoiser
-from ltdi.files import plain
 from ltdi.generator import HeadGenerator
-from ltdi.parts import Parts, build_network, check_sampling
-from ltdi.pipeline.meta_training import meta_train, tuned
+from ltdi.parts import build_network, check_sampling
+from ltdi.pipeline.meta_training import train_parts, tuned
 from ltdi.pipeline.objective import HeadObjective, TrainingSet, fit_normaliser
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Recipe
@@ -69,28 +67,20 @@ def train_generator(
     normaliser = fit_normaliser(data)
     if isinstance(network, EquivariantDenoiser):
         network.unit.copy_(normaliser.std)
-    meta_train(
+    parts = train_parts(
         network,
         objective(data, network, normaliser, recipe),
         recipe,
-        backbone.fingerprint,
-        data.space,
-        out,
-        progress,
-        log,
-        data.arrivals,
-        team,
-    )
-    parts = Parts(
-        data.space,
-        network,
+        backbone,
         anchor,
         normaliser,
-        d,
-        recipe.network,
-        recipe.sampling,
-        backbone,
-        plain({"recipe": asdict(recipe), **(about or {})}),
+        data.space,
+        out=out,
+        about=about,
+        progress=progress,
+        log=log,
+        arrivals=data.arrivals,
+        team=team,
     )
     generator = HeadGenerator(parts)
     return generator if valid is None else tuned(generator, valid, recipe, judged, log)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -14,10 +14,8 @@ from torch import Tensor
 from ltdi.backbone import Backbone
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
 from ltdi.baselines.unseen.method import Coordinates, UnseenBudget
-from ltdi.files import plain
-from ltdi.generator import NamedHost, UnseenGenerator
+from ltdi.generator import UnseenGenerator
 from ltdi.names import NameEncoder
-from ltdi.parts import Parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress, Step, staged
 from ltdi.tracks.world import Once
@@ -28,12 +26,12 @@ from ltdi.unseen import (
     choose_prior,
     choose_steps,
     prepare_zoo,
-    train_unseen,
+    train_unseen_generator,
     unseen_recipe,
 )
 from ltdi.unseen.choice import prior_heads
-from ltdi.unseen.training import RECIPES, default_sampling, options_of
-from ltdi.weights import head_logits, head_space
+from ltdi.unseen.training import RECIPES, options_of
+from ltdi.weights import head_logits
 from ltdi.zoo import Zoo
 
 CEILING, ANCHOR = "supervised", "anchor"
@@ -113,25 +111,9 @@ class GeneratedUnseen(UnseenMethod):
         prior, zoo = world.prior(progress), world.zoo(staged(progress))
         self.prepare_s = world.prepare_s
         start = time.perf_counter()
-        trained = train_unseen(zoo, prior, self.recipe, progress=staged(progress))
-        host = NamedHost(
-            world.backbone,
-            world.encoder,
-            {"sizes": prior.sizes, "settings": prior.described},
-            self.recipe.pool[1] > 0,
+        generator = train_unseen_generator(
+            zoo, prior, world.backbone, world.encoder, self.recipe, progress=staged(progress)
         )
-        parts = Parts(
-            head_space(train.bank.width, self.recipe.ways[0]),
-            trained.network,
-            prior,
-            trained.normaliser,
-            self.recipe.diffusion,
-            self.recipe.network,
-            default_sampling(self.recipe),
-            host,
-            {"recipe": plain(asdict(self.recipe))},
-        )
-        generator = UnseenGenerator(parts)
 
         def heads(batch: TaskBatch, **options: float) -> Tensor:
             steps = int(options["steps"])
@@ -140,6 +122,7 @@ class GeneratedUnseen(UnseenMethod):
             )
 
         chosen, self.steps = choose_steps(heads, valid, options_of(self.recipe))
+        parts = generator.parts
         sampling = replace(parts.sampling, steps=int(chosen["steps"]), strength=chosen["strength"])
         self.generator = UnseenGenerator(replace(parts, sampling=sampling))
         self.train_s = time.perf_counter() - start

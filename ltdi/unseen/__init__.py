@@ -2,7 +2,13 @@
 
 from ltdi.unseen.choice import choose_prior, choose_steps
 from ltdi.unseen.tasks import NamedBank, TaskBatch, UnseenTasks, sample_tasks
-from ltdi.unseen.training import UnseenRecipe, prepare_zoo, train_unseen, unseen_recipe
+from ltdi.unseen.training import (
+    UnseenRecipe,
+    prepare_zoo,
+    train_unseen,
+    train_unseen_generator,
+    unseen_recipe,
+)
 
 __all__ = [
     "NamedBank",
@@ -14,5 +20,6 @@ __all__ = [
     "prepare_zoo",
     "sample_tasks",
     "train_unseen",
+    "train_unseen_generator",
     "unseen_recipe",
 ]

@@ -18,14 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ltdi.backbone import Backbone
 from ltdi.collect import Preparation, head_predictor, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import unknown
 from ltdi.files import plain
 from ltdi.frame import Frame
+from ltdi.generator import NamedHost, UnseenGenerator
 from ltdi.losses import LOSSES, Probe
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
+from ltdi.names import NameEncoder
+from ltdi.parts import Parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling
@@ -345,6 +349,41 @@ def train_unseen(
 
     trainer.fit(checkpoint, progress=finished, log=log)
     return Trained(network.eval(), normaliser, recipe)
+
+
+def train_unseen_generator(
+    zoo: Zoo,
+    prior: NamePrior,
+    backbone: Backbone,
+    encoder: NameEncoder,
+    recipe: UnseenRecipe,
+    *,
+    progress: Progress | None = None,
+) -> UnseenGenerator:
+    """Meta-train a generator; it takes all steps without noise, validation may choose fewer.
+
+    Args:
+        zoo: Solved tasks.
+        prior: The prior of all source classes.
+        backbone: That the features came from.
+        encoder: That the names were read with.
+        recipe: Chain, network, meta-training.
+        progress: Called as progress(stage, done, total, text).
+    """
+    trained = train_unseen(zoo, prior, recipe, progress=progress)
+    known = {"sizes": prior.sizes, "settings": prior.described}
+    parts = Parts(
+        zoo.space,
+        trained.network,
+        prior,
+        trained.normaliser,
+        recipe.diffusion,
+        recipe.network,
+        default_sampling(recipe),
+        NamedHost(backbone, encoder, known, pooled=recipe.pool[1] > 0),
+        {"recipe": plain(asdict(recipe))},
+    )
+    return UnseenGenerator(parts)
 
 
 def default_sampling(recipe: UnseenRecipe) -> Sampling:

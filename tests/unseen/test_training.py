@@ -15,16 +15,20 @@ from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_json, read_metadata
-from ltdi.generator import Generator, NamedHost, UnseenGenerator
+from ltdi.generator import Generator, UnseenGenerator
 from ltdi.meta import MetaConfig
 from ltdi.names import NameEncoder
-from ltdi.parts import Parts
 from ltdi.prior import NamePrior, PriorSettings
 from ltdi.recipe import Network
 from ltdi.tasks import FeatureBank, Unseen
-from ltdi.unseen import NamedBank, UnseenRecipe, prepare_zoo, train_unseen, unseen_recipe
-from ltdi.unseen.training import default_sampling, held_out
-from ltdi.weights import head_space
+from ltdi.unseen import (
+    NamedBank,
+    UnseenRecipe,
+    prepare_zoo,
+    train_unseen_generator,
+    unseen_recipe,
+)
+from ltdi.unseen.training import held_out
 
 ENCODER = NameEncoder("tiny", templates=("{}",))
 RECIPE = UnseenRecipe(
@@ -56,22 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> UnseenGenerator:
     bank = source(width)
     prior = NamePrior.fit(bank.bank, bank.text, PriorSettings(iterations=2))
     zoo = prepare_zoo(tmp_path_factory.mktemp("zoo") / "zoo", bank, prior, RECIPE)
-    trained = train_unseen(zoo, prior, RECIPE)
-    host = NamedHost(
-        backbone, ENCODER, {"sizes": prior.sizes, "settings": prior.described}, pooled=True
-    )
-    return UnseenGenerator(
-        Parts(
-            head_space(width, 3),
-            trained.network,
-            prior,
-            trained.normaliser,
-            RECIPE.diffusion,
-            RECIPE.network,
-            default_sampling(RECIPE),
-            host,
-        )
-    )
+    return train_unseen_generator(zoo, prior, backbone, ENCODER, RECIPE)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import ClassVar
 
@@ -91,6 +92,42 @@ class _Trained(UnseenMethod):
         enter = self.coordinates.frame.enter
         return TaskBatch(batch.text, enter(batch.pool), batch.mask, enter(batch.query))
 
+    def _descend(
+        self,
+        net: nn.Module,
+        loss: Callable[[TaskBatch], Tensor],
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        checks: int,
+        progress: Step | None,
+    ) -> None:
+        """Train a network on drawn tasks; it ends in the state with the best validation accuracy.
+
+        Args:
+            net: All that is trained.
+            loss: Of a batch of tasks.
+            train: Source classes that tasks are drawn from.
+            valid: Tasks that states are judged on.
+            budget: Iterations and the shape of tasks.
+            checks: How often the state is judged.
+            progress: Called as progress(iteration, iterations, text).
+        """
+        optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
+        best: tuple[float, dict[str, Tensor]] = (-1.0, {})
+        for step in range(budget.iterations):
+            value = loss(self._draw(train, budget, step))
+            optimiser.zero_grad()
+            value.backward()
+            optimiser.step()
+            if (step + 1) % max(1, budget.iterations // checks) == 0:
+                score = mean_accuracy(self.logits, valid)
+                if score > best[0]:
+                    best = (score, {k: v.clone() for k, v in net.state_dict().items()})
+                if progress:
+                    progress(step + 1, budget.iterations, f"validation {score:.4f}")
+        net.load_state_dict(best[1])
+
     @abstractmethod
     def _rows(self, batch: TaskBatch) -> Tensor:
         """Class means [E, way, D] of a task in the coordinates, from its names and images."""
@@ -131,24 +168,14 @@ class Hypernetwork(_Trained):
             self.net = nn.ModuleDict(
                 {"encoder": encoder, "write": nn.Linear(_WIDTH, train.bank.width)}
             )
-            optimiser = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.05)
-            best: tuple[float, dict[str, Tensor]] = (-1.0, {})
-            for step in range(budget.iterations):
-                batch = self._draw(train, budget, step)
-                z = F.normalize(batch.query.flatten(1, 2), dim=-1)
-                logits = 10 * z @ F.normalize(self._rows(batch), dim=-1).mT
-                label = torch.arange(batch.way).repeat_interleave(batch.query.shape[2])
-                loss = F.cross_entropy(logits.flatten(0, 1), label.repeat(len(batch)))
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                if (step + 1) % max(1, budget.iterations // 10) == 0:
-                    score = mean_accuracy(self.logits, valid)
-                    if score > best[0]:
-                        best = (score, {k: v.clone() for k, v in self.net.state_dict().items()})
-                    if progress:
-                        progress(step + 1, budget.iterations, f"validation {score:.4f}")
-        self.net.load_state_dict(best[1])
+            self._descend(self.net, self._loss, train, valid, budget, 10, progress)
+
+    def _loss(self, batch: TaskBatch) -> Tensor:
+        """Cross entropy of the query images."""
+        z = F.normalize(batch.query.flatten(1, 2), dim=-1)
+        logits = 10 * z @ F.normalize(self._rows(batch), dim=-1).mT
+        label = torch.arange(batch.way).repeat_interleave(batch.query.shape[2])
+        return F.cross_entropy(logits.flatten(0, 1), label.repeat(len(batch)))
 
     def _rows(self, batch: TaskBatch) -> Tensor:
         h = self.net["encoder"](self._names(batch.text), batch.pool, batch.mask)
@@ -212,36 +239,28 @@ class D2nwg(_Trained):
                     "denoiser": _Denoiser(self.latent, self.steps),
                 }
             )
-            optimiser = torch.optim.AdamW(self.net.parameters(), lr=1e-3, weight_decay=0.05)
             rng = torch.Generator().manual_seed(budget.seed)
-            best: tuple[float, dict[str, Tensor]] = (-1.0, {})
             few = [batch[:6] for batch in valid]
-            for step in range(budget.iterations):
-                batch = self._draw(train, budget, step)
-                with torch.no_grad():
-                    latent = self.coder["mean"](batch.query.mean(2) / self.spread) / self.unit
-                t = torch.randint(self.steps, (len(batch),), generator=rng)
-                signal = self.schedule.alpha_bar[t].float()[:, None, None]
-                eps = torch.randn(latent.shape, generator=rng)
-                x = signal.sqrt() * latent + (1 - signal).sqrt() * eps
-                condition = self._condition(batch)
-                loss = (self.net["denoiser"](x, t, condition) - eps).square().mean()
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                if (step + 1) % max(1, budget.iterations // 5) == 0:
-                    score = mean_accuracy(self.logits, few)
-                    if score > best[0]:
-                        best = (score, {k: v.clone() for k, v in self.net.state_dict().items()})
-                    if progress:
-                        progress(step + 1, budget.iterations, f"validation {score:.4f}")
-        self.net.load_state_dict(best[1])
+            loss = partial(self._loss, rng=rng)
+            self._descend(self.net, loss, train, few, budget, 5, progress)
         found = []
         for option in product((10, 20, 50), (0.0, 0.5, 1.0), (1, 5)):
             if option[1] > 0 or option[2] == 1:
                 self.chosen = option
                 found.append((mean_accuracy(self.logits, few), -option[0] * option[2], option))
         self.chosen = max(found)[2]
+
+    def _loss(self, batch: TaskBatch, rng: torch.Generator) -> Tensor:
+        """Squared error of the noise in the latents of the query's class means."""
+        with torch.no_grad():
+            latent = self.coder["mean"](batch.query.mean(2) / self.spread) / self.unit
+        t = torch.randint(self.steps, (len(batch),), generator=rng)
+        signal = self.schedule.alpha_bar[t].float()[:, None, None]
+        eps = torch.randn(latent.shape, generator=rng)
+        x = signal.sqrt() * latent + (1 - signal).sqrt() * eps
+        error = self.net["denoiser"](x, t, self._condition(batch)) - eps
+        out: Tensor = error.square().mean()
+        return out
 
     def _fit_coder(self, train: NamedBank, budget: UnseenBudget) -> None:
         """The autoencoder, on means of few images of a class: rows as tasks have them."""
