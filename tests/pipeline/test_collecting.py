@@ -1,11 +1,8 @@
-"""`ltdi.pipeline`: stopped and resumed runs equal uninterrupted ones, and nothing leaks."""
+"""`ltdi.pipeline.collecting`: a zoo of several runs is that of one; no anchor knows its tasks."""
 
 from __future__ import annotations
 
 import shutil
-import signal
-import threading
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,91 +11,20 @@ import torch
 from torch import Tensor
 
 from ltdi.anchor import Anchor
-from ltdi.backbone import Backbone, ConvNet, InputTransform
-from ltdi.choice import choose_sampling
 from ltdi.crossfit import select
-from ltdi.errors import InputError, LtdiError, MismatchError
+from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_tensors
-from ltdi.generator import HeadGenerator
-from ltdi.meta import MetaConfig
-from ltdi.parts import build_network, tensors_of
 from ltdi.pipeline import (
-    HeadObjective,
-    TrainingSet,
     collecting,
-    load_shared,
     make_anchor,
     make_folds,
-    meta_training,
-    objective,
     prepare_zoo,
-    save_shared,
-    shared,
     solve,
-    train_generator,
-    training,
 )
-from ltdi.recipe import Network, Recipe, Sampling, Tasks
+from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import FRAMES, Zoo
-
-WIDTH, ITEMS = 8, 12
-
-
-def gaussian_bank(classes: int, seed: int, prefix: str) -> FeatureBank:
-    """Class means ~ N(1, I), items ~ N(mean, diagonal)."""
-    rng = torch.Generator().manual_seed(seed)
-    spread = torch.linspace(0.3, 1.5, WIDTH)
-    means = 1 + torch.randn(classes, 1, WIDTH, generator=rng)
-    items = means + spread * torch.randn(classes, ITEMS, WIDTH, generator=rng)
-    names = tuple(f"{prefix}{c}" for c in range(classes))
-    return FeatureBank(items.flatten(0, 1), torch.arange(classes + 1) * ITEMS, names)
-
-
-@pytest.fixture(scope="module")
-def train() -> FeatureBank:
-    return gaussian_bank(30, 0, "train")
-
-
-@pytest.fixture(scope="module")
-def valid() -> FeatureBank:
-    return gaussian_bank(12, 1, "valid")
-
-
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = ConvNet(1, 4, 28)
-    config = {"kind": "conv", "channels": 1, "width": 4, "size": 28}
-    return Backbone(net, InputTransform(), config)
-
-
-@pytest.fixture(scope="module")
-def recipe() -> Recipe:
-    r = Recipe(
-        tasks=Tasks(ways=(3, 4), shots=(1, 2), query=4, per_setting=12, shard=3, folds=3),
-        network=Network(width=16, depth=1, heads=2),
-        meta=MetaConfig(iterations=12, meta_batch=2, tasks=4, warmup=2, checkpoint_every=5),
-    )
-    return replace(r, prepare=replace(r.prepare, steps=8))
-
-
-@pytest.fixture(scope="module")
-def zoo(tmp_path_factory, train, valid, backbone, recipe) -> Zoo:
-    path = tmp_path_factory.mktemp("whole") / "zoo"
-    return prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
-
-
-def tensors(generator: HeadGenerator) -> dict[str, Tensor]:
-    return tensors_of(generator.parts)
-
-
-def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
-    return list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
-
-
-# ---- zoo ----------------------------------------------------------------------------------------
+from tests.pipeline.made import ITEMS, WIDTH, same
 
 
 def test_the_zoo_has_what_the_recipe_says(zoo: Zoo, recipe: Recipe):
@@ -284,9 +210,6 @@ def test_gaussian_starts_are_not_the_anchor(tmp_path, train, valid, backbone, re
         assert min((g.theta[:, -1] - g.anchor).abs().max() for g in some) > 0.5
 
 
-# ---- anchor -------------------------------------------------------------------------------------
-
-
 def test_the_anchor_is_fitted_on_train_and_chosen_on_valid(train, valid, recipe):
     state = make_anchor(recipe, train, valid).state_dict()
     class_means = train.features.unflatten(0, (30, ITEMS)).mean(1)
@@ -302,197 +225,6 @@ def test_the_anchor_is_fitted_on_train_and_chosen_on_valid(train, valid, recipe)
     assert same(
         make_anchor(r, noise, valid).state_dict(), make_anchor(r, train, valid).state_dict()
     )
-
-
-# ---- training -----------------------------------------------------------------------------------
-
-Train = Callable[..., HeadGenerator]
-
-
-@pytest.fixture(scope="module")
-def run(zoo: Zoo, train, valid, backbone, recipe) -> Train:
-    anchor, data = make_anchor(recipe, train, valid), TrainingSet.of(zoo)
-
-    def go(out: Path | None = None, changed: Recipe = recipe, **options) -> HeadGenerator:
-        if out:
-            out.mkdir(exist_ok=True)
-        return train_generator(data, anchor, backbone, changed, out=out, valid=valid, **options)
-
-    return go
-
-
-@pytest.fixture(scope="module")
-def whole(run: Train) -> HeadGenerator:
-    return run()
-
-
-def test_training_is_fixed_by_its_seed(run: Train, whole: HeadGenerator, recipe: Recipe):
-    torch.manual_seed(99)
-    state = torch.get_rng_state()
-    assert same(tensors(run()), tensors(whole))
-    assert torch.equal(torch.get_rng_state(), state)
-    other = run(changed=replace(recipe, meta=replace(recipe.meta, seed=1)))
-    assert not same(tensors(other), tensors(whole))
-
-
-@pytest.mark.parametrize("at", [3, 5, 11])
-def test_resumed_training_equals_an_uninterrupted_one(
-    run: Train, whole: HeadGenerator, tmp_path: Path, at: int
-):
-    def stop(stage: str, done: int, total: int, text: str) -> None:
-        if done == at:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "g", progress=stop)
-    steps: list[int] = []
-    resumed = run(tmp_path / "g", progress=lambda stage, done, total, text: steps.append(done))
-    assert steps == list(range(at + 1, 13))
-    assert same(tensors(resumed), tensors(whole))
-    assert resumed.parts.sampling == whole.parts.sampling
-
-
-def test_ctrl_c_within_an_iteration_resumes_exactly(
-    run: Train, whole: HeadGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The signal comes after random numbers were drawn, before the step is counted."""
-    drawn, original = [], HeadObjective.draw
-
-    def draw(self: HeadObjective, rng: torch.Generator, tasks: int):
-        drawn.append(tasks)
-        out = original(self, rng, tasks)
-        if len(drawn) == 20:
-            signal.raise_signal(signal.SIGINT)
-        return out
-
-    handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(HeadObjective, "draw", draw)
-    with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "g")
-    assert len(drawn) < 36  # it did stop
-    assert signal.getsignal(signal.SIGINT) is handler
-    assert same(tensors(run(tmp_path / "g")), tensors(whole))
-
-
-def test_training_works_in_a_thread(run: Train, whole: HeadGenerator):
-    made: list[HeadGenerator] = []
-    thread = threading.Thread(target=lambda: made.append(run()))
-    thread.start()
-    thread.join()
-    assert same(tensors(made[0]), tensors(whole))
-
-
-def test_a_checkpoint_of_other_settings_is_refused(run: Train, tmp_path: Path, recipe: Recipe):
-    run(tmp_path / "g")
-    for changed in (
-        replace(recipe, meta=replace(recipe.meta, inner_lr=0.1)),
-        replace(recipe, diffusion=replace(recipe.diffusion, objective="vanilla")),
-        replace(recipe, network=replace(recipe.network, width=32)),
-    ):
-        with pytest.raises(MismatchError, match="other settings"):
-            run(tmp_path / "g", changed)
-
-
-def test_training_lowers_its_loss(run: Train, recipe: Recipe, zoo: Zoo):
-    longer = replace(recipe, meta=replace(recipe.meta, iterations=60, meta_lr=3e-3))
-    parts = run(changed=longer).parts
-    network = build_network(zoo.space, WIDTH, parts.shape, parts.diffusion)
-    network.load_state_dict({**network.state_dict(), "unit": parts.normaliser.std})
-    losses = []
-    for net in (network, parts.network):
-        objective = HeadObjective(TrainingSet.of(zoo), net, parts.normaliser, longer)
-        rng = torch.Generator().manual_seed(5)
-        params = {name: p.detach() for name, p in net.named_parameters()}
-        losses.append(sum(float(objective(params, objective.draw(rng, 8))) for _ in range(60)))
-    assert losses[1] < 0.9 * losses[0]
-
-
-def test_every_objective_prediction_and_network_trains(run: Train, recipe: Recipe, train):
-    short = replace(recipe, meta=replace(recipe.meta, iterations=2))
-    changes = [
-        ("equivariant", {"objective": "vanilla"}),
-        ("equivariant", {"objective": "naive", "loss": "weight"}),
-        ("transformer", {"objective": "trajectory"}),
-        ("transformer", {"objective": "naive", "prediction": "v", "loss": "function"}),
-        ("transformer", {"objective": "matched", "prediction": "eps", "loss": "weight"}),
-    ]
-    for kind, change in changes:
-        diffusion = replace(short.diffusion, **change)
-        network = replace(short.network, kind=kind)
-        made = run(changed=replace(short, diffusion=diffusion, network=network))
-        support = train.features[:24].view(1, 3, 8, WIDTH)[:, :, :2]
-        assert made.weights(support).isfinite().all()
-
-
-def test_a_unet_serves_one_way_and_says_so(run: Train, recipe: Recipe):
-    with pytest.raises(MismatchError, match="3-way weights, the task has 4 classes"):
-        run(changed=replace(recipe, network=Network("unet", 16, 1)))
-
-
-def test_sampling_is_chosen_on_valid_by_nll(
-    whole: HeadGenerator, valid: FeatureBank, recipe: Recipe
-):
-    sampling, scores = choose_sampling(whole, valid, recipe)
-    named = f"end {sampling.end:.2f}, {sampling.steps} steps, strength {sampling.strength}"
-    as_few = [nll for name, nll in scores.items() if f" {sampling.steps} steps" in name]
-    assert scores[named] == min(as_few) < min(scores.values()) + 0.01
-    assert whole.parts.sampling == sampling and sampling.temperature == 0
-
-
-def test_the_choice_of_a_sampling_does_not_depend_on_an_earlier_one(
-    whole: HeadGenerator, valid: FeatureBank, recipe: Recipe
-):
-    parts = replace(whole.parts, sampling=Sampling(steps=3, strength=0.5, sharpness=1.7))
-    other = HeadGenerator(parts)
-    assert choose_sampling(other, valid, recipe) == choose_sampling(whole, valid, recipe)
-
-
-def test_every_local_target_that_the_network_knows_is_a_candidate(run: Train, recipe: Recipe):
-    def ends(changed: Recipe) -> set[str]:
-        scores = run(changed=changed).parts.about["validation NLL"]
-        return {name.partition(",")[0] for name in scores}
-
-    short = replace(recipe, meta=replace(recipe.meta, iterations=1))
-    assert ends(short) == {f"end {i / 4:.2f}" for i in range(1, 5)}
-    # Neither the global target alone nor another network is told which target is asked for.
-    vanilla = replace(short, diffusion=replace(short.diffusion, objective="vanilla"))
-    transformer = replace(short, network=replace(short.network, kind="transformer"))
-    assert ends(vanilla) == ends(transformer) == {"end 1.00"}
-
-
-def test_a_noisy_recipe_keeps_its_sampling(run: Train, recipe: Recipe):
-    noisy = replace(recipe, sampling=Sampling(steps=7, temperature=0.5))
-    assert run(changed=noisy).parts.sampling == noisy.sampling
-
-
-# ---- what lies beside a zoo ---------------------------------------------------------------------
-
-
-def test_shared_parts_round_trip(zoo: Zoo, tmp_path, train, valid, backbone, recipe):
-    path = Path(shutil.copytree(zoo.path, tmp_path / "z"))
-    anchor = make_anchor(recipe, train, valid)
-    save_shared(path, backbone, valid)
-    shared = load_shared(Zoo.open(path))
-    assert same(dict(shared.anchor.state_dict()), dict(anchor.state_dict()))
-    assert shared.backbone.fingerprint == backbone.fingerprint
-    assert torch.equal(shared.valid.features, valid.features)
-    assert shared.valid.classes == valid.classes
-    # A backbone that was swapped afterwards is found.
-    other = Backbone(ConvNet(1, 4, 28), InputTransform(), backbone.config)
-    other.save(path / "backbone")
-    with pytest.raises(MismatchError, match="not the one that it was collected on"):
-        load_shared(Zoo.open(path))
-    (path / "anchor.safetensors").unlink()
-    backbone.save(path / "backbone")
-    with pytest.raises(LtdiError, match="anchor"):
-        load_shared(Zoo.open(path))
-
-
-def test_pipeline_has_no_state_of_its_own():
-    """Nothing is remembered between runs but on disk."""
-    for module in (collecting, meta_training, objective, shared, training):
-        held = {k for k, v in vars(module).items() if isinstance(v, (list, dict, set))}
-        assert held <= {"__builtins__", "__annotations__"} | {"LOSSES"}
 
 
 def test_a_probed_target_has_not_seen_its_probe(train: FeatureBank, valid: FeatureBank):

@@ -1,0 +1,39 @@
+"""`ltdi.pipeline.shared`: what lies beside a zoo comes back, and what was swapped is found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ltdi.backbone import Backbone, ConvNet, InputTransform
+from ltdi.errors import LtdiError, MismatchError
+from ltdi.pipeline import (
+    load_shared,
+    make_anchor,
+    save_shared,
+)
+from ltdi.zoo import Zoo
+from tests.pipeline.made import same
+
+
+def test_shared_parts_round_trip(zoo: Zoo, tmp_path, train, valid, backbone, recipe):
+    path = Path(shutil.copytree(zoo.path, tmp_path / "z"))
+    anchor = make_anchor(recipe, train, valid)
+    save_shared(path, backbone, valid)
+    shared = load_shared(Zoo.open(path))
+    assert same(dict(shared.anchor.state_dict()), dict(anchor.state_dict()))
+    assert shared.backbone.fingerprint == backbone.fingerprint
+    assert torch.equal(shared.valid.features, valid.features)
+    assert shared.valid.classes == valid.classes
+    # A backbone that was swapped afterwards is found.
+    other = Backbone(ConvNet(1, 4, 28), InputTransform(), backbone.config)
+    other.save(path / "backbone")
+    with pytest.raises(MismatchError, match="not the one that it was collected on"):
+        load_shared(Zoo.open(path))
+    (path / "anchor.safetensors").unlink()
+    backbone.save(path / "backbone")
+    with pytest.raises(LtdiError, match="anchor"):
+        load_shared(Zoo.open(path))

@@ -1,0 +1,95 @@
+"""Small zoos, and what is put into them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ltdi.frame import Frame
+from ltdi.tasks import FeatureBank
+from ltdi.weights import WeightSpace, head_space
+from ltdi.zoo import SolvedTasks, Zoo
+
+ROOT = Path(__file__).resolve().parents[2]
+D = 4
+SPACE = head_space(D, 3)
+ABOUT: dict[str, Any] = {"seed": 1, "prepare": {"lr": 0.1}}
+
+
+def make_bank(seed: int = 0, classes: int = 5, width: int = D) -> FeatureBank:
+    rng = torch.Generator().manual_seed(seed)
+    centre = 2 * torch.randn(classes, 1, width, generator=rng)
+    x = centre + torch.randn(classes, 8, width, generator=rng)
+    names = tuple(f"c{i}" for i in range(classes))
+    return FeatureBank(x.flatten(0, 1), torch.arange(classes + 1) * 8, names)
+
+
+def create(
+    path: Path,
+    space: WeightSpace = SPACE,
+    bank: FeatureBank | None = None,
+    about: dict[str, Any] = ABOUT,
+) -> Zoo:
+    zoo = Zoo.create(path, space, about)
+    zoo.keep_bank(bank or make_bank())
+    return zoo
+
+
+def append(zoo: Zoo, name: str, tasks: SolvedTasks, finite: torch.Tensor | None = None) -> Any:
+    return zoo.append(name, vars(tasks), finite, setting=tasks.setting)
+
+
+def make_tasks(
+    seed: int, tasks: int = 4, way: int = 3, shot: int = 2, frame: int = 0
+) -> SolvedTasks:
+    rng = torch.Generator().manual_seed(seed)
+    n = head_space(D, way).size
+    return SolvedTasks(
+        torch.randn(tasks, 2, n, generator=rng),
+        torch.randn(tasks, n, generator=rng),
+        torch.randint(40, (tasks, way, shot), generator=rng),
+        torch.randint(40, (tasks, way, 3), generator=rng),
+        torch.full((tasks,), frame),
+        torch.rand(tasks, generator=rng),
+        torch.rand(tasks, generator=rng),
+    )
+
+
+def assert_same(a: SolvedTasks, b: SolvedTasks) -> None:
+    for name, value in vars(a).items():
+        other = vars(b)[name]
+        assert torch.equal(value, other) and value.dtype == other.dtype, name
+
+
+def make_frames(seed: int, number: int = 3) -> list[Frame]:
+    rng = torch.Generator().manual_seed(seed)
+    return [
+        Frame(
+            torch.randn(D, generator=rng),
+            torch.randn(D, D, generator=rng),
+            torch.rand(D, generator=rng),
+        )
+        for _ in range(number)
+    ]
+
+
+def assert_same_frames(found: list[Frame], wanted: list[Frame]) -> None:
+    for a, b in zip(found, wanted, strict=True):
+        for name, value in vars(b).items():
+            assert torch.equal(getattr(a, name), value), name
+
+
+NET = WeightSpace.from_shapes({"fc.weight": (3, 2), "fc.bias": (3,)})
+
+
+def net_columns(seed: int, tasks: int = 5) -> dict[str, torch.Tensor]:
+    rng = torch.Generator().manual_seed(seed)
+    return {
+        "theta": torch.randn(tasks, 2, NET.size, generator=rng),
+        "condition": torch.randn(tasks, 4, generator=rng).bfloat16(),
+        "item": torch.randint(1 << 40, (tasks,), generator=rng),
+        "flag": torch.rand(tasks, 1, generator=rng) > 0.5,
+        "loss": torch.rand(tasks, generator=rng),
+    }
