@@ -49,11 +49,12 @@ def trainings(axis: str, value: int) -> Trainings:
 
 
 def recipe(axis: str, value: int) -> Recipe:
-    """That of the track with five local targets, lean."""
+    """That of the track with five local targets, lean, and told of weights alone."""
     base = PRESETS["standard"].recipe
     steps = trainings(axis, value).branch_steps
     return replace(
         base,
+        diffusion=replace(base.diffusion, loss="weight", plus_weight=0.0),
         prepare=replace(base.prepare, steps=steps, segments=_SEGMENTS),
         meta=replace(base.meta, iterations=60, warmup=10),
     )

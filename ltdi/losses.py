@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from ltdi.errors import unknown
+from ltdi.errors import InputError, unknown
 from ltdi.weights import head_logits
 
 
@@ -20,12 +21,14 @@ class Probe:
         anchor: [B, n] weights that residuals are added to.
         scale: [n] size of a normalised unit.
         predict: Logits [B, P, way] of weights [B, n] on those; linear heads by default.
+        wanted: [B, P, way] probabilities that are asked for in the place of the target's own.
     """
 
     features: Tensor
     anchor: Tensor
     scale: Tensor
     predict: Callable[[Tensor, Tensor], Tensor] = head_logits
+    wanted: Tensor | None = None
 
     def logits(self, theta: Tensor) -> Tensor:
         """Logits centred over classes: softmax does not see the mean."""
@@ -45,18 +48,40 @@ def function_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Pro
 
 
 def predictive_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
-    """KL(target's predictions || prediction's predictions) on query features.
+    """KL(wanted predictions || prediction's predictions) on query features.
 
-    Its second-order expansion is the Fisher metric: logits that cannot change a decision cost
-    nothing. Needs x0-prediction, because it evaluates both heads.
+    Wanted are the target's, unless the probe says otherwise. Its second-order expansion is the
+    Fisher metric: logits that cannot change a decision cost nothing. Needs x0-prediction, because
+    it evaluates both weights.
     """
-    wanted = probe.logits(probe.anchor + target * probe.scale).log_softmax(-1)
     given = probe.logits(probe.anchor + prediction * probe.scale).log_softmax(-1)
-    divergence = (wanted.exp() * (wanted - given)).sum(-1)
+    if probe.wanted is None:
+        wanted = probe.logits(probe.anchor + target * probe.scale).log_softmax(-1)
+        divergence = (wanted.exp() * (wanted - given)).sum(-1)
+    else:
+        divergence = (torch.xlogy(probe.wanted, probe.wanted) - probe.wanted * given).sum(-1)
     return (weight[:, None] * divergence).mean()
 
 
-LOSSES = {"weight": weight_loss, "function": function_loss, "predictive": predictive_loss}
+Loss = Callable[[Tensor, Tensor, Tensor, Probe], Tensor]
+LOSSES: dict[str, Loss] = {
+    "weight": weight_loss,
+    "function": function_loss,
+    "predictive": predictive_loss,
+}
+
+
+def loss_of(name: str, plus_weight: float = 0.0) -> Loss:
+    """A loss by name, with so much of the loss in weight space added to it."""
+    chosen = LOSSES[name]
+    if not plus_weight:
+        return chosen
+
+    def both(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
+        apart = weight_loss(prediction, target, weight, probe)
+        return chosen(prediction, target, weight, probe) + plus_weight * apart
+
+    return both
 
 
 def check_loss(name: str, prediction: str) -> None:
@@ -69,3 +94,17 @@ def check_loss(name: str, prediction: str) -> None:
         raise unknown("loss", name, LOSSES, where="recipe.loss")
     if name == "predictive" and prediction != "x0":
         raise unknown("prediction for the predictive loss", prediction, ("x0",))
+
+
+def check_net_loss(name: str) -> None:
+    """Refuse the loss that only linear heads have.
+
+    Raises:
+        InputError: For "function".
+    """
+    if name == "function":
+        raise InputError(
+            "the loss 'function' is that of linear heads",
+            where="diffusion.loss",
+            fix='choose "predictive" or "weight" for whole networks',
+        )

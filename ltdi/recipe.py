@@ -48,6 +48,8 @@ class Diffusion:
         objective: "trajectory", "vanilla", "naive" or "matched".
         prediction: "x0", "eps" or "v".
         loss: "predictive", "function" or "weight".
+        plus_weight: How much of the loss "weight" is added to another one, which by itself does not
+            ask what weights differ by.
         first: Share of the training draws that are at t = 0, where every chain begins and a chain
             of one step ends; the others are those of the objective.
     """
@@ -57,12 +59,18 @@ class Diffusion:
     objective: str = "trajectory"
     prediction: str = "x0"
     loss: str = "predictive"
+    plus_weight: float = 0.0
     first: float = 0.0
 
     def __post_init__(self) -> None:
         check_loss(self.loss, self.prediction)
         if not 0 <= self.first <= 1:
             raise InputError(f"first must lie in 0..1, got {self.first}", where="diffusion.first")
+        if self.plus_weight < 0:
+            raise InputError(
+                f"plus_weight must be at least 0, got {self.plus_weight}",
+                where="diffusion.plus_weight",
+            )
 
 
 @dataclass(frozen=True)

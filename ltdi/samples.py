@@ -2,26 +2,29 @@
 
 The checkpoints of one training lie in one basin, those of different trainings in different ones,
 and nothing good lies between. So a net is generated as a residual to the mean of one training.
+Under a loss in function space that mean moves as well, to where nets predict what they should.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from ltdi.anchor import Centres
 from ltdi.backbone import InputTransform
-from ltdi.collect import optimise
+from ltdi.backbone.augment import distort
+from ltdi.collect import Adam, optimise
 from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
-from ltdi.errors import InputError
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided, sample_space
-from ltdi.losses import Probe, weight_loss
+from ltdi.losses import Probe, check_net_loss, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
 from ltdi.parts import chain_end
@@ -33,6 +36,11 @@ from ltdi.zoo import Group
 
 # Nets whose predictions are worked out at once, and steps of training between fresh images.
 _AT_ONCE, _CHUNK, _POOL = 25, 40, 1024
+# Training images that a net is judged on, out of so many that are distorted for all nets of a
+# batch; and the share of the vote in what is wanted of it.
+JUDGED, _TOLD, _VOTE = 32, 128, 0.5
+# Images of a step of gradient descent on the same.
+BATCH = 64
 TEMPERATURES = (1.0, 0.7, 0.5, 0.3)
 
 
@@ -71,6 +79,7 @@ class Checkpoints:
         images: [N, channels, size, size] transformed training images.
         labels: [N].
         valid: How many of them, from the end, no net was trained on.
+        taught: Images and labels that nets were trained on.
     """
 
     theta: Tensor
@@ -80,6 +89,7 @@ class Checkpoints:
     images: Tensor
     labels: Tensor
     valid: int
+    taught: tuple[Tensor, Tensor]
 
     @property
     def last(self) -> Tensor:
@@ -176,7 +186,7 @@ def collect_checkpoints(
             )
             progress("checkpoints", run * p.branches + first + count, p.runs * p.branches, "")
     which = torch.arange(p.runs).repeat_interleave(p.branches)
-    return Checkpoints(torch.cat(theta), which, space, host, images, labels, valid)
+    return Checkpoints(torch.cat(theta), which, space, host, images, labels, valid, data)
 
 
 def _training_data(
@@ -192,8 +202,60 @@ def _training_data(
     return images[:count], labels
 
 
+class Lessons:
+    """Training images, and what is wanted of a net on them.
+
+    Nets know their images by heart, so that they are shown distorted. Wanted are, in equal parts,
+    the label and the vote: what the centres of all trainings predict on average, which is right
+    more often than any of them (distillation, Hinton et al., arXiv 1503.02531).
+
+    Args:
+        zoo: Checkpoints.
+    """
+
+    def __init__(self, zoo: Checkpoints) -> None:
+        self.zoo, self.centres = zoo, zoo.centres()
+
+    @torch.no_grad()
+    def draw(self, rng: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Images [count, ...] and probabilities [count, classes]."""
+        host, (known, labels) = self.zoo.host, self.zoo.taught
+        pick = torch.randint(len(labels), (count,), generator=rng)
+        images = distort(known[pick], 1.0, rng)
+        if images.shape[1] > 1:  # a drawing may be another one in the mirror
+            mirrored = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        shown = images.expand(len(self.centres), *images.shape)
+        vote = host.many(self.centres, shown, self.zoo.space).softmax(-1).mean(0)
+        hot = F.one_hot(labels[pick], vote.shape[1]).to(vote)
+        return images, torch.lerp(hot, vote, _VOTE)
+
+
+class Moving(nn.Module):
+    """A denoiser, and how far it moves the centres that nets are drawn around.
+
+    Moves are in plain units: there a step of Adam is as long as those of the trainings.
+
+    Args:
+        network: The denoiser.
+        centres: [C, n].
+    """
+
+    def __init__(self, network: RowDenoiser, centres: Tensor) -> None:
+        super().__init__()
+        self.network, self.moves = network, nn.Parameter(torch.zeros_like(centres))
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """That of the denoiser."""
+        out: Tensor = self.network(*inputs)
+        return out
+
+
 class CheckpointObjective:
     """The training loss of a generator of checkpoints.
+
+    In weight space a net is compared with the residual that was noised; in function space with what
+    is wanted on training images (`Lessons`), around the centre that the network moves.
 
     Args:
         zoo: Checkpoints.
@@ -206,14 +268,18 @@ class CheckpointObjective:
     def __init__(
         self,
         zoo: Checkpoints,
-        network: RowDenoiser,
+        network: Moving,
         anchor: Centres,
         normaliser: Normaliser,
         recipe: Recipe,
     ) -> None:
         self.zoo, self.network, self.recipe = zoo, network, recipe
-        own = anchor.theta.transpose(0, 1)[zoo.run]
-        self.residual = normaliser.normalise(zoo.theta - own, zoo.space)
+        self.own = anchor.theta.transpose(0, 1)  # [C, k, n]
+        self.residual = normaliser.normalise(zoo.theta - self.own[zoo.run], zoo.space)
+        self.scale = normaliser.scale(zoo.space)
+        d = recipe.diffusion
+        self.loss = loss_of(d.loss, d.plus_weight)
+        self.lessons = Lessons(zoo) if d.loss != "weight" else None
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
 
     def see(self, groups: list[Group]) -> None:
@@ -231,7 +297,15 @@ class CheckpointObjective:
             first=d.first,
             rng=rng,
         )
-        return {**vars(noised), "twice": torch.rand(tasks, generator=rng) < 0.5}
+        batch = {**vars(noised), "twice": torch.rand(tasks, generator=rng) < 0.5}
+        if self.lessons:
+            images, wanted = self.lessons.draw(rng, _TOLD)
+            shown = torch.randint(_TOLD, (tasks, JUDGED), generator=rng)
+            run, k = self.zoo.run[pick], self.residual.shape[1]
+            target = (noised.stage * k).round().long() - 1
+            batch |= {"run": run, "centre": self.own[run, target]}
+            batch |= {"images": images[shown], "wanted": wanted[shown]}
+        return batch
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Loss of one base learner; half of the time the network sees its own first estimate."""
@@ -244,30 +318,73 @@ class CheckpointObjective:
         out = own.step(x, t, signal, stage)
         # The loss in weight space asks for nothing but the weights.
         probe = Probe(out, out, out)
-        return weight_loss(out, batch["target"], batch["weight"], probe)
+        if self.lessons:
+            host, space = self.zoo.host, self.zoo.space
+            probe = Probe(
+                batch["images"],
+                batch["centre"] + params["moves"][batch["run"]],
+                self.scale,
+                lambda theta, images: host.logits(theta, images, space),
+                batch["wanted"],
+            )
+        return self.loss(out, batch["target"], batch["weight"], probe)
 
 
 def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> SampleGenerator:
     """Meta-train a generator of checkpoints."""
     d = recipe.diffusion
-    if d.loss != "weight":
-        raise InputError(
-            f"checkpoints are compared as weights, not by the loss {d.loss!r}",
-            where="diffusion.loss",
-            fix='choose "weight"',
-        )
+    check_net_loss(d.loss)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.meta.seed)
         network = build_rows(zoo.space, recipe.network, d)
     anchor = Centres(zoo.path())
     apart = zoo.last - zoo.centres()[zoo.run]
     normaliser = Normaliser.fit(apart, zoo.space, centre=False)
-    objective = CheckpointObjective(zoo, network, anchor, normaliser, recipe)
+    moving = Moving(network, zoo.centres())
+    objective = CheckpointObjective(zoo, moving, anchor, normaliser, recipe)
     host, space = zoo.host, zoo.space
     parts = train_parts(
-        network, objective, recipe, host, anchor, normaliser, space, progress=progress
+        moving, objective, recipe, host, anchor, normaliser, space, progress=progress
     )
-    return SampleGenerator(parts)
+    moved = Centres(anchor.theta + moving.moves.detach())
+    return SampleGenerator(replace(parts, network=network, anchor=moved))
+
+
+def descended(
+    zoo: Checkpoints,
+    steps: int,
+    rng: torch.Generator,
+    rates: tuple[float, ...] = (5e-4, 2e-3, 5e-3),
+) -> tuple[Tensor, dict[float, float]]:
+    """The centre of every training after gradient descent on what a generator is trained on.
+
+    Adam, batches of 64 of the same `Lessons`, a rate that falls to zero.
+
+    Args:
+        zoo: Checkpoints.
+        steps: Of each centre.
+        rng: Source of images.
+        rates: To choose from, on images that no net was trained on.
+
+    Returns:
+        [C, n] nets, and the accuracy at each rate.
+    """
+    lessons, predict, found = Lessons(zoo), NetPredictor(zoo.host, zoo.space), {}
+    start = lessons.centres
+    for rate in rates:
+        parts = predict.parts(start)
+        optimiser = Adam([x.clone() for x in parts], rate)
+        for step in range(steps):
+            images, wanted = lessons.draw(rng, BATCH)
+            shown = predict.nets.enter(images.expand(len(start), *images.shape))
+            optimiser.lr = rate * (1 - step / steps)
+            gradient = predict.nets.gradient(
+                optimiser.parts, shown, wanted.expand(len(start), *wanted.shape)
+            )
+            optimiser.step([g.contiguous() for g in gradient])
+        found[rate] = predict.whole(optimiser.parts)
+    scores = {rate: _valid_accuracy(zoo, theta) for rate, theta in found.items()}
+    return found[max(scores, key=lambda rate: scores[rate])], scores
 
 
 def chosen_sampler(

@@ -24,11 +24,11 @@ from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.engine import Arrivals, Collection, Engine, plan_of, recipe_of, settings_of
-from ltdi.errors import InputError, MismatchError
+from ltdi.errors import MismatchError
 from ltdi.files import plain
 from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
-from ltdi.losses import LOSSES, Probe
+from ltdi.losses import Probe, check_net_loss, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost, NetPredictor
 from ltdi.parts import check_sampling
@@ -324,7 +324,8 @@ class NetObjective:
             scale,
             lambda theta, images: self.host.logits(theta, images, space),
         )
-        loss = LOSSES[self.recipe.diffusion.loss]
+        d = self.recipe.diffusion
+        loss = loss_of(d.loss, d.plus_weight)
         return loss(output, batch["target"], batch["weight"], probe)
 
 
@@ -343,12 +344,7 @@ def train_net_generator(
     """Meta-train a generator of whole networks; see `ltdi.pipeline.train_generator`."""
     d = recipe.diffusion
     check_sampling(recipe.sampling, d)
-    if d.loss == "function":
-        raise InputError(
-            "the loss 'function' is that of linear heads",
-            where="diffusion.loss",
-            fix='choose "predictive" or "weight" for whole networks',
-        )
+    check_net_loss(d.loss)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.meta.seed)
         network = build_rows(data.space, recipe.network, d)

@@ -228,6 +228,7 @@ CASES = {
     f"{TRAIN} --diffusion.steps 3": "to do:",
     f"{TRAIN} --diffusion.objective trajectry": "did you mean 'trajectory'?",
     f"{TRAIN} --diffusion.loss predctive": "did you mean 'predictive'?",
+    f"{TRAIN} --diffusion.plus-weight=-1": "plus_weight must be at least 0",
     f"{TRAIN} --diffusion.schedule cosin": "did you mean 'cosine'?",
     f"{TRAIN} --diffusion.prediction x1": "did you mean 'x0'?",
     f"{TRAIN} --sampling.temperature=-1": "temperature >= 0",

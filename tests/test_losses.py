@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,9 @@ from ltdi.losses import (
     LOSSES,
     Probe,
     check_loss,
+    check_net_loss,
     function_loss,
+    loss_of,
     predictive_loss,
     weight_loss,
 )
@@ -96,6 +100,28 @@ def test_predictive_loss_is_torchs_kl() -> None:
     assert float(value) == pytest.approx(float((weight[:, None] * kl).mean()))
 
 
+def test_predictive_loss_asks_for_other_predictions_where_they_are_given() -> None:
+    prediction, target, weight, probe = problem()
+    given = logits(probe.anchor + prediction * probe.scale, probe.features).log_softmax(-1)
+    own = logits(probe.anchor + target * probe.scale, probe.features).softmax(-1)
+    hard = F.one_hot(own.argmax(-1), WAY).to(own)
+    for wanted in (own, hard, (own + hard) / 2):
+        other = replace(probe, wanted=wanted)
+        kl = F.kl_div(given, wanted, reduction="none").sum(-1)
+        value = predictive_loss(prediction, torch.zeros_like(target), weight, other)
+        assert float(value) == pytest.approx(float((weight[:, None] * kl).mean()))
+    told = predictive_loss(prediction, target, weight, replace(probe, wanted=own))
+    assert float(told) == pytest.approx(float(predictive_loss(prediction, target, weight, probe)))
+
+
+def test_the_loss_in_weight_space_may_be_added_to_another() -> None:
+    for name in LOSSES:
+        assert loss_of(name) is LOSSES[name]
+        apart = float(weight_loss(*problem()))
+        both = float(loss_of(name, 0.5)(*problem()))
+        assert both == pytest.approx(float(LOSSES[name](*problem())) + 0.5 * apart)
+
+
 def test_predictive_loss_is_zero_only_for_equal_predictions() -> None:
     prediction, target, weight, probe = problem()
     assert float(predictive_loss(target, target, weight, probe)) == pytest.approx(0, abs=1e-14)
@@ -159,3 +185,10 @@ def test_check_loss_knows_what_fits() -> None:
             check_loss("predictive", prediction)
     with pytest.raises(InputError, match="did you mean 'predictive'"):
         check_loss("predictiv", "x0")
+
+
+def test_check_net_loss_refuses_that_of_linear_heads() -> None:
+    for name in ("weight", "predictive"):
+        check_net_loss(name)
+    with pytest.raises(InputError, match="'function' is that of linear heads"):
+        check_net_loss("function")

@@ -9,14 +9,17 @@ import torch
 
 from ltdi.baselines.samples import plain_samples
 from ltdi.data import ImageSet
+from ltdi.errors import InputError
 from ltdi.generator import SampleGenerator
 from ltdi.nets import NetConfig
 from ltdi.recipe import named_recipe
 from ltdi.samples import (
     Checkpoints,
+    Lessons,
     Trainings,
     chosen_sampler,
     collect_checkpoints,
+    descended,
     train_nets,
     train_sampler,
 )
@@ -29,6 +32,8 @@ RECIPE = replace(
     network=replace(SMOKE.network, width=16, heads=2),
     meta=replace(SMOKE.meta, iterations=6, tasks=4, warmup=1),
 )
+
+WEIGHTS = replace(RECIPE, diffusion=replace(RECIPE.diffusion, loss="weight", plus_weight=0.0))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +86,62 @@ def test_nets_are_drawn_around_the_centres_of_all_trainings(zoo: Checkpoints):
     assert {int(made.origins(1, seed)) for seed in range(20)} == {0, 1}
 
 
+def told(zoo: Checkpoints) -> tuple[torch.Tensor, torch.Tensor]:
+    return Lessons(zoo).draw(torch.Generator().manual_seed(8), 400)
+
+
+def missed(zoo: Checkpoints, theta: torch.Tensor) -> float:
+    """Mean cross entropy of nets [E, n] with what is wanted."""
+    images, wanted = told(zoo)
+    given = torch.stack([zoo.host.predict(t, images, zoo.space) for t in theta])
+    return float(-(wanted * given.log_softmax(-1)).sum(-1).mean())
+
+
+def test_lessons_want_the_label_and_the_vote_on_images_that_are_new(zoo: Checkpoints):
+    images, wanted = told(zoo)
+    known, labels = zoo.taught
+    assert len(known) == len(zoo.labels) - zoo.valid and torch.equal(
+        known, zoo.images[: len(known)]
+    )
+    gap = torch.cdist(images.flatten(1), known.flatten(1))
+    assert float(gap.min()) > 1e-3
+    vote = torch.stack([zoo.host.predict(c, images, zoo.space) for c in zoo.centres()])
+    rest = wanted - vote.softmax(-1).mean(0) / 2
+    torch.testing.assert_close(rest.max(1).values, torch.full((400,), 0.5))
+    torch.testing.assert_close(rest.sum(1), torch.full((400,), 0.5))
+    # Half of what is wanted is what the trainings were told, right or wrong.
+    wrong = replace(zoo, taught=(known, (labels + 1) % 4))
+    turned = told(wrong)[1] - vote.softmax(-1).mean(0) / 2
+    assert torch.equal(turned.argmax(1), (rest.argmax(1) + 1) % 4)
+
+
+def test_centres_move_under_the_loss_in_function_space_alone(zoo: Checkpoints):
+    still = train_sampler(zoo, WEIGHTS, lambda *_: None)
+    assert torch.equal(still.centres(1.0), zoo.centres())
+    longer = replace(RECIPE, meta=replace(RECIPE.meta, iterations=40, meta_lr=5e-3))
+    made = train_sampler(zoo, longer, lambda *_: None)
+    # A training's centre moves as one, at every local target.
+    moves = made.centres(1.0) - zoo.centres()
+    torch.testing.assert_close(made.centres(0.5) - zoo.path()[1], moves, rtol=1e-3, atol=1e-6)
+    assert missed(zoo, made.centres(1.0)) < 0.98 * missed(zoo, zoo.centres())
+    assert missed(zoo, made.draws(20, seed=1)) < 0.98 * missed(zoo, still.draws(20, seed=1))
+    with pytest.raises(InputError, match="'function' is that of linear heads"):
+        wrong = replace(RECIPE, diffusion=replace(WEIGHTS.diffusion, loss="function"))
+        train_sampler(zoo, wrong, lambda *_: None)
+
+
+def test_gradient_descent_from_the_centres_learns_the_same(zoo: Checkpoints):
+    rng = torch.Generator().manual_seed(0)
+    theta, scores = descended(zoo, 60, rng, rates=(1e-6, 5e-3))
+    assert theta.shape == zoo.centres().shape and list(scores) == [1e-6, 5e-3]
+    fast = descended(zoo, 60, rng, rates=(5e-3,))[0]
+    assert missed(zoo, fast) < 0.98 * missed(zoo, zoo.centres())
+    slow = descended(zoo, 60, rng, rates=(1e-6,))[0]
+    torch.testing.assert_close(slow, zoo.centres(), rtol=0, atol=1e-4)
+    around = plain_samples("average-run", zoo, 8, rng, 0.5, centres=fast)
+    assert float(torch.cdist(around, fast).min(1).values.max()) < 1e-6
+
+
 def test_the_temperature_is_the_highest_that_is_as_good_as_the_checkpoints(
     zoo: Checkpoints, monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,7 +179,7 @@ def test_a_chain_ends_where_the_nets_of_the_zoo_are_best(
     judge(monkeypatch, zoo, [0.4, 0.6, 0.5, 0.3])
 
     def exits(method: str) -> SampleGenerator:
-        made = train_sampler(zoo, named_recipe(method, RECIPE), lambda *_: None)
+        made = train_sampler(zoo, named_recipe(method, WEIGHTS), lambda *_: None)
         with monkeypatch.context() as patch:
             patch.setattr(SampleGenerator, "draws", lambda *_, **options: options["temperature"])
             return chosen_sampler(made, zoo, None)[0]

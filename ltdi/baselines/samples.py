@@ -9,7 +9,12 @@ from ltdi.samples import Checkpoints
 
 
 def plain_samples(
-    name: str, zoo: Checkpoints, count: int, rng: torch.Generator, distance: float
+    name: str,
+    zoo: Checkpoints,
+    count: int,
+    rng: torch.Generator,
+    distance: float,
+    centres: Tensor | None = None,
 ) -> Tensor:
     """Nets [count, n] of a generator that learns nothing.
 
@@ -23,8 +28,10 @@ def plain_samples(
         count: How many.
         rng: Source of randomness.
         distance: Of the nets of `lt-di` to the nearest checkpoint.
+        centres: [C, n] in the place of the mean of each training.
     """
     theta = zoo.last
+    centres = zoo.centres() if centres is None else centres
     pick = torch.randint(len(theta), (2, count), generator=rng)
     if name == "noise":
         noise = zoo.spread() * torch.randn(count, theta.shape[1], generator=rng)
@@ -33,10 +40,10 @@ def plain_samples(
     if name == "average-2":
         return (theta[pick[0]] + theta[pick[1]]) / 2
     if name == "average-run":
-        return zoo.centres()[zoo.run[pick[0]]]
+        return centres[zoo.run[pick[0]]]
     if name == "gaussian-run":
         noise = zoo.spread() * torch.randn(count, theta.shape[1], generator=rng)
-        return zoo.centres()[zoo.run[pick[0]]] + noise
+        return centres[zoo.run[pick[0]]] + noise
     if name == "average":
         return theta.mean(0).expand(count, -1)
     mean = theta.mean(0)

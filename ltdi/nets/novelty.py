@@ -55,3 +55,9 @@ def nearest(
             matched = match_units(theta[i], other, space)
             out[i] = torch.minimum(out[i], (matched - other).norm())
     return out
+
+
+def within(theta: Tensor, run: Tensor) -> float:
+    """Mean distance of nets [E, n] to the mean of those of the same training [E]."""
+    parts = [theta[run == r] for r in run.unique()]
+    return float(torch.cat([(part - part.mean(0)).norm(dim=1) for part in parts]).mean())

@@ -12,7 +12,7 @@ from ltdi.denoiser import Guide
 from ltdi.diffusion import draw, make_schedule
 from ltdi.engine import Arrivals
 from ltdi.frame import Frame
-from ltdi.losses import LOSSES, Probe
+from ltdi.losses import Probe, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
@@ -60,7 +60,9 @@ class HeadObjective:
         self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
         # Whether the loss asks for predictions.
-        self.probes = recipe.diffusion.loss != "weight"
+        d = recipe.diffusion
+        self.loss = loss_of(d.loss, d.plus_weight)
+        self.probes = d.loss != "weight"
         self.framed: dict[int, Tensor] = {}
         self.see(data.groups)
 
@@ -137,8 +139,7 @@ class HeadObjective:
         )
         scale = self.normaliser.scale(space).to(support.device)
         probe = Probe(batch["query"], batch["anchor"], scale)
-        loss = LOSSES[self.recipe.diffusion.loss]
-        return loss(output, batch["target"], batch["weight"], probe)
+        return self.loss(output, batch["target"], batch["weight"], probe)
 
 
 def fit_normaliser(data: TrainingSet) -> Normaliser:

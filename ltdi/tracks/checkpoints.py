@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ltdi.baselines.samples import plain_samples
 from ltdi.collect import Preparation
@@ -19,14 +20,18 @@ from ltdi.generator.samples import SampleGenerator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.nets import NetConfig
-from ltdi.nets.novelty import nearest, wrong_iou
+from ltdi.nets.novelty import nearest, within, wrong_iou
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks, named_recipe
 from ltdi.report.table import Result, Row
 from ltdi.samples import (
+    BATCH,
+    JUDGED,
+    Checkpoints,
     Trainings,
     chosen_sampler,
     collect_checkpoints,
+    descended,
     predictions,
     train_sampler,
     transformed,
@@ -34,10 +39,13 @@ from ltdi.samples import (
 from ltdi.tracks.episodes import one_thread
 from ltdi.tracks.track import check_methods, chosen_preset
 
-_RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level")
+# Without the loss in function space; and plain generators after gradient descent on that loss.
+_WEIGHTS, _DESCENT = "weight-loss", "+sgd"
+_RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", _WEIGHTS)
 _GAUSSIAN = ("gaussian", "gaussian-run", "gaussian-full")
 _PEERS = ("noise", "average-2", "average-run", "average", *_GAUSSIAN)
-ALL_METHODS = ("originals", *_RECIPES, *_PEERS)
+_DESCENDED = ("average-run" + _DESCENT, "gaussian-run" + _DESCENT)
+ALL_METHODS = ("originals", *_RECIPES, *_PEERS, *_DESCENDED)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ _NET = NetConfig(3, 16, (16, 32, 32), (5, 3, 3), (2, 2, 2))
 _RECIPE = Recipe(
     tasks=Tasks(folds=0),
     prepare=Preparation(lr=2e-3, steps=40, segments=4, batch=64),
-    diffusion=Diffusion(20, "cosine", "trajectory", "x0", "weight"),
+    diffusion=Diffusion(20, "cosine", "trajectory", "x0", "predictive", plus_weight=1.0),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
         iterations=200, meta_batch=2, inner_steps=2, tasks=32, meta_lr=2e-3, warmup=20, ema=0.97
@@ -102,6 +110,32 @@ class Outcome:
         """Write our generator."""
         if "lt-di" in self.generators:
             self.generators["lt-di"].save(path / "generator")
+
+
+def _recipe(name: str, base: Recipe, seed: int) -> Recipe:
+    """The recipe of a row, with a seed."""
+    base = replace(base, meta=replace(base.meta, seed=seed))
+    if name == _WEIGHTS:
+        d = replace(base.diffusion, loss="weight", plus_weight=0.0)
+        return replace(base, diffusion=d)
+    return named_recipe(name, base)
+
+
+def _descended(
+    zoo: Checkpoints, p: CheckpointPreset, seed: int
+) -> tuple[Tensor, dict[str, float], float]:
+    """The centres after gradient descent on as many images as meta-training shows its nets.
+
+    Returns:
+        [C, n] nets, the validation accuracy of each candidate, and the seconds that it took.
+    """
+    start = time.perf_counter()
+    m = p.recipe.meta
+    nets = m.iterations * m.meta_batch * m.inner_steps * m.tasks
+    steps = max(1, nets * JUDGED // (p.trainings.runs * BATCH))
+    centres, scores = descended(zoo, steps, torch.Generator().manual_seed(seed + 2))
+    named = {f"rate {rate:g}": round(score, 4) for rate, score in scores.items()}
+    return centres, named, time.perf_counter() - start
 
 
 def bench(
@@ -146,6 +180,7 @@ def bench(
     rows: list[Row] = []
     novelty: dict[str, dict[str, float]] = {}
     tried: dict[str, dict[str, float]] = {}
+    moved: tuple[Tensor, dict[str, float], float] | None = None
     with one_thread():
         start = time.perf_counter()
         zoo = collect_checkpoints(parts, p.trainings, p.recipe, seed=seed, progress=progress)
@@ -164,9 +199,7 @@ def bench(
                 skip = torch.randperm(len(zoo.last), generator=rng)[: p.generated]
                 theta = zoo.last[skip]
             elif name in _RECIPES:
-                recipe = named_recipe(
-                    name, replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
-                )
+                recipe = _recipe(name, p.recipe, seed)
                 made = train_sampler(zoo, recipe, progress)
                 generators[name], tried[name] = chosen_sampler(made, zoo, temperature)
                 train_s = time.perf_counter() - start
@@ -174,18 +207,26 @@ def bench(
                 theta = generators[name].draws(p.generated, seed=seed)
                 latency = 1000 * (time.perf_counter() - start) / p.generated
             else:
-                theta = plain_samples(name, zoo, p.generated, rng, distance)
+                centres = None
+                if name in _DESCENDED:
+                    centres, scores, train_s = moved or _descended(zoo, p, seed)
+                    moved = centres, scores, train_s
+                    tried[name] = scores
+                plain = name.removesuffix(_DESCENT)
+                theta = plain_samples(plain, zoo, p.generated, rng, distance, centres)
             guess = predictions(theta, zoo, images)
             far = away(theta, skip=skip)
             if name == "lt-di":
                 distance = float(far.mean())
             score = summarise((guess == labels).float().mean(1))
             iou = wrong_iou(guess, originals, labels, skip)
+            run = zoo.run[torch.cdist(theta, zoo.last).argmin(1)]
             novelty[name] = {
                 "distance": round(float(far.mean()), 5),
                 "wrong-set IoU": round(float(iou.mean()), 5),
                 "spread": round(float((theta - theta.mean(0)).norm(dim=1).mean()), 5),
-                "trainings": len(zoo.run[torch.cdist(theta, zoo.last).argmin(1)].unique()),
+                "within": round(within(theta, run), 5),
+                "trainings": len(run.unique()),
                 "vote": round(float((guess.mode(0).values == labels).float().mean()), 5),
             }
             kind = "ours" if name == "lt-di" else "peer" if name in _PEERS else "control"

@@ -26,7 +26,7 @@ from ltdi.errors import unknown
 from ltdi.files import plain
 from ltdi.frame import Frame
 from ltdi.generator import NamedHost, UnseenGenerator
-from ltdi.losses import LOSSES, Probe
+from ltdi.losses import Probe, loss_of
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.names import NameEncoder
 from ltdi.parts import Parts
@@ -282,7 +282,8 @@ class UnseenObjective:
             x = known * batch["signal"][:, None] * second + batch["eps"]
         output = denoise(x, batch["t"], batch["signal"])
         probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
-        loss = LOSSES[self.recipe.diffusion.loss]
+        d = self.recipe.diffusion
+        loss = loss_of(d.loss, d.plus_weight)
         return loss(output, batch["target"], batch["weight"], probe)
 
 

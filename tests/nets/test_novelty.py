@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ltdi.nets import NetConfig, NetHost
-from ltdi.nets.novelty import nearest, wrong_iou
+from ltdi.nets.novelty import nearest, within, wrong_iou
 
 SPACE = NetHost(NetConfig(1, 12, (4, 8), (5, 3), (2, 2)), None).space(4)  # type: ignore[arg-type]
 
@@ -32,3 +32,9 @@ def test_overlap_of_wrong_answers():
     assert wrong_iou(guess, guess, labels, skip=torch.arange(2)).tolist() == [0, 0]
     half = torch.tensor([[0, 0, 2, 3]])
     assert wrong_iou(half, guess[:1], labels).tolist() == [0.5]
+
+
+def test_nets_are_apart_within_their_own_training():
+    theta = torch.tensor([[0.0, 1.0], [0.0, 3.0], [9.0, 5.0], [9.0, 5.0]])
+    assert within(theta, torch.tensor([0, 0, 1, 1])) == 0.5
+    assert within(theta[2:], torch.tensor([3, 3])) == 0

@@ -29,7 +29,9 @@ TINY = track.CheckpointPreset(TRAININGS, RECIPE, generated=5, tests=60)
 def outcome(one_task: dict[str, ImageSet]) -> track.Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltdi.tracks.checkpoints.load_data", lambda *_, **__: one_task)
-        methods = ("originals", "lt-di", "mv-di", "noise", "average", "gaussian")
+        descended = ("average-run+sgd", "gaussian-run+sgd")
+        methods = ("originals", "lt-di", "mv-di", "weight-loss", *descended, "noise", "average")
+        methods += ("gaussian",)
         return track.bench("glyphs", methods=methods, preset=TINY)
 
 
@@ -37,9 +39,16 @@ def test_rows_and_novelty(outcome: track.Outcome, tmp_path: Path):
     rows = {r.method: r for r in outcome.result.rows}
     kinds = {n: r.kind for n, r in rows.items()}
     assert kinds["lt-di"] == "ours" and kinds["originals"] == kinds["mv-di"] == "control"
+    assert (
+        kinds["weight-loss"] == kinds["average-run+sgd"] == kinds["gaussian-run+sgd"] == "control"
+    )
     assert kinds["noise"] == kinds["average"] == kinds["gaussian"] == "peer"
     novelty = outcome.result.settings["novelty"]
     assert set(novelty) == set(rows) and novelty["average"]["spread"] == pytest.approx(0, abs=1e-4)
+    assert novelty["average-run+sgd"]["within"] == pytest.approx(0, abs=1e-4)
+    assert novelty["gaussian-run+sgd"]["within"] > 0.1 * novelty["originals"]["within"]
+    tried = outcome.result.settings["validation accuracy"]
+    assert tried["average-run+sgd"] == tried["gaussian-run+sgd"] and len(tried["lt-di"]) > 3
     # Noise is measured by what is generated.
     assert novelty["noise"]["distance"] == pytest.approx(novelty["lt-di"]["distance"], rel=0.2)
     assert rows["originals"].mean > 0.3
