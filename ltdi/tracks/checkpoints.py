@@ -72,7 +72,7 @@ _RECIPE = Recipe(
     diffusion=Diffusion(20, "cosine", "trajectory", "x0", "predictive", plus_weight=1.0),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
-        iterations=200, meta_batch=2, inner_steps=2, tasks=32, meta_lr=2e-3, warmup=20, ema=0.97
+        iterations=150, meta_batch=2, inner_steps=2, tasks=32, meta_lr=2e-3, warmup=20, ema=0.97
     ),
     sampling=Sampling(steps=20, temperature=1.0),
     anchor="shared",
