@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from ltdi.collect import Preparation
 from ltdi.errors import InputError, unknown
@@ -139,39 +140,68 @@ class Recipe:
     start_std: float = 0.1
 
 
+class Varied(Protocol):
+    """A recipe for some kind of weights: a dataclass with a chain and meta-training."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def diffusion(self) -> Diffusion:
+        """The chain and its objective."""
+
+    @property
+    def meta(self) -> MetaConfig:
+        """Meta-training."""
+
+
+R = TypeVar("R", bound=Varied)
+# `lt-di`, and its controls.
+VARIANTS = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
+
+
+def variant(name: str, base: R) -> R:
+    """A recipe as it is (`lt-di`), or one of the controls, which change one idea of it.
+
+    Anchored regression is our network, anchor and loss, trained by plain regression: no noise, no
+    chain, one level. With T = 1 the only step is t = 0, where abar is nearly zero and x_t is noise
+    alone; at temperature 0 one x0 step returns the network's regression of theta_M.
+
+    Args:
+        name: One of `VARIANTS`.
+        base: For any kind of weights.
+
+    Raises:
+        InputError: If the name is unknown.
+    """
+    chain, single = base.diffusion, replace(base.meta, meta="none")
+    changes: dict[str, dict[str, Any]] = {
+        "lt-di": {},
+        "mv-di": {"diffusion": replace(chain, objective="vanilla")},
+        "tw-di": {"diffusion": replace(chain, objective="naive")},
+        "mv-di-matched": {"diffusion": replace(chain, objective="matched")},
+        "single-level": {"meta": single},
+        "anchored-regression": {
+            "diffusion": replace(chain, steps=1, objective="vanilla"),
+            "meta": single,
+            # Of the recipes that have one.
+            **({"sampling": Sampling()} if hasattr(base, "sampling") else {}),
+        },
+    }
+    if name not in changes:
+        raise unknown("recipe", name, VARIANTS)
+    return replace(base, **changes[name])
+
+
 def named_recipe(name: str, base: Recipe | None = None) -> Recipe:
-    """The recipe of one of our methods; a control changes one idea of `base`.
+    """The recipe of one of our methods: a `variant` of `base`, or the paper's own.
 
     Raises:
         InputError: If the name is unknown.
     """
     r = base or Recipe()
-    if name == "lt-di":
-        return r
-    if name == "mc-di-paper":
-        return paper_recipe(r)
-    if name == "single-level":
-        return replace(r, meta=replace(r.meta, meta="none"))
-    objectives = {"mv-di": "vanilla", "tw-di": "naive", "mv-di-matched": "matched"}
-    if name in objectives:
-        return replace(r, diffusion=replace(r.diffusion, objective=objectives[name]))
-    if name == "anchored-regression":
-        return regression_recipe(r)
-    raise unknown("recipe", name, RECIPES)
-
-
-def regression_recipe(base: Recipe) -> Recipe:
-    """Our network, anchor and loss, trained by plain regression: no noise, no chain, one level.
-
-    With T = 1 the only step is t = 0, where abar is nearly zero and x_t is noise alone; at
-    temperature 0 one x0 step returns the network's regression of theta_M.
-    """
-    return replace(
-        base,
-        diffusion=replace(base.diffusion, steps=1, objective="vanilla"),
-        meta=replace(base.meta, meta="none"),
-        sampling=Sampling(steps=1, temperature=0.0),
-    )
+    if name not in RECIPES:
+        raise unknown("recipe", name, RECIPES)
+    return paper_recipe(r) if name == "mc-di-paper" else variant(name, r)
 
 
 def paper_recipe(base: Recipe) -> Recipe:
@@ -202,15 +232,7 @@ def paper_recipe(base: Recipe) -> Recipe:
     )
 
 
-RECIPES = (
-    "lt-di",
-    "mc-di-paper",
-    "mv-di",
-    "tw-di",
-    "mv-di-matched",
-    "single-level",
-    "anchored-regression",
-)
+RECIPES = (VARIANTS[0], "mc-di-paper", *VARIANTS[1:])
 
 # What `lt-di` is for whole networks. Few iterations: the start is good, and more of them learn the
 # training classes by heart (docs/lab-notes.md).

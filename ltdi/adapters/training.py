@@ -14,17 +14,15 @@ from torch.func import functional_call
 from ltdi.adapters.condition import facts
 from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.runs import Runs
+from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.collect import Preparation
 from ltdi.diffusion import draw, make_schedule
 from ltdi.errors import InputError, unknown
 from ltdi.lora import Adapter, Base
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
-from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.recipe import VARIANTS, Diffusion, Network, Sampling, variant
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
-
-CHECKPOINT = "checkpoint.safetensors"
-RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 
 
 @dataclass(frozen=True)
@@ -71,24 +69,12 @@ def named_recipe(name: str, base: AdapterRecipe) -> AdapterRecipe:
     Raises:
         InputError: If the name is unknown.
     """
-    objectives = {"mv-di": "vanilla", "tw-di": "naive", "mv-di-matched": "matched"}
-    if name == "lt-di":
-        return base
-    if name in objectives:
-        return replace(base, diffusion=replace(base.diffusion, objective=objectives[name]))
-    if name == "single-level":
-        return replace(base, meta=replace(base.meta, meta="none"))
-    if name == "anchored-regression":
-        return replace(
-            base,
-            diffusion=replace(base.diffusion, steps=1, objective="vanilla"),
-            meta=replace(base.meta, meta="none"),
-            sampling=Sampling(),
-        )
     if name == "hypernetwork":
         # Text-to-LoRA (Charakorn et al., 2025): regression of weights on a task's description.
-        return replace(named_recipe("anchored-regression", base), rows=False, text=True)
-    raise unknown("recipe", name, (*RECIPES, "hypernetwork"))
+        return replace(variant("anchored-regression", base), rows=False, text=True)
+    if name not in VARIANTS:
+        raise unknown("recipe", name, (*VARIANTS, "hypernetwork"))
+    return variant(name, base)
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,7 @@ from ltdi.collect import Preparation
 from ltdi.errors import InputError, unknown
 from ltdi.meta import MetaConfig
 from ltdi.progress import Log, Progress
-from ltdi.recipe import Diffusion, Network, Recipe, Tasks
+from ltdi.recipe import VARIANTS, Diffusion, Network, Recipe, Tasks
 from ltdi.report.table import Result
 from ltdi.tracks.domain_data import embed, load_sets, world_of
 from ltdi.tracks.domain_methods import (
@@ -35,7 +35,6 @@ from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
 from ltdi.tracks.measured import metrics_of, nll_of, publish
 from ltdi.tracks.track import check_methods, chosen_preset
 
-RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
 UNNAMED = "lt-di-unnamed"
 LEARNED = "lt-di-learned-em"
 ANCHORS = ("anchor", "anchor-unnamed", "anchor-no-em")
@@ -48,7 +47,7 @@ PEERS: dict[str, Callable[[], DomainMethod]] = {
     "erm-finetune": ErmFineTune,
     "w-diff": WDiff,
 }
-ALL_METHODS = ("lt-di", UNNAMED, *RECIPES[1:], LEARNED, *ANCHORS, *PEERS)
+ALL_METHODS = ("lt-di", UNNAMED, *VARIANTS[1:], LEARNED, *ANCHORS, *PEERS)
 
 
 @dataclass(frozen=True)
@@ -260,7 +259,7 @@ def make_method(name: str, recipe: Recipe, world: DomainWorld, seed: int) -> Dom
         InputError: If the name is unknown.
     """
     recipe = replace(recipe, meta=replace(recipe.meta, seed=seed))
-    if name in RECIPES:
+    if name in VARIANTS:
         return GeneratedForDomain(name, name, recipe, world)
     if name == UNNAMED:
         return GeneratedForDomain(name, "lt-di", recipe, world, named=False)

@@ -28,13 +28,12 @@ from ltdi.evaluate import calibrate
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
 from ltdi.progress import Progress, Step
-from ltdi.recipe import RECIPES, Recipe, named_recipe
+from ltdi.recipe import VARIANTS, Recipe, named_recipe
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
 
 STARTS = (1, 5)
-_RECIPES = tuple(name for name in RECIPES if name != "mc-di-paper")
 # Step sizes of the head to choose from, as a share of the initialisation's own.
 _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
@@ -171,7 +170,7 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[st
     made: dict[str, Callable[[], NetMethod]] = {
         "lt-di": lambda: single,
         **{f"lt-di+{n}": partial(Refined, single, world.initial.rate, n) for n in STARTS},
-        **{n: partial(GeneratedNet, n, recipe, world) for n in _RECIPES if n != "lt-di"},
+        **{n: partial(GeneratedNet, n, recipe, world) for n in VARIANTS if n != "lt-di"},
         "protonet": partial(Prototypes, world.host, world.initial),
         "anchor": partial(Initialisation, world, 0),
         "anchor-step": partial(Initialisation, world, 1),
@@ -187,7 +186,7 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[st
 ALL_METHODS = (
     "lt-di",
     *(f"lt-di+{n}" for n in STARTS),
-    *(name for name in _RECIPES if name != "lt-di"),
+    *(name for name in VARIANTS if name != "lt-di"),
     "anchor",
     "anchor-step",
     "protonet",

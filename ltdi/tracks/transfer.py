@@ -20,7 +20,7 @@ from ltdi.files import plain
 from ltdi.memory import reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.progress import Log, Progress
-from ltdi.recipe import Diffusion, Network
+from ltdi.recipe import VARIANTS, Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tracks.episodes import check_counts, one_thread
 from ltdi.tracks.measured import metrics_of, publish
@@ -36,10 +36,9 @@ from ltdi.tracks.transfer_methods import (
 )
 from ltdi.tracks.transfer_scores import Gate, Predict, measure, paired
 from ltdi.unseen import UnseenRecipe, sample_tasks
-from ltdi.unseen.training import RECIPES
 
 CONDITIONS = ("unlabeled", "text")
-_PLAIN = (*RECIPES, ANCHOR, CEILING, *UNSEEN_PEERS)
+_PLAIN = (*VARIANTS, ANCHOR, CEILING, *UNSEEN_PEERS)
 ALL_METHODS = (*_PLAIN, *(f"{peer}+em" for peer in UNSEEN_PEERS))
 
 

@@ -18,6 +18,7 @@ from ltdi.generator import UnseenGenerator
 from ltdi.names import NameEncoder
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress, Step, staged
+from ltdi.recipe import VARIANTS
 from ltdi.tracks.world import Once
 from ltdi.unseen import (
     NamedBank,
@@ -30,7 +31,7 @@ from ltdi.unseen import (
     unseen_recipe,
 )
 from ltdi.unseen.choice import prior_heads
-from ltdi.unseen.training import RECIPES, options_of
+from ltdi.unseen.training import options_of
 from ltdi.weights import head_logits
 from ltdi.zoo import Zoo
 
@@ -86,7 +87,7 @@ class GeneratedUnseen(UnseenMethod):
     """A generator as a method without labels.
 
     Args:
-        name: One of `RECIPES`.
+        name: One of `VARIANTS`.
         world: What the run shares.
     """
 
@@ -179,7 +180,7 @@ class Supervised:
 
 def make_method(name: str, world: TransferWorld, fitted: dict[str, UnseenMethod]) -> UnseenMethod:
     """The method called `name`, unfitted; an adapted peer shares the plain one if it is fitted."""
-    if name in RECIPES:
+    if name in VARIANTS:
         return GeneratedUnseen(name, world)
     if name == ANCHOR:
         return PriorOnly(world)

@@ -22,7 +22,6 @@ from ltdi.backbone import Backbone
 from ltdi.collect import Preparation, head_predictor, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion import draw, make_schedule
-from ltdi.errors import unknown
 from ltdi.files import plain
 from ltdi.frame import Frame
 from ltdi.generator import NamedHost, UnseenGenerator
@@ -32,7 +31,7 @@ from ltdi.names import NameEncoder
 from ltdi.parts import Parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress
-from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.recipe import Diffusion, Network, Sampling, variant
 from ltdi.unseen.tasks import NamedBank, sample_tasks
 from ltdi.weights import Normaliser, centre_classes, head_space
 from ltdi.zoo import Group, Zoo
@@ -72,29 +71,13 @@ class UnseenRecipe:
     )
 
 
-RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", "anchored-regression")
-
-
 def unseen_recipe(name: str, base: UnseenRecipe) -> UnseenRecipe:
     """The recipe of one of our methods; a control changes one idea of `base`.
 
     Raises:
         InputError: If the name is unknown.
     """
-    objectives = {
-        "lt-di": "trajectory",
-        "mv-di": "vanilla",
-        "tw-di": "naive",
-        "mv-di-matched": "matched",
-    }
-    if name in objectives:
-        return replace(base, diffusion=replace(base.diffusion, objective=objectives[name]))
-    single = replace(base, meta=replace(base.meta, meta="none"))
-    if name == "single-level":
-        return single
-    if name == "anchored-regression":
-        return replace(single, diffusion=replace(base.diffusion, steps=1, objective="vanilla"))
-    raise unknown("recipe", name, RECIPES)
+    return variant(name, base)
 
 
 def held_out(source: NamedBank, recipe: UnseenRecipe) -> list[list[int]]:
