@@ -263,12 +263,7 @@ def bench(
         "way": shapes[0][0],
         "shot": shapes[0][1],
         "query": query,
-        "classes": {
-            "backbone": len(parts["train"].classes) - len(world.train.classes),
-            "train": len(world.train.classes),
-            "val": len(world.valid.classes),
-            "test": len(world.test.classes),
-        },
+        "classes": world.classes("backbone", parts),
         "backbone_s": round(backbone_s, 2),
         "threads": torch.get_num_threads(),
         "recipe": asdict(recipe),
@@ -276,17 +271,18 @@ def bench(
         "mapping": None if p.mapping is None else asdict(p.mapping),
         "peer_iterations": p.peer_iterations,
         "notes": {name: m.note for name, m in runs[0].methods.items()},
+        **_measured(runs),
     }
-    # One shape of episodes, or a map from shapes to what was measured on them.
-    kept = {run.label: run.measured() for run in runs}
-    for key in runs[0].measured():
-        about[key] = (
-            {shape: found[key] for shape, found in kept.items()}
-            if len(runs) > 1
-            else runs[0].measured()[key]
-        )
     result = Result("fewshot", dataset, label, seed, about, [r for run in runs for r in run.rows])
     return Outcome(result, world, runs[0].methods)
+
+
+def _measured(runs: Sequence[Run[Method]]) -> dict[str, Any]:
+    """What runs tell beside their rows; by shape of the episodes where there are several."""
+    if len(runs) == 1:
+        return runs[0].measured()
+    kept = {run.label: run.measured() for run in runs}
+    return {key: {shape: of[key] for shape, of in kept.items()} for key in runs[0].measured()}
 
 
 def _other_target(target: str, *args: Any, **options: Any) -> Any:

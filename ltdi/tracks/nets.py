@@ -191,12 +191,7 @@ def bench(
             "query": query,
             "net": asdict(p.net),
             "weights": world.host.space(way).size,
-            "classes": {
-                "initialisation": len(parts["train"].classes) - len(world.train.classes),
-                "train": len(world.train.classes),
-                "val": len(world.valid.classes),
-                "test": len(world.test.classes),
-            },
+            "classes": world.classes("initialisation", parts),
             "initial": asdict(p.initial),
             "initial_s": round(initial_s, 2),
             "recipe": asdict(recipe),

@@ -25,7 +25,7 @@ from ltdi.report.table import Result, Row
 from ltdi.tracks.episodes import check_counts, one_thread
 from ltdi.tracks.measured import metrics_of, publish
 from ltdi.tracks.track import check_methods, chosen_preset
-from ltdi.tracks.transfer_data import TransferData, load, subtasks_of
+from ltdi.tracks.transfer_data import Scene, TransferData, load, subtasks_of
 from ltdi.tracks.transfer_methods import (
     ANCHOR,
     CEILING,
@@ -222,6 +222,23 @@ def bench(
                 log({"event": "method", **asdict(row)})
     settings = {
         "condition": condition,
+        **_targets(scenes),
+        "gate": {"seen accuracy": round(float(gate.seen.double().mean()), 5)},
+        **found.about,
+        "recipe": plain(asdict(p.recipe)),
+        "prior": world.prior().described if world.priors else None,
+        **_chosen(fitted),
+        "peer_iterations": p.peer_iterations,
+        "paired": paired(scores),
+        "notes": {name: m.note for name, m in fitted.items()},
+    }
+    dataset = "+".join(s.name for s in scenes) if len(scenes) < len(TARGETS) else "all"
+    return TransferOutcome(Result("transfer", dataset, text, seed, settings, rows), fitted)
+
+
+def _targets(scenes: Sequence[Scene]) -> dict[str, Any]:
+    """Sizes of the targets, and where their pools are from."""
+    return {
         "targets": {
             s.name: {
                 "classes": list(s.pool.names),
@@ -232,27 +249,22 @@ def bench(
         },
         "pool": "unlabelled images are drawn from images that are not test images; their labels "
         "are seen by the row 'supervised' alone",
-        "gate": {"seen accuracy": round(float(gate.seen.double().mean()), 5)},
-        **found.about,
-        "recipe": plain(asdict(p.recipe)),
-        "prior": world.prior().described if world.priors else None,
+    }
+
+
+def _chosen(fitted: Mapping[str, UnseenMethod]) -> dict[str, Any]:
+    """What methods chose on validation tasks."""
+    generated = {n: m for n, m in fitted.items() if isinstance(m, GeneratedUnseen)}
+    return {
         "sampling": {
-            n: asdict(m.generator.parts.sampling)
-            for n, m in fitted.items()
-            if isinstance(m, GeneratedUnseen) and m.generator
+            n: asdict(m.generator.parts.sampling) for n, m in generated.items() if m.generator
         },
         "steps": {
             n: {k: [round(x, 5) for x in v] for k, v in m.steps.items()}
-            for n, m in fitted.items()
-            if isinstance(m, GeneratedUnseen)
+            for n, m in generated.items()
         },
         "adapted": {n: asdict(m.plan) for n, m in fitted.items() if isinstance(m, Adapted)},
-        "peer_iterations": p.peer_iterations,
-        "paired": paired(scores),
-        "notes": {name: m.note for name, m in fitted.items()},
     }
-    dataset = "+".join(s.name for s in scenes) if len(scenes) < len(TARGETS) else "all"
-    return TransferOutcome(Result("transfer", dataset, text, seed, settings, rows), fitted)
 
 
 def _conditioned(p: TransferPreset, condition: str, seed: int) -> TransferPreset:

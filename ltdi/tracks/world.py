@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from ltdi.baselines import Budget, Method
+from ltdi.data import ImageSet
 from ltdi.generator import ImageGenerator
 from ltdi.pipeline import tuned
 from ltdi.progress import Progress, Step, staged
@@ -84,6 +85,20 @@ class SharedWorld(ABC, Generic[S, G]):
             recipe, lambda: self.meta_train(solved, recipe, progress)
         )
         return generator, prepare_s, train_s
+
+    def classes(self, seen_by: str, parts: Mapping[str, ImageSet]) -> dict[str, int]:
+        """Number of classes of every part, and of those that what the weights live in saw.
+
+        Args:
+            seen_by: Names the latter.
+            parts: The data set's own, among them "train".
+        """
+        return {
+            seen_by: len(parts["train"].classes) - len(self.train.classes),
+            "train": len(self.train.classes),
+            "val": len(self.valid.classes),
+            "test": len(self.test.classes),
+        }
 
 
 class GeneratorMethod(Method, Generic[G]):
