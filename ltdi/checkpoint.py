@@ -110,7 +110,11 @@ def _read(path: Path) -> Checkpoint:
     tensors, meta = read_tensors(path), read_metadata(path)
     rng = tensors.pop("rng", None)
     if rng is None or "step" not in meta or "run" not in meta:
-        raise DamagedFileError(f"{path.name} is not a checkpoint of this library", where=str(path))
+        raise DamagedFileError(
+            f"{path.name} is not a checkpoint of this library",
+            where=str(path),
+            fix="remove it, and training begins anew; or choose another directory",
+        )
     groups: dict[str, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         group, _, rest = name.partition("/")

@@ -57,6 +57,7 @@ def choose_sampling(
             raise InputError(
                 f"validation classes have too few samples for {shot} shots and a query",
                 where="tasks.shots",
+                fix="choose fewer shots, or give validation classes of more samples",
             )
         episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
         support, q = valid.features[episodes.support], valid.features[episodes.query]

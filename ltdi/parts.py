@@ -248,7 +248,11 @@ def read_config(path: Path) -> dict[str, Any]:
         )
     config = read_json(path / CONFIG)
     if not isinstance(config, dict) or config.get("library") != "ltdi":
-        raise MismatchError(f"{CONFIG} is not that of a generator", where=str(path / CONFIG))
+        raise MismatchError(
+            f"{CONFIG} is not that of a generator",
+            where=str(path / CONFIG),
+            fix="give a directory that `ltdi train` or Generator.save wrote",
+        )
     if config.get("format") != FORMAT:
         raise MismatchError(
             f"the generator has format {config.get('format')}, this version reads {FORMAT}",

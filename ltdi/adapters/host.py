@@ -216,7 +216,9 @@ def _spec(known: dict[str, Any]) -> LoraSpec:
         return LoraSpec(**fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise MismatchError(
-            f"the description of the base model is not complete: {error}", where="config.json"
+            f"the description of the base model is not complete: {error}",
+            where="config.json",
+            fix="restore the file from the run that wrote it",
         ) from None
 
 
@@ -232,7 +234,11 @@ def _head(space: WeightSpace) -> tuple[slice, int]:
         if layer.per_class:
             return slice(start, start + size), layer.row
         start += size
-    raise InputError("these weights have no head", where="lora.modules_to_save")
+    raise InputError(
+        "these weights have no head",
+        where="lora.modules_to_save",
+        fix="keep the classifier among the modules that are saved",
+    )
 
 
 def _rows(theta: Tensor, space: WeightSpace) -> Tensor:

@@ -127,7 +127,11 @@ def train_classifier_backbone(
     """
     p, transform = training, transform or NATURAL
     if len(images.classes) < 2:
-        raise InputError(f"{len(images.classes)} class cannot be told apart", where=images.name)
+        raise InputError(
+            f"{len(images.classes)} class cannot be told apart",
+            where=images.name,
+            fix="give images of at least two classes",
+        )
     config: dict[str, object] = {
         "kind": "resnet12",
         "channels": transform.channels,

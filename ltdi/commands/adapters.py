@@ -207,7 +207,11 @@ def evaluate_adapter(
     )
     labels = source.dev.labels
     if labels is None:
-        raise InputError("the part to measure on has no labels", where=data)
+        raise InputError(
+            "the part to measure on has no labels",
+            where=data,
+            fix="give a file with a column of labels; --columns.label names it",
+        )
     some = support_rows(source, source.fit, rows, torch.Generator().manual_seed(seed))
     texts = source.train.select(some)
     adapter = host.adapter(source.outputs)

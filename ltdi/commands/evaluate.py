@@ -114,7 +114,11 @@ def evaluate(
 
 def _check_backbone(gen: ImageGenerator, path: Path) -> None:
     if not isinstance(gen, HeadGenerator):
-        raise MismatchError("a generator of whole nets has no backbone", where="--backbone")
+        raise MismatchError(
+            "a generator of whole nets has no backbone",
+            where="--backbone",
+            fix="leave --backbone out",
+        )
     gen.check_backbone(Backbone.load(path))
 
 

@@ -73,6 +73,7 @@ def train(
             "--collect fills a directory, with the backbone that --collect.backbone names and the "
             "target that --collect.target names",
             where="--zoo, --backbone and --target",
+            fix="give --zoo a local directory, and say --collect.backbone and --collect.target",
         )
     team = Team.join(device, precision)
     if collect is not None and team.size > 1:

@@ -34,7 +34,7 @@ def zoo(
         raise unknown("action", action, ACTIONS, where="ltdi zoo")
     for name, given, fits in (("--out", out, "merge"), ("--json", json, "info")):
         if given is not None and action != fits:
-            raise InputError(f"{name} is for `ltdi zoo {fits}`", where=name)
+            raise InputError(f"{name} is for `ltdi zoo {fits}`", where=name, fix="leave it out")
     ACTIONS[action](zoos, out, json)
 
 
@@ -100,7 +100,9 @@ def _verify(zoos: list[str], out: str | None, json: str | None) -> None:
 
 def _merge(zoos: list[str], out: str | None, json: str | None) -> None:
     if out is None:
-        raise InputError("a merge needs a directory for the result", where="--out")
+        raise InputError(
+            "a merge needs a directory for the result", where="--out", fix="add --out DIR"
+        )
     with bars(ERR) as progress:
         merged = merge(zoos, out, progress=lambda i, n: progress("merging", i, n, ""))
     tasks = sum(e["tasks"] for e in merged.shards)

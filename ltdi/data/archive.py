@@ -138,7 +138,9 @@ class _Directory(FileTree):
             return file.read_bytes()
         except OSError as error:
             raise DamagedFileError(
-                f"cannot be read ({error.strerror})", where=self.label(name)
+                f"cannot be read ({error.strerror})",
+                where=self.label(name),
+                fix="check its permissions and the disk",
             ) from error
 
     def open_zip(self, name: str) -> FileTree:
@@ -225,5 +227,7 @@ def _is_clutter(part: str) -> bool:
 def _check_size(size: int, where: str) -> None:
     if size > MAX_FILE_BYTES:
         raise InputError(
-            f"file of {size:,} bytes is larger than the limit of {MAX_FILE_BYTES:,}", where=where
+            f"file of {size:,} bytes is larger than the limit of {MAX_FILE_BYTES:,}",
+            where=where,
+            fix="make it smaller, or leave it out",
         )

@@ -160,7 +160,11 @@ def _vinyals(tree: FileTree, characters: _Characters) -> dict[str, list[str]]:
             fix="complete the images, or use split='official'",
         )
     if len(set(listed)) < len(listed):
-        raise InputError("the split lists name a character twice", where=tree.where)
+        raise InputError(
+            "the split lists name a character twice",
+            where=tree.where,
+            fix="restore the lists as they were published, or use split='official'",
+        )
     return lists
 
 

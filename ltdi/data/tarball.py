@@ -117,7 +117,9 @@ class _Bounded(gzip.GzipFile):
         while self.read(_CHUNK):
             if self.tell() > MAX_TAR_BYTES:
                 raise InputError(
-                    f"unpacks to more than {MAX_TAR_BYTES:,} bytes", where=str(self.name)
+                    f"unpacks to more than {MAX_TAR_BYTES:,} bytes",
+                    where=str(self.name),
+                    fix="unpack it yourself, and give the folder",
                 )
 
     def read(self, size: int | None = -1) -> bytes:
@@ -125,5 +127,6 @@ class _Bounded(gzip.GzipFile):
             raise InputError(
                 f"a header claims {size} bytes; the limit is {MAX_TAR_BYTES:,}",
                 where=str(self.name),
+                fix="fetch the archive again, or unpack it yourself and give the folder",
             )
         return super().read(size)

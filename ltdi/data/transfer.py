@@ -69,7 +69,9 @@ def halves(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     for name, (a, b) in zip(images.classes, pairwise(images.offsets.tolist()), strict=True):
         if b - a < 2:
             raise InputError(
-                f"class {name!r} has {b - a} image, and two halves need two", where=images.name
+                f"class {name!r} has {b - a} image, and two halves need two",
+                where=images.name,
+                fix="give every class two images or more",
             )
         order = torch.randperm(b - a, generator=rng) + a
         cut = (b - a + 1) // 2

@@ -209,7 +209,11 @@ class AdapterGenerator(Generator):
         for layer in self.parts.space.layers:
             if layer.per_class and layer.params[0].name in weights:
                 return len(weights[layer.params[0].name])
-        raise MismatchError("these weights have no head", where="weights")
+        raise MismatchError(
+            "these weights have no head",
+            where="weights",
+            fix="give what this generator's `generate` returned",
+        )
 
     def architecture(self, weights: Weights) -> str:
         """See `Generator.architecture`."""

@@ -166,4 +166,8 @@ class HeadGenerator(LinearHeads, ImageGenerator):
                 fix="take them from this generator's own backbone",
             )
         if not bool(grid.isfinite().all()):
-            raise InputError("support features are not finite", where="features")
+            raise InputError(
+                "support features are not finite",
+                where="features",
+                fix="look for NaN and infinity in the images",
+            )

@@ -91,7 +91,11 @@ class NetGenerator(ImageGenerator):
                 fix="pass them through this generator's own transform",
             )
         if not bool(grid.isfinite().all()):
-            raise InputError("support images are not finite", where="images")
+            raise InputError(
+                "support images are not finite",
+                where="images",
+                fix="look for NaN and infinity in them",
+            )
 
     def view(self, grid: Tensor, mask: Tensor, copies: int) -> View:
         """See `ImageGenerator.view`; the chain's own estimates are what gradients are taken at."""

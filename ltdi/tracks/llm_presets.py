@@ -152,7 +152,11 @@ def settings_of(sources: Sequence[Source], wanted: Sequence[str], p: Preset) -> 
     for task, s in enumerate(sources):
         labels = s.dev.labels
         if labels is None:
-            raise InputError(f"the dev part of {s.name} has no labels", where="--tasks")
+            raise InputError(
+                f"the dev part of {s.name} has no labels",
+                where="--tasks",
+                fix="give labels to its dev file, or leave the task out",
+            )
         if "known" in wanted:
             out[""].append(Setting(s.name, task, s, everything, s.fit, s.dev_inputs, labels))
         if "unseen" in wanted:

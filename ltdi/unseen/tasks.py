@@ -185,6 +185,7 @@ def sample_tasks(
             f"{low}..{high} unlabelled and {query} test images per class are more than the "
             f"{int(counts.min())} of the smallest class",
             where="pool and query",
+            fix="ask for fewer of both, or leave out classes of few images",
         )
     pick = _classes(source.origin[among], way, tasks, rng)
     keys = torch.rand(tasks, way, int(counts.max()), generator=rng)

@@ -46,6 +46,7 @@ def merge(
         raise InputError(
             "a merge needs at least two zoos and another directory for the result",
             where="ltdi zoo merge",
+            fix="name two zoos or more, and --out DIR",
         )
     first = zoos[0]
     for other in zoos[1:]:
