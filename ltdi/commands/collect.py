@@ -47,9 +47,10 @@ class Collecting:
     """What is collected, and how.
 
     Attributes:
-        data: "glyphs", "omniglot", or a folder or zip of <class>/<image>. For adapters:
-            comma-separated text tasks, each a GLUE task such as sst-2, a JSONL, CSV or TSV file, a
-            folder with such files called train and dev, or "hub:NAME".
+        data: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or zip of
+            <class>/<image>. For adapters: comma-separated text tasks, each a GLUE task such as
+            sst-2, a JSONL, CSV or TSV file, a folder with such files called train and dev, or
+            "hub:NAME".
         data_dir: Where a named data set lies.
         split: The data set's split, such as "official" for Omniglot.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
