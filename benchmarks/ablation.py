@@ -378,7 +378,8 @@ def draw(rows: list[dict[str, Any]], prefix: str) -> None:
         ):
             if curves:
                 columns = {m: tuple(zip(*sorted(c), strict=True)) for m, c in curves.items()}
-                plot_curves(f"{prefix}-{axis}-{name}.png", columns, axis, label)
+                file = f"{prefix}-{axis.replace(' ', '-')}-{name}.png"
+                plot_curves(file, columns, axis, label)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ METHODS = ("lt-di", "mv-di-matched", "mv-di", "anchored-regression", "single-way
 _IMAGES, _SEGMENTS, _DRAWN, _TESTS = 500, 5, 64, 2000
 # Percent of wrong labels, steps and number of branches, by axis and value.
 VALUES: Mapping[str, Mapping[int, tuple[int, int, int]]] = {
-    "wrong labels, percent": {0: (0, 200, 12), 20: (20, 200, 12), 40: (40, 200, 12)},
-    "steps, all labels right": {800: (0, 800, 6)},
+    "percent of wrong labels": {0: (0, 200, 12), 20: (20, 200, 12), 40: (40, 200, 12)},
+    "steps": {800: (0, 800, 6)},
 }
 
 
