@@ -16,8 +16,10 @@ from ltdi.backbone.backbone import build
 from ltdi.meta import MetaConfig, MetaTrainer
 from ltdi.parts import build_network
 from ltdi.pipeline import HeadCollection, HeadObjective, TrainingSet, begin_zoo, fit_normaliser
+from ltdi.products import fast_products
 from ltdi.recipe import Diffusion, Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
+from ltdi.team import ALONE, Team
 
 WIDTH = 128
 EQUIVARIANT = Network()
@@ -61,10 +63,25 @@ def in_turns(
     return {name: sorted(t)[len(t) // 2] for name, t in times.items()}
 
 
-def matmul_rate(repeats: int) -> float:
-    """Measured floating-point operations a second of large products."""
+def matmul_rates(repeats: int) -> dict[str, float]:
+    """Measured operations a second of large products: torch's, and those that ltdi asks for.
+
+    The latter, "float32", are what all floors are reckoned by; see `ltdi.products`.
+    """
     a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
-    return 2 * 1024**3 / in_turns({"": lambda: a @ b}, max(5, repeats))[""]
+    low = a.bfloat16(), b.bfloat16()
+
+    def fast() -> None:
+        with fast_products():
+            a @ b
+
+    runs = {"torch's own": lambda: a @ b, "float32": fast, "bfloat16": lambda: low[0] @ low[1]}
+    return {n: 2 * 1024**3 / s for n, s in in_turns(runs, max(5, repeats)).items()}
+
+
+def matmul_rate(repeats: int) -> float:
+    """Of "float32"; see `matmul_rates`."""
+    return matmul_rates(repeats)["float32"]
 
 
 def world(classes: int = 64, each: int = 30) -> tuple[FeatureBank, Backbone]:
@@ -92,7 +109,9 @@ def solved(path: Path, per_setting: int) -> TrainingSet:
     return TrainingSet.of(collection.zoo)
 
 
-def trainer(data: TrainingSet, network: Network, meta: MetaConfig) -> MetaTrainer:
+def trainer(
+    data: TrainingSet, network: Network, meta: MetaConfig, team: Team = ALONE
+) -> MetaTrainer:
     """Meta-training of a network on a zoo."""
     loss = "predictive" if network.kind == "equivariant" else "weight"
     recipe = Recipe(network=network, diffusion=Diffusion(loss=loss), meta=meta)
@@ -100,7 +119,7 @@ def trainer(data: TrainingSet, network: Network, meta: MetaConfig) -> MetaTraine
     net = build_network(data.space, WIDTH, network, recipe.diffusion)
     net.standardise(data.bank.features)
     objective = HeadObjective(data, net, fit_normaliser(data), recipe)
-    return MetaTrainer(net, objective, objective.draw, meta)
+    return MetaTrainer(net, objective, objective.draw, meta, team=team)
 
 
 def flops_of(train: MetaTrainer) -> float:

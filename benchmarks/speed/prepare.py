@@ -13,6 +13,7 @@ from benchmarks.speed.common import WIDTH, Figure, in_turns, matmul_rate
 from ltdi.backbone import InputTransform
 from ltdi.collect import Preparation, head_predictor, module_predictor, optimise
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
+from ltdi.nets.host import LAYER
 from ltdi.recipe import NET_RECIPE
 from ltdi.weights import WeightSpace, head_space
 
@@ -36,9 +37,14 @@ def prepare(repeats: int) -> list[Figure]:
     ]
 
 
-def solve(net: nn.Module, samples: Tensor, labels: Tensor, steps: int) -> None:
-    """One task as torch alone solves it."""
-    adam = torch.optim.Adam(net.parameters(), lr=0.01)
+def solve(
+    net: nn.Module, samples: Tensor, labels: Tensor, steps: int, *, tuned: bool = False
+) -> None:
+    """One task as torch alone solves it, or as it does with channels last and a fused optimiser."""
+    if tuned:
+        net = net.to(memory_format=torch.channels_last)
+        samples = samples.contiguous(memory_format=torch.channels_last)
+    adam = torch.optim.Adam(net.parameters(), lr=0.01, fused=tuned)
     for _ in range(steps):
         adam.zero_grad()
         F.cross_entropy(net(samples), labels).backward()
@@ -121,6 +127,11 @@ def convs(
             "loop": lambda: [
                 solve(SmallNet(config, WAY), images[i], labels, plan.steps) for i in range(FEW)
             ],
+            "tuned": lambda: [
+                solve(SmallNet(config, WAY), images[i], labels, plan.steps, tuned=True)
+                for i in range(FEW)
+            ],
+            "convolutions": lambda: convolutions(config, nets, count, plan.steps),
         },
         repeats,
     )
@@ -130,5 +141,35 @@ def convs(
     return [
         Figure("prepare", f"{name}: ms", 1000 * once),
         Figure("prepare", "  loop / at once", loop / once, ">= 4"),
+        Figure("prepare", "  a tuned loop / at once", seconds["tuned"] / FEW / once),
+        Figure("prepare", "  loop / convolutions alone", loop / (seconds["convolutions"] / nets)),
         Figure("prepare", "  loop / floor: the most that there is to win", loop / floor),
     ]
+
+
+def convolutions(config: NetConfig, nets: int, count: int, steps: int) -> None:
+    """What the library's convolutions take of solving nets, forward and backward, and no more."""
+    each = min(nets, max(1, LAYER // (4 * count * config.largest)))
+    last = {"memory_format": torch.channels_last}
+    inner = (config.channels, *config.widths)
+    sides = (config.size, *config.sides)
+    for _ in range(-(-nets // each)):
+        for i, (kernel, stride) in enumerate(zip(config.kernels, config.strides, strict=True)):
+            x = torch.ones(count, each * inner[i], sides[i], sides[i]).contiguous(**last)
+            w = torch.ones(each * inner[i + 1], inner[i], kernel, kernel).contiguous(**last)
+            with torch.inference_mode():
+                for _ in range(steps):
+                    y = F.conv2d(x, w, None, stride, 1, 1, each)
+                    torch.ops.aten.convolution_backward(
+                        y,
+                        x,
+                        w,
+                        None,
+                        [stride] * 2,
+                        [1, 1],
+                        [1, 1],
+                        False,
+                        [0, 0],
+                        each,
+                        [i > 0, True, False],
+                    )

@@ -14,21 +14,25 @@ from benchmarks.speed.common import (
     Figure,
     flops_of,
     in_turns,
-    matmul_rate,
+    matmul_rates,
     solved,
     trainer,
 )
 from ltdi.meta import MetaConfig
+from ltdi.team import Team
 
 
 def train(repeats: int) -> list[Figure]:
     """REPTILE against single-level training, where the time goes, and the floor."""
-    rate, figures = matmul_rate(repeats), []
-    figures.append(Figure("train", "matmul rate, GFLOP/s", rate / 1e9))
+    rates = matmul_rates(repeats)
+    rate = rates["float32"]
+    figures = [Figure("train", f"matmul rate, {n}, GFLOP/s", r / 1e9) for n, r in rates.items()]
     with tempfile.TemporaryDirectory() as folder:
         data = solved(Path(folder) / "zoo", 300)
         for name, network in NETWORKS.items():
             trainers = {m: trainer(data, network, MetaConfig(meta=m)) for m in ("reptile", "none")}
+            low = Team(precision="bfloat16")
+            trainers["bfloat16"] = trainer(data, network, MetaConfig(), low)
             seconds = in_turns({m: t.iterate for m, t in trainers.items()}, repeats)
             with stop_watch(ltdi.meta, "_gradient") as inside:
                 start = time.process_time()
@@ -54,6 +58,17 @@ def train(repeats: int) -> list[Figure]:
                     ">= 0.5" if name == "transformer" else "",
                 ),
                 Figure("train", f"{name}: floor / REPTILE, time", floor / seconds["reptile"]),
+                Figure(
+                    "train",
+                    f"{name}: floor at torch's own rate / single-level, time",
+                    floor * rate / rates["torch's own"] / seconds["none"],
+                    ">= 0.5" if name == "transformer" else "",
+                ),
+                Figure(
+                    "train",
+                    f"{name}: bfloat16 / float32, time of REPTILE",
+                    seconds["bfloat16"] / seconds["reptile"],
+                ),
             ]
     return figures
 
