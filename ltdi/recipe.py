@@ -141,7 +141,7 @@ class Recipe:
 
 
 class Varied(Protocol):
-    """A recipe for some kind of weights: a dataclass with a chain and meta-training."""
+    """A recipe for some kind of weights: a dataclass with chain, network and meta-training."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -150,8 +150,16 @@ class Varied(Protocol):
         """The chain and its objective."""
 
     @property
+    def network(self) -> Network:
+        """The denoiser."""
+
+    @property
     def meta(self) -> MetaConfig:
         """Meta-training."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """What a generator samples with, where nothing else is chosen."""
 
 
 R = TypeVar("R", bound=Varied)
@@ -183,8 +191,8 @@ def variant(name: str, base: R) -> R:
         "anchored-regression": {
             "diffusion": replace(chain, steps=1, objective="vanilla"),
             "meta": single,
-            # Of the recipes that have one.
-            **({"sampling": Sampling()} if hasattr(base, "sampling") else {}),
+            # Where it does not follow from the chain.
+            **({"sampling": Sampling()} if "sampling" in vars(base) else {}),
         },
     }
     if name not in changes:

@@ -23,7 +23,7 @@ from ltdi.generator import ImageGenerator
 from ltdi.meta import Batch, MetaTrainer, Params
 from ltdi.parts import Host, Parts
 from ltdi.progress import Log, Progress
-from ltdi.recipe import Recipe
+from ltdi.recipe import Recipe, Varied
 from ltdi.tasks import FeatureBank
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
@@ -46,7 +46,7 @@ class Objective(Protocol):
 def meta_train(
     network: torch.nn.Module,
     objective: Objective,
-    recipe: Recipe,
+    recipe: Varied,
     host: str,
     space: WeightSpace,
     out: Path | None,
@@ -97,7 +97,7 @@ def meta_train(
 def train_parts(
     network: torch.nn.Module,
     objective: Objective,
-    recipe: Recipe,
+    recipe: Varied,
     host: Host,
     anchor: Anchor,
     normaliser: Normaliser,

@@ -27,7 +27,7 @@ from ltdi.unseen import (
     choose_prior,
     choose_steps,
     prepare_zoo,
-    train_unseen_generator,
+    train_unseen,
     unseen_recipe,
 )
 from ltdi.unseen.choice import prior_heads
@@ -112,7 +112,7 @@ class GeneratedUnseen(UnseenMethod):
         prior, zoo = world.prior(progress), world.zoo(staged(progress))
         self.prepare_s = world.prepare_s
         start = time.perf_counter()
-        generator = train_unseen_generator(
+        generator = train_unseen(
             zoo, prior, world.backbone, world.encoder, self.recipe, progress=staged(progress)
         )
 

@@ -6,7 +6,6 @@ from ltdi.unseen.training import (
     UnseenRecipe,
     prepare_zoo,
     train_unseen,
-    train_unseen_generator,
     unseen_recipe,
 )
 
@@ -20,6 +19,5 @@ __all__ = [
     "prepare_zoo",
     "sample_tasks",
     "train_unseen",
-    "train_unseen_generator",
     "unseen_recipe",
 ]

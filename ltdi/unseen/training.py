@@ -9,10 +9,9 @@ estimates (a cluster with the wrong name) are not Gaussian.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +25,9 @@ from ltdi.files import plain
 from ltdi.frame import Frame
 from ltdi.generator import NamedHost, UnseenGenerator
 from ltdi.losses import Probe, loss_of
-from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
+from ltdi.meta import Batch, MetaConfig, Params
 from ltdi.names import NameEncoder
-from ltdi.parts import Parts
+from ltdi.pipeline import train_parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling, variant
@@ -69,6 +68,11 @@ class UnseenRecipe:
             iterations=300, meta_batch=4, inner_steps=3, tasks=3, meta_lr=2e-3, warmup=20, ema=0.97
         )
     )
+
+    @property
+    def sampling(self) -> Sampling:
+        """All steps without noise; validation may choose fewer."""
+        return Sampling(steps=self.diffusion.steps, temperature=0.0)
 
 
 def unseen_recipe(name: str, base: UnseenRecipe) -> UnseenRecipe:
@@ -209,10 +213,14 @@ class UnseenObjective:
         self, zoo: Zoo, network: nn.Module, normaliser: Normaliser, recipe: UnseenRecipe
     ) -> None:
         self.network, self.normaliser, self.recipe = network, normaliser, recipe
-        self.groups: list[Group] = zoo.groups()
+        self.see(zoo.groups())
         self.frames: list[Frame] = zoo.frames()
         self.bank = zoo.bank()
         self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+
+    def see(self, groups: list[Group]) -> None:
+        """Draw from these tasks from now on."""
+        self.groups = groups
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random tasks, all of one way and fold; every tensor [tasks, ...]."""
@@ -270,72 +278,7 @@ class UnseenObjective:
         return loss(output, batch["target"], batch["weight"], probe)
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What meta-training gives.
-
-    Attributes:
-        network: The denoiser.
-        normaliser: Of residuals to the start.
-        recipe: Of the training.
-    """
-
-    network: NamingDenoiser
-    normaliser: Normaliser
-    recipe: UnseenRecipe
-
-
 def train_unseen(
-    zoo: Zoo,
-    prior: NamePrior,
-    recipe: UnseenRecipe,
-    *,
-    checkpoint: Path | None = None,
-    progress: Progress | None = None,
-    log: Callable[[dict[str, Any]], None] | None = None,
-) -> Trained:
-    """Meta-train the denoiser.
-
-    Args:
-        zoo: Solved tasks.
-        prior: The prior of all source classes.
-        recipe: Chain, network, meta-training.
-        checkpoint: File to resume from and to write.
-        progress: Called as progress(stage, done, total, text).
-        log: Called with JSON-able records.
-    """
-    shape = recipe.network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
-        network = NamingDenoiser(
-            steps=recipe.diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
-        )
-    group = zoo.groups()[0]
-    held = group.read(columns=("theta", "anchor"))
-    normaliser = Normaliser.fit(
-        held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False
-    )
-    network.unit.copy_(normaliser.std)
-    # Logits of the start are `scale` times those of expectation maximisation.
-    network.hardness.copy_(prior.settings.hardness / prior.scale)
-    objective = UnseenObjective(zoo, network, normaliser, recipe)
-    trainer = MetaTrainer(
-        network,
-        objective,
-        objective.draw,
-        recipe.meta,
-        run=plain({**asdict(recipe.diffusion), **asdict(shape)}),
-    )
-
-    def finished(i: int, n: int, loss: float) -> None:
-        if progress:
-            progress("meta-training", i, n, f"loss {loss:.4f}")
-
-    trainer.fit(checkpoint, progress=finished, log=log)
-    return Trained(network.eval(), normaliser, recipe)
-
-
-def train_unseen_generator(
     zoo: Zoo,
     prior: NamePrior,
     backbone: Backbone,
@@ -353,26 +296,36 @@ def train_unseen_generator(
         encoder: That the names were read with.
         recipe: Chain, network, meta-training.
         progress: Called as progress(stage, done, total, text).
+
+    Raises:
+        DivergedError: If the loss leaves the finite numbers.
     """
-    trained = train_unseen(zoo, prior, recipe, progress=progress)
+    shape = recipe.network
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.meta.seed)
+        network = NamingDenoiser(
+            steps=recipe.diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
+        )
+    group = zoo.groups()[0]
+    held = group.read(columns=("theta", "anchor"))
+    normaliser = Normaliser.fit(
+        held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False
+    )
+    network.unit.copy_(normaliser.std)
+    # Logits of the start are `scale` times those of expectation maximisation.
+    network.hardness.copy_(prior.settings.hardness / prior.scale)
     known = {"sizes": prior.sizes, "settings": prior.described}
-    parts = Parts(
-        zoo.space,
-        trained.network,
-        prior,
-        trained.normaliser,
-        recipe.diffusion,
-        recipe.network,
-        default_sampling(recipe),
+    parts = train_parts(
+        network,
+        UnseenObjective(zoo, network, normaliser, recipe),
+        recipe,
         NamedHost(backbone, encoder, known, pooled=recipe.pool[1] > 0),
-        {"recipe": plain(asdict(recipe))},
+        prior,
+        normaliser,
+        zoo.space,
+        progress=progress,
     )
     return UnseenGenerator(parts)
-
-
-def default_sampling(recipe: UnseenRecipe) -> Sampling:
-    """All steps without noise; validation may choose fewer."""
-    return Sampling(steps=recipe.diffusion.steps, temperature=0.0)
 
 
 def options_of(recipe: UnseenRecipe) -> Sequence[dict[str, float]]:

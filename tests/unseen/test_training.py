@@ -25,7 +25,7 @@ from ltdi.unseen import (
     NamedBank,
     UnseenRecipe,
     prepare_zoo,
-    train_unseen_generator,
+    train_unseen,
     unseen_recipe,
 )
 from ltdi.unseen.training import held_out
@@ -60,7 +60,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> UnseenGenerator:
     bank = source(width)
     prior = NamePrior.fit(bank.bank, bank.text, PriorSettings(iterations=2))
     zoo = prepare_zoo(tmp_path_factory.mktemp("zoo") / "zoo", bank, prior, RECIPE)
-    return train_unseen_generator(zoo, prior, backbone, ENCODER, RECIPE)
+    return train_unseen(zoo, prior, backbone, ENCODER, RECIPE)
 
 
 @pytest.fixture
