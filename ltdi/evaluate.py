@@ -40,7 +40,11 @@ def summarise(values: Tensor) -> Summary:
 
 
 def paired(ours: Tensor, theirs: Tensor) -> Summary:
-    """Mean and interval of the difference [E] - [E] on the same episodes."""
+    """Mean and interval of the difference [E] - [E] on the same episodes.
+
+    Raises:
+        InputError: If they are not as many.
+    """
     if ours.shape != theirs.shape:
         raise InputError(f"paired scores need the same episodes, got {len(ours)} and {len(theirs)}")
     return summarise(ours - theirs)

@@ -36,6 +36,11 @@ class Probe:
         return logits - logits.mean(-1, keepdim=True)
 
 
+# (prediction [B, n], target [B, n], weight [B], probe) -> mean over tasks; prediction and target
+# are what the chain predicts, normalised, and `weight` is how much a task's noise level counts.
+Loss = Callable[[Tensor, Tensor, Tensor, Probe], Tensor]
+
+
 def weight_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: Probe) -> Tensor:
     """Mean squared error of normalised weights, as in the paper."""
     return (weight[:, None] * (prediction - target).square()).mean()
@@ -63,7 +68,6 @@ def predictive_loss(prediction: Tensor, target: Tensor, weight: Tensor, probe: P
     return (weight[:, None] * divergence).mean()
 
 
-Loss = Callable[[Tensor, Tensor, Tensor, Probe], Tensor]
 LOSSES: dict[str, Loss] = {
     "weight": weight_loss,
     "function": function_loss,

@@ -81,7 +81,6 @@ class Parts:
 EQUIVARIANT = {"equivariant": EquivariantDenoiser, "domain": DomainDenoiser}
 
 
-# (config.json, tensors by group, space, shape, diffusion) -> untrained network, empty anchor, host.
 @dataclass(frozen=True)
 class Saved:
     """What the files of a generator say, for a kind of weights to make its parts of.
@@ -101,6 +100,7 @@ class Saved:
     diffusion: Diffusion
 
 
+# From what was saved to an untrained network, an empty anchor and a host.
 Build = Callable[[Saved], tuple[nn.Module, Anchor, Host]]
 
 

@@ -185,6 +185,9 @@ class LanguageHost:
             targets: [rows] classes or values.
             head: "generated" leaves it; "fitted" fits one from zero; "auto" lets cross-validation
                 on the support choose between them, and how much to believe the generated one.
+
+        Raises:
+            InputError: If `head` is none of these.
         """
         if head not in HEADS:
             raise unknown("head", head, HEADS, where="head")

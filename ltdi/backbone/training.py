@@ -66,6 +66,12 @@ def train_backbone(
     Every image of a batch is a query for the leave-one-out prototypes, so that no image is spent
     on support alone.
 
+    Args:
+        images: Classes to tell apart; those that a generator is trained on should not be there.
+        training: Budget and sizes.
+        transform: From images to inputs; that of drawn characters by default.
+        progress: Called as progress(iteration, iterations, loss).
+
     Raises:
         DivergedError: If the loss is not finite.
     """

@@ -101,6 +101,9 @@ def sample(
 
     Returns:
         [B, n] clean weights.
+
+    Raises:
+        InputError: If a name is unknown, or the chain has no such end, steps or segments.
     """
     if sampler not in SAMPLERS:
         raise unknown("sampler", sampler, SAMPLERS)

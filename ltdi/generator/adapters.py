@@ -205,7 +205,11 @@ class AdapterGenerator(Generator):
         return adapter_logits(adapter, adapter.space.flatten(weights), inputs)
 
     def outputs_of(self, weights: Weights) -> int:
-        """Outputs of the head of generated weights."""
+        """Outputs of the head of generated weights.
+
+        Raises:
+            MismatchError: If they have none.
+        """
         for layer in self.parts.space.layers:
             if layer.per_class and layer.params[0].name in weights:
                 return len(weights[layer.params[0].name])

@@ -66,7 +66,7 @@ class ImageGenerator(Generator):
         callback: Callback | None = None,
         **options: Any,
     ) -> Tensor:
-        """Flat weights [B, n] of B tasks: the mean over samples of `draws`."""
+        """Flat weights [B, n] of B tasks: the mean over samples of `draws`; see there."""
         drawn = self.draws(grid, mask, seed=seed, callback=callback, **options)
         return drawn[0] if len(drawn) == 1 else drawn.mean(0)
 

@@ -68,6 +68,12 @@ def learn_initial(
     differentiating through it needs no second derivative. That is exact second-order MAML at the
     price of ordinary training, with tasks of any way.
 
+    Args:
+        images: Classes that the zoo's tasks should not have.
+        host: Architecture and input transform.
+        training: Budget.
+        progress: Called as progress(iteration, iterations, loss).
+
     Raises:
         DivergedError: If the loss is not finite.
     """

@@ -77,7 +77,17 @@ def solve(
 ) -> tuple[SolvedTasks, Tensor]:
     """Solve head tasks: many samples per class for the target, only the shots for the condition.
 
-    Everything takes place in the coordinates of the fold's frame, whose number is `number`.
+    Everything takes place in the coordinates of the fold's frame.
+
+    Args:
+        bank: Features that the episodes are drawn from.
+        fold: Its classes, and the anchor that does not know them.
+        recipe: How tasks are solved.
+        way: Classes per task.
+        shot: Support samples per class.
+        tasks: E, how many tasks.
+        seed: Of the episodes and the optimiser's batches.
+        number: Of the fold's frame in the zoo.
 
     Returns:
         The solved tasks and [tasks] whether each is finite.
@@ -172,7 +182,12 @@ def start_zoo(
     backbone: Backbone,
     about: dict[str, Any] | None = None,
 ) -> Zoo:
-    """A zoo with the settings and the bank of heads, and nothing else; see `begin_zoo`."""
+    """A zoo with the settings and the bank of heads, and nothing else; see `begin_zoo`.
+
+    Raises:
+        InputError: If `recipe.start` is unknown, or the directory is not ours.
+        MismatchError: If the zoo there was made with other settings.
+    """
     check_start(recipe)
     settings = {
         **settings_of(recipe),
@@ -201,6 +216,14 @@ def begin_zoo(
 
     What was stored first stays: another rounding must not choose anew.
 
+    Args:
+        path: Directory of the zoo: new, empty, or that of such a zoo.
+        bank: Features by class.
+        anchor: Of all classes; folds refit it without their own.
+        recipe: Which tasks, and how they are solved.
+        backbone: That the features came from; its fingerprint is kept.
+        about: Further settings that a zoo must agree in to be taken up.
+
     Raises:
         InputError: If the directory is not ours, or the bank is too small for the tasks.
         MismatchError: If the zoo there was made with other settings.
@@ -227,8 +250,17 @@ def prepare_zoo(
 ) -> Zoo:
     """Solve all tasks of a recipe into a zoo on disk; finished shards are kept.
 
-    A zoo collected in two runs, or by several workers, equals one of one run. See `begin_zoo` for
-    the errors.
+    A zoo collected in two runs, or by several workers, equals one of one run.
+
+    Args:
+        path: See `begin_zoo`, also for the errors.
+        bank: See there.
+        anchor: See there.
+        recipe: See there.
+        backbone: See there.
+        about: See there.
+        engine: Who solves the tasks: this process by default.
+        progress: Called as progress(stage, done, total, text).
     """
     collection = begin_zoo(path, bank, anchor, recipe, backbone, about=about)
     collection.fill(engine, progress)

@@ -202,6 +202,17 @@ def tuned(
     """The generator with the sampling that suits validation classes; see `choose_sampling`.
 
     A recipe that samples at a temperature above 0 keeps its own sampling.
+
+    Args:
+        generator: Trained.
+        valid: Features, or images, of validation classes.
+        recipe: Of its training.
+        judged: Pairs of way and shot that the sampling is chosen for; those of the training tasks
+            with the first way by default.
+        log: Called with what was chosen, and the validation loss of every candidate.
+
+    Raises:
+        InputError: If validation classes have too few samples for the shots.
     """
     if recipe.sampling.temperature > 0:
         return generator

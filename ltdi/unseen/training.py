@@ -110,6 +110,13 @@ def prepare_zoo(
 ) -> Zoo:
     """Solve all tasks of a recipe into a zoo on disk; finished shards are kept.
 
+    Args:
+        path: Directory of the zoo: new, empty, or that of such a zoo.
+        source: Source classes, with names and features.
+        prior: Of all source classes; a fold's is fitted without its own, with the same settings.
+        recipe: Which tasks, and how they are solved.
+        progress: Called as progress(stage, done, total, text).
+
     Raises:
         InputError: If there are too few classes or images for the tasks.
         MismatchError: If the zoo there was made with other settings.

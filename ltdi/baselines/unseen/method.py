@@ -60,7 +60,14 @@ class UnseenMethod(ABC):
         budget: UnseenBudget,
         progress: Step | None = None,
     ) -> None:
-        """Learn from the source classes; make every choice on the validation tasks."""
+        """Learn from the source classes; make every choice on the validation tasks.
+
+        Args:
+            train: Source classes, with names and features.
+            valid: Tasks of other classes, one batch for each way.
+            budget: What may be spent, and the shape of training tasks.
+            progress: Called with (iterations done, of how many, a short message).
+        """
 
     @abstractmethod
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
