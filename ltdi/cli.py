@@ -238,7 +238,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser()
     config = parser.parse_args(arguments)
     name = config.subcommand
-    resolved = _resolved(parser, config)
     try:
         values = vars(parser.instantiate(config)[name])
         if name == "bench":
@@ -248,7 +247,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             own = {f.name for f in fields(commands.Collecting)}
             options = commands.Collecting(**{k: values.pop(k) for k in own})
             values["options"] = options
-        COMMANDS[name](**values, resolved=resolved)
+        if "resolved" in inspect.signature(COMMANDS[name]).parameters:
+            values["resolved"] = _resolved(parser, config)
+        COMMANDS[name](**values)
     except LtdiError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
         return 2

@@ -52,7 +52,6 @@ def evaluate(
     support: int = 128,
     columns: Columns = Columns(),
     description: str = "",
-    resolved: str = "",
 ) -> None:
     """Measure a generator on few-shot episodes of a folder of images, or on a task of texts.
 
@@ -79,7 +78,6 @@ def evaluate(
         support: For adapters: rows of the part train that are generated from.
         columns: Which columns of a text file hold what.
         description: What a text task is, in a sentence.
-        resolved: The command's options.
     """
     check_counts(shot=shot, query=query, episodes=episodes)
     file = claim_file(json, "result") if json else None

@@ -50,7 +50,6 @@ def generate(
     target: str | None = None,
     columns: Columns = Columns(),
     description: str = "",
-    resolved: str = "",
 ) -> None:
     """Generate the weights of one task from labelled images or texts, or from class names.
 
@@ -77,7 +76,6 @@ def generate(
         target: "head", "net" or "adapter": what the generator must generate; a check for scripts.
         columns: Which columns of a text file hold what.
         description: What a text task is, in a sentence.
-        resolved: The command's options.
     """
     given = {
         "steps": steps,
@@ -152,7 +150,6 @@ def export(
     weights: str,
     out: str,
     format: str = "safetensors",
-    resolved: str = "",
 ) -> None:
     """Join a generated head with its backbone into one classifier; or write an adapter for PEFT.
 
@@ -161,7 +158,6 @@ def export(
         weights: File written by `ltdi generate`.
         out: Directory of the classifier or of PEFT's adapter; a file for an adapter's safetensors.
         format: "safetensors", "npz" for numpy, or "peft" for adapters.
-        resolved: The command's options.
     """
     any_kind = Generator.from_pretrained(generator)
     adapter = isinstance(any_kind, AdapterGenerator)

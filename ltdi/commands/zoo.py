@@ -19,7 +19,6 @@ def zoo(
     zoos: list[str],
     out: str | None = None,
     json: str | None = None,
-    resolved: str = "",
 ) -> None:
     """Look into a zoo, verify its files, or merge several.
 
@@ -28,7 +27,6 @@ def zoo(
         zoos: Directories, or URLs that fsspec reads.
         out: Directory of the merged zoo.
         json: File for what "info" shows.
-        resolved: The command's options.
     """
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS, where="ltdi zoo")
