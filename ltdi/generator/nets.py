@@ -190,8 +190,7 @@ class NetTask:
             return repeat(F.pad(head, (self.space.size - rows, 0)), self.copies)
         theta = repeat(self.anchor, self.copies) + self.estimate * self.scale
         grid, mask = repeat(self.grid, self.copies), repeat(self.mask, self.copies)
-        alone = self.alone and len(theta) == 1
-        return self.host.gradient(theta, grid, mask, self.space, alone=alone) * self.scale
+        return self.host.gradient(theta, grid, mask, self.space, alone=self.alone) * self.scale
 
     def _head_gradient(self) -> Tensor:
         """Of the head's rows [B, class rows] at the anchor, in closed form.

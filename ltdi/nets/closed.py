@@ -66,17 +66,20 @@ class Closed:
         inputs[-1] = z = z.flatten(2)  # [E, P, positions x channels]
         return torch.baddbmm(parts[-1].unsqueeze(1), z, parts[-2].mT), inputs, kept
 
-    def gradient(self, parts: list[Tensor], x: Tensor, target: Tensor) -> list[Tensor]:
+    def gradient(
+        self, parts: list[Tensor], x: Tensor, target: Tensor, share: Tensor | None = None
+    ) -> list[Tensor]:
         """Gradient of every net's mean cross entropy, in parts.
 
         Args:
             parts: Weights of E nets.
             x: Images of all, as `enter` has them.
-            target: [E, P, way] probabilities.
+            target: [E, P, way] probabilities; or [P, way], the same for all.
+            share: [E, P, 1] weights of the samples, in place of those of a mean.
         """
         c, count = self.config, len(parts[0])
         logits, inputs, kept = self.forward(parts, x)
-        wrong = (logits.softmax(2) - target).div_(target.shape[1])
+        wrong = (logits.softmax(2) - target).mul_(1 / len(x) if share is None else share)
         z = inputs.pop()
         found = [wrong.sum(1), torch.bmm(wrong.mT, z)]
         g = torch.bmm(wrong, parts[-2])

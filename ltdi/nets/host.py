@@ -19,8 +19,6 @@ from ltdi.nets.closed import Closed
 from ltdi.nets.net import NetConfig, net_space
 from ltdi.weights import WeightSpace
 
-# Nets at once: more only fill the memory.
-_AT_ONCE = 32
 # Bytes that the largest layer gives for nets that are solved together: fewer share the start of an
 # operation, more leave the cache.
 LAYER = 5 << 18
@@ -77,12 +75,14 @@ class NetHost:
         out: Tensor = vmap(lambda t, x: self.predict(t, x, space))(theta, images)
         return out
 
+    @torch.no_grad()
     def query_logits(self, theta: Tensor, query: Tensor) -> Tensor:
         """Logits [E, way, Q, way] of nets theta [E, n] on images [E, way, Q, ...]; in chunks."""
         way, count = query.shape[1:3]
         space = self.space(way)
-        parts = zip(theta.split(_AT_ONCE), query.flatten(1, 2).split(_AT_ONCE), strict=True)
-        out = torch.cat([self.logits(t, x, space) for t, x in parts])
+        each = self.together(way * count)
+        parts = zip(theta.split(each), query.flatten(1, 2).split(each), strict=True)
+        out = torch.cat([self.many(t, x, space) for t, x in parts])
         whole: Tensor = out.unflatten(1, (way, count))
         return whole
 
@@ -122,24 +122,40 @@ class NetHost:
             grid: [B, way, shot, channels, size, size] transformed support.
             mask: [B, way, shot] 1 for real samples.
             space: Weight space of the tasks.
-            alone: Whether one task may go without `torch.func`, which takes half the time but
-                cannot be part of another of its transforms.
+            alone: Whether it may go without `torch.func`, in closed form, which takes half the time
+                but cannot be differentiated, nor be part of another transform.
         """
         way, shot = grid.shape[1:3]
+        if alone:
+            with torch.no_grad():
+                return self._closed_gradient(theta, grid, mask, space)
         label = torch.arange(way, device=grid.device).repeat_interleave(shot)
 
         def loss(t: Tensor, x: Tensor, real: Tensor) -> Tensor:
             each = F.cross_entropy(self.predict(t, x, space), label, reduction="none")
             return way * (each * real).sum() / real.sum()
 
-        if alone and len(theta) == 1:
-            with torch.enable_grad():
-                leaf = theta[0].detach().requires_grad_()
-                value = loss(leaf, grid[0].flatten(0, 1), mask[0].flatten())
-                (own,) = torch.autograd.grad(value, leaf)
-            return own.unsqueeze(0)
         out: Tensor = vmap(grad(loss))(theta, grid.flatten(1, 2), mask.flatten(1))
         return out
+
+    def _closed_gradient(
+        self, theta: Tensor, grid: Tensor, mask: Tensor, space: WeightSpace
+    ) -> Tensor:
+        nets, (way, shot) = Closed(self.config), grid.shape[1:3]
+        target = torch.eye(way, dtype=theta.dtype, device=theta.device).repeat_interleave(shot, 0)
+        share = way * mask.flatten(1) / mask.sum((1, 2)).unsqueeze(1)
+        each, found = self.together(way * shot), []
+        for at in range(0, len(theta), each):
+            some = slice(at, at + each)
+            parts = nets.parts(space.unflatten(theta[some]))
+            images = nets.enter(grid[some].flatten(1, 2))
+            own = nets.gradient(parts, images, target, share[some].unsqueeze(2))
+            found.append(space.flatten(nets.whole(own)))
+        return torch.cat(found)
+
+    def together(self, samples: int) -> int:
+        """How many nets, each on so many images, are best taken at once."""
+        return max(1, LAYER // (4 * samples * self.config.largest))
 
 
 class NetPredictor:
@@ -169,8 +185,7 @@ class NetPredictor:
 
     def together(self, inputs: Tensor, batch: int) -> int:
         """See `Closed.together`."""
-        samples = inputs.shape[1] if batch <= 0 else min(batch, inputs.shape[1])
-        return max(1, LAYER // (4 * samples * self.host.config.largest))
+        return self.host.together(min(batch, inputs.shape[1]) if batch > 0 else inputs.shape[1])
 
     def parts(self, theta: Tensor) -> list[Tensor]:
         """See `Closed.parts`."""

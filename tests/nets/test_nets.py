@@ -64,19 +64,21 @@ def test_flat_weights_are_the_modules(host: NetHost):
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_gradient_is_autograds(host: NetHost, alone: bool):
+def test_the_gradient_is_autograds(host: NetHost, alone: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("ltdi.nets.host.LAYER", 1)  # one net after the other
     space = host.space(3)
     torch.manual_seed(0)
-    theta = (0.3 * torch.randn(1, space.size)).requires_grad_()
-    grid = torch.rand(1, 3, 2, 1, 12, 12)
-    mask = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]]])
+    theta = (0.3 * torch.randn(2, space.size)).requires_grad_()
+    grid = torch.rand(2, 3, 2, 1, 12, 12)
+    mask = torch.tensor([[[1.0, 1.0], [1.0, 0.0], [1.0, 1.0]], [[1.0, 1.0]] * 3])
     label = torch.arange(3).repeat_interleave(2)
-    each = F.cross_entropy(
-        host.predict(theta[0], grid[0].flatten(0, 1), space), label, reduction="none"
-    )
-    # One sample per class counts one.
-    loss = 3 * (each * mask.flatten()).sum() / 5
-    (expected,) = torch.autograd.grad(loss, theta)
+    losses = []
+    for net in range(2):
+        logits = host.predict(theta[net], grid[net].flatten(0, 1), space)
+        each = F.cross_entropy(logits, label, reduction="none")
+        # One sample per class counts one.
+        losses.append(3 * (each * mask[net].flatten()).sum() / mask[net].sum())
+    (expected,) = torch.autograd.grad(sum(losses), theta)
     found = host.gradient(theta.detach(), grid, mask, space, alone=alone)
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
 
