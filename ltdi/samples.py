@@ -31,6 +31,7 @@ from ltdi.parts import chain_end
 from ltdi.pipeline import train_parts
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
+from ltdi.seeding import seeded
 from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group
 
@@ -171,8 +172,7 @@ def collect_checkpoints(
     valid = max(1, min(2000, len(labels) // 5))
     rng = torch.Generator().manual_seed(seed)
     data = _training_data(images[:-valid], labels[:-valid], classes, p, rng)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         nets = [SmallNet(c, classes) for _ in range(p.runs)]
     start = torch.stack([space.flatten(dict(net.state_dict())).detach() for net in nets])
     ends = train_nets(start, p.steps, data, host, space, recipe, rng)[:, 0]
@@ -334,8 +334,7 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
     """Meta-train a generator of checkpoints."""
     d = recipe.diffusion
     check_net_loss(d.loss)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
+    with seeded(recipe.meta.seed):
         network = build_rows(zoo.space, recipe.network, d)
     anchor = Centres(zoo.path())
     apart = zoo.last - zoo.centres()[zoo.run]

@@ -35,6 +35,7 @@ from ltdi.parts import check_sampling
 from ltdi.pipeline import train_parts, tuned
 from ltdi.progress import Log, Progress
 from ltdi.recipe import NET_RECIPE, Recipe
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
@@ -345,8 +346,7 @@ def train_net_generator(
     d = recipe.diffusion
     check_sampling(recipe.sampling, d)
     check_net_loss(d.loss)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
+    with seeded(recipe.meta.seed):
         network = build_rows(data.space, recipe.network, d)
     normaliser = _fit_normaliser(data)
     standardise(network, data, normaliser)

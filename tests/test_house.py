@@ -21,6 +21,7 @@ ROOMS = (
     "files",
     "progress",
     "memory",
+    "seeding",
     "metrics",
     "products",
     "weights",

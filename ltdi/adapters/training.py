@@ -21,6 +21,7 @@ from ltdi.errors import InputError, unknown
 from ltdi.lora import Adapter, Base
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
 from ltdi.recipe import VARIANTS, Diffusion, Network, Sampling, variant
+from ltdi.seeding import seeded
 from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
 
@@ -199,8 +200,7 @@ def empty_network(
     if not groups:
         raise InputError("there is no run to learn from", where="zoo", fix="collect text tasks")
     adapter = adapters[groups[0].outputs]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
+    with seeded(recipe.meta.seed):
         return AdapterDenoiser(
             adapter.space,
             adapter.base.width,

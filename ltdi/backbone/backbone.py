@@ -20,6 +20,7 @@ from ltdi.backbone.wrapped import EFFICIENTNET, EfficientNetLite, TransformersNe
 from ltdi.data import ImageSet
 from ltdi.errors import MismatchError, unknown
 from ltdi.files import digest, read_json, read_tensors, tuples, write_json, write_tensors
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 CONFIG = "backbone.json"
@@ -175,8 +176,7 @@ def build(config: dict[str, Any], seed: int = 0) -> nn.Module:
     if config["kind"] not in KINDS:
         raise unknown("backbone kind", config["kind"], KINDS)
     # Initialisation reads the global state of randomness, which is not ours to move.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         return KINDS[config["kind"]](config)
 
 

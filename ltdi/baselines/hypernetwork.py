@@ -8,15 +8,15 @@ means, with attention among the classes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod, seeded
+from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 
@@ -72,4 +72,6 @@ class Hypernetwork(TrainedMethod[HeadRegressor]):
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[HeadRegressor]:
         """All scalings, from the same random network."""
         for scaling in scalings(train.features):
-            yield seeded(partial(HeadRegressor, scaling, train.width), budget.seed)
+            with seeded(budget.seed):
+                net = HeadRegressor(scaling, train.width)
+            yield net

@@ -7,7 +7,6 @@ of the support loss at its current estimate, where MAML would follow that gradie
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -23,10 +22,11 @@ from ltdi.baselines.chain import (
     softmax_gradient,
 )
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import Recipe, seeded
+from ltdi.baselines.outer import Recipe
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, draw
 from ltdi.denoiser.transformer import time_features
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 # Length of the prototypes that a target head is fitted from: the sharpness of its softmax.
@@ -129,7 +129,9 @@ class MetaDiff(DiffusedMethod[GradientDenoiser]):
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[GradientDenoiser]:
         """All scalings."""
         for scaling in scalings(train.features):
-            yield seeded(partial(GradientDenoiser, scaling, train, budget), budget.seed)
+            with seeded(budget.seed):
+                net = GradientDenoiser(scaling, train, budget)
+            yield net
 
 
 def _rms(rows: Tensor) -> Tensor:

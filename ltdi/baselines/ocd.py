@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,11 +17,12 @@ from torch import Tensor, nn
 from ltdi.baselines.chain import DiffusedMethod, HeadDiffusion, centred, descended, row_logits
 from ltdi.baselines.linear_probe import logistic_head
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import Recipe, seeded
+from ltdi.baselines.outer import Recipe
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, draw, score
 from ltdi.condition import Condition, SetEncoder
 from ltdi.denoiser import TokenTransformer
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_space
 
@@ -143,7 +143,9 @@ class Ocd(DiffusedMethod[Overfitter]):
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Overfitter]:
         """All scalings, with base heads of several strengths."""
         for scaling, strength in itertools.product(scalings(train.features), _STRENGTHS):
-            yield seeded(partial(Overfitter, scaling, strength, train, budget), budget.seed)
+            with seeded(budget.seed):
+                net = Overfitter(scaling, strength, train, budget)
+            yield net
 
     @torch.no_grad()
     def refine(self, net: Overfitter, episodes: Batch) -> None:

@@ -196,13 +196,6 @@ class TrainedMethod(Method, Generic[Net]):
         return logits
 
 
-def seeded(build: Callable[[], T], seed: int) -> T:
-    """Build a module whose initial weights depend on `seed` alone; the global state is kept."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
 def _shares(budget: Budget, parts: int) -> list[Budget]:
     """The budget with its iterations split evenly; the last part takes the remainder."""
     each = budget.iterations // parts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from typing import ClassVar
 
 import torch
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from ltdi.baselines.inner import Descent, Weights, adapt, linear, trajectory, zero_head
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod, seeded
+from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, cross_entropy, score
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 _TRAIN_STEPS = 10
@@ -121,7 +121,9 @@ class Reptile(TrainedMethod[Initialisation]):
     def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Initialisation]:
         """All scalings, from the same random layer."""
         for scaling in scalings(train.features):
-            yield seeded(partial(Initialisation, scaling, train.width), budget.seed)
+            with seeded(budget.seed):
+                net = Initialisation(scaling, train.width)
+            yield net
 
     @torch.no_grad()
     def refine(self, net: Initialisation, episodes: Batch) -> None:

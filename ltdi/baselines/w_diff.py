@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,12 +19,12 @@ from ltdi.baselines.domains import DomainBank, DomainMethod, Sources
 from ltdi.baselines.erm import SourceHead, known, leave_out
 from ltdi.baselines.method import Budget
 from ltdi.baselines.ocd import Ocd, Overfitter
-from ltdi.baselines.outer import seeded
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import Batch
 from ltdi.condition import Condition
 from ltdi.crossdomain import Domain, queries_left
 from ltdi.progress import Step
+from ltdi.seeding import seeded
 from ltdi.tasks import Episodes, FeatureBank
 
 _HEATS = (0.3, 1.0, 3.0)
@@ -76,7 +75,9 @@ class _Chain(Ocd):
         """Reference heads at several temperatures."""
         scaling = Scaling(torch.zeros(train.width), 1.0, True)
         for heat in _HEATS:
-            yield seeded(partial(Residual, scaling, heat, train, budget), budget.seed)
+            with seeded(budget.seed):
+                net = Residual(scaling, heat, train, budget)
+            yield net
 
 
 class WDiff(DomainMethod):

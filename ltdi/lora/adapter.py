@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from ltdi.collect import Predict, module_predictor
 from ltdi.errors import InputError, unknown
-from ltdi.lora.base import Base, libraries, seeded
+from ltdi.lora.base import Base, libraries
 from ltdi.lora.inputs import as_call, mask_of, token_mean
+from ltdi.seeding import seeded
 from ltdi.weights import WeightSpace
 
 # How a text's outputs come about -> the Auto class of transformers, and PEFT's name of the task.

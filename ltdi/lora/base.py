@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ltdi.errors import InputError
@@ -114,11 +111,3 @@ def libraries() -> tuple[Any, Any]:
         optional("transformers", purpose="a language model", install=EXTRA),
         optional("peft", purpose="a LoRA adapter", install=EXTRA),
     )
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """For libraries that draw from the global state: seeded, and put back afterwards."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import string
 
-from ltdi.lora.base import ATTENTION, EXTRA, Base, freeze, libraries, seeded
+from ltdi.lora.base import ATTENTION, EXTRA, Base, freeze, libraries
 from ltdi.optional import optional
+from ltdi.seeding import seeded
 
 _WORDS = (
     "the a an and or not no of to in on for with by from at as is are was were be been it this "

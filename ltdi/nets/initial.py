@@ -15,6 +15,7 @@ from ltdi.backbone.training import descend
 from ltdi.data import ImageSet
 from ltdi.nets.host import NetHost
 from ltdi.nets.net import SmallNet
+from ltdi.seeding import seeded
 from ltdi.tasks import sample_episodes
 
 
@@ -79,8 +80,7 @@ def learn_initial(
     """
     p, config = training, host.config
     rng = torch.Generator().manual_seed(p.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(p.seed)
+    with seeded(p.seed):
         net = SmallNet(config, 2)
     log_rate = nn.Parameter(torch.tensor(-math.log(config.features**0.5)))
     classes = min(p.classes, len(images.classes))

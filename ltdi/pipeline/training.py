@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.denoiser import EquivariantDenoiser
@@ -17,6 +15,7 @@ from ltdi.pipeline.meta_training import train_parts, tuned
 from ltdi.pipeline.objective import HeadObjective, TrainingSet, fit_normaliser
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Recipe
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 from ltdi.team import ALONE, Team
 
@@ -60,8 +59,7 @@ def train_generator(
     """
     d = recipe.diffusion
     check_sampling(recipe.sampling, d)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
+    with seeded(recipe.meta.seed):
         network = build_network(data.space, data.bank.width, recipe.network, d)
     network.standardise(data.frames[0].enter(data.bank.features))
     normaliser = fit_normaliser(data)

@@ -31,6 +31,7 @@ from ltdi.pipeline import train_parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling, variant
+from ltdi.seeding import seeded
 from ltdi.unseen.tasks import NamedBank, sample_tasks
 from ltdi.weights import Normaliser, centre_classes, head_space
 from ltdi.zoo import Group, Zoo
@@ -308,8 +309,7 @@ def train_unseen(
         DivergedError: If the loss leaves the finite numbers.
     """
     shape = recipe.network
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.meta.seed)
+    with seeded(recipe.meta.seed):
         network = NamingDenoiser(
             steps=recipe.diffusion.steps, width=shape.width, depth=shape.depth, heads=shape.heads
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ltdi.data.text import Text
 from ltdi.lora import Adapter, Base, LoraSpec, encode, load_base, make_adapter, tiny_base
-from ltdi.lora.base import seeded
+from ltdi.seeding import seeded
 
 TEXTS: list[Text] = [
     (f"{start} {'good' if i % 2 else 'bad'} {end}", None)

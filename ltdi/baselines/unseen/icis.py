@@ -16,6 +16,7 @@ from ltdi.baselines.unseen.method import (
     mean_accuracy,
 )
 from ltdi.progress import Step
+from ltdi.seeding import seeded
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
 _WIDTH = 512
@@ -74,8 +75,7 @@ class Icis(FromNames):
         for number, (whiten, dropout, rate) in enumerate(trials):
             self.coordinates = both[whiten]
             row = F.normalize(self.coordinates.means, dim=-1)
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(budget.seed)
+            with seeded(budget.seed):
                 self.coder = _Coder(name.shape[1], row.shape[1], dropout)
                 optimiser = torch.optim.AdamW(self.coder.parameters(), lr=rate, weight_decay=1e-3)
                 for step in range(steps):

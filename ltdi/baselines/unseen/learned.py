@@ -21,6 +21,7 @@ from ltdi.baselines.unseen.method import (
 from ltdi.denoiser.transformer import Block, time_features
 from ltdi.diffusion import make_schedule, sample
 from ltdi.progress import Step
+from ltdi.seeding import seeded
 from ltdi.unseen.tasks import NamedBank, TaskBatch, sample_tasks
 
 _WIDTH = 128
@@ -162,8 +163,7 @@ class Hypernetwork(_Trained):
     ) -> None:
         """See `UnseenMethod.fit`."""
         self._begin(train)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(budget.seed)
+        with seeded(budget.seed):
             encoder = TaskEncoder(train.text.shape[1], train.bank.width)
             self.net = nn.ModuleDict(
                 {"encoder": encoder, "write": nn.Linear(_WIDTH, train.bank.width)}
@@ -230,8 +230,7 @@ class D2nwg(_Trained):
     ) -> None:
         """See `UnseenMethod.fit`."""
         self._begin(train)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(budget.seed)
+        with seeded(budget.seed):
             self._fit_coder(train, budget)
             self.net = nn.ModuleDict(
                 {
