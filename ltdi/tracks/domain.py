@@ -198,14 +198,8 @@ def bench(
     shapes = shapes_of(settings, 5, 1)
     sets = load_sets(dataset, data_dir, seed)
     held = held_out(domains, list(sets), p)
-    classes = len(next(iter(sets.values())).classes)
-    for way, _ in shapes:
-        if way > classes:
-            raise InputError(
-                f"a {way}-way task needs {way} classes, every domain has {classes}",
-                where="--settings",
-                fix=f"choose ways up to {classes}",
-            )
+    classes = next(iter(sets.values())).classes
+    _check_ways(shapes, len(classes))
     kept = None if cache is None else Path(cache)
     net, raw = embed(dataset, sets, p.training, backbone, kept, seed, progress)
     runs: dict[str, list[Run]] = {}
@@ -223,33 +217,60 @@ def bench(
                 run = run_methods(title, chosen, world, test, budget, many, progress, log)
                 runs[target].append(run)
     rows = [row for of_target in runs.values() for run in of_target for row in run.rows]
-    whole = [[of_target[number] for of_target in runs.values()] for number in range(len(shapes))]
     if len(held) > 1:
-        for (way, shot), same in zip(shapes, whole, strict=True):
-            rows += averages(f"{dataset} {way}w{shot}s", same)
+        for title, same in _by_shape(dataset, shapes, runs).items():
+            rows += averages(title, same)
     about = {
         "shapes": [f"{w}w{s}s" for w, s in shapes],
         "held_out": held,
-        "classes": list(next(iter(sets.values())).classes),
+        "classes": list(classes),
         "unlabelled": unlabelled,
-        "pool": {t: r[0].pool for t, r in runs.items()},
-        "query": {run.title: run.query for r in runs.values() for run in r},
         "threads": 1,
         "recipe": asdict(p.recipe),
         "backbone": net.config,
         "mapping": None if net.config["kind"] == "conv" else asdict(FeatureMapping()),
         "peer_iterations": p.peer_iterations,
-        "anchor": {t: r[0].anchor for t, r in runs.items()},
-        "sampling": {run.title: run.sampling for r in runs.values() for run in r},
-        "paired": {run.title: run.paired() for r in runs.values() for run in r}
-        | {
-            f"{dataset} {w}w{s}s": mean_paired(same)
-            for (w, s), same in zip(shapes, whole, strict=True)
-        },
-        "nll": {run.title: nll_of(run.scores) for r in runs.values() for run in r},
+        **_measured(dataset, shapes, runs),
         "notes": {n: m.note for n, m in next(iter(fitted.values())).items()},
     }
     return Outcome(Result("domain", dataset, name, seed, about, rows), fitted)
+
+
+def _check_ways(shapes: Sequence[tuple[int, int]], classes: int) -> None:
+    """Refuse tasks of more classes than there are."""
+    for way, _ in shapes:
+        if way > classes:
+            raise InputError(
+                f"a {way}-way task needs {way} classes, every domain has {classes}",
+                where="--settings",
+                fix=f"choose ways up to {classes}",
+            )
+
+
+def _by_shape(
+    dataset: str, shapes: Sequence[tuple[int, int]], runs: Mapping[str, list[Run]]
+) -> dict[str, list[Run]]:
+    """Runs of all held-out domains by the title of their mean."""
+    return {
+        f"{dataset} {w}w{s}s": [of_target[number] for of_target in runs.values()]
+        for number, (w, s) in enumerate(shapes)
+    }
+
+
+def _measured(
+    dataset: str, shapes: Sequence[tuple[int, int]], runs: Mapping[str, list[Run]]
+) -> dict[str, Any]:
+    """What is told beside the rows: by held-out domain, or by the title of a run."""
+    each = [run for of_target in runs.values() for run in of_target]
+    means = {t: mean_paired(same) for t, same in _by_shape(dataset, shapes, runs).items()}
+    return {
+        "pool": {target: of[0].pool for target, of in runs.items()},
+        "query": {run.title: run.query for run in each},
+        "anchor": {target: of[0].anchor for target, of in runs.items()},
+        "sampling": {run.title: run.sampling for run in each},
+        "paired": {run.title: run.paired() for run in each} | means,
+        "nll": {run.title: nll_of(run.scores) for run in each},
+    }
 
 
 def make_method(name: str, recipe: Recipe, world: DomainWorld, seed: int) -> DomainMethod:
