@@ -69,7 +69,7 @@ def _norm(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Layer normalisation with a scale and a shift of the task, or [width] of all."""
     if scale.ndim == 1:
         return F.layer_norm(x, x.shape[-1:], scale, shift)
-    return F.layer_norm(x, x.shape[-1:]) * scale + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:]), scale)
 
 
 class TokenTransformer(nn.Module):
