@@ -242,8 +242,8 @@ def read_config(path: Path) -> dict[str, Any]:
     """
     if not (path / CONFIG).is_file():
         raise InputError(
-            f"{path} is not a generator: it has no {CONFIG}",
-            where="--generator",
+            f"this is not a generator: it has no {CONFIG}",
+            where=str(path),
             fix="make one with `ltdi train --out DIR` or `ltdi demo`",
         )
     config = read_json(path / CONFIG)

@@ -48,7 +48,7 @@ class Remote:
         except (ImportError, ValueError) as error:
             raise InputError(
                 f"cannot read {path}: {error}",
-                where="--zoo",
+                where=str(path),
                 fix="install fsspec's package for this kind of URL (s3fs for s3://, gcsfs for gs://)",
             ) from None
         mark = hashlib.sha256(str(path).encode()).hexdigest()[:16]

@@ -124,8 +124,8 @@ class Zoo:
             remote.fetch(INDEX)
         if not (here / HEADER).is_file():
             raise InputError(
-                f"{path} is not a zoo: it has no {HEADER}",
-                where="--zoo",
+                f"this is not a zoo: it has no {HEADER}",
+                where=str(path),
                 fix="make one with `ltdi collect --out DIR`",
             )
         return cls(here, read_header(here / HEADER), remote)
