@@ -20,7 +20,7 @@ from torch.func import functional_call, grad, vmap
 
 from ltdi.errors import InputError, unknown
 from ltdi.memory import keep_freed
-from ltdi.products import fast_products
+from ltdi.products import MANY, fast_products
 from ltdi.weights import WeightSpace
 
 Predict = Callable[[Tensor, Tensor], Tensor]
@@ -298,12 +298,12 @@ def optimise(
     p = preparation
     labels = labels.expand(len(theta_0), -1) if labels.ndim == 1 else labels
     picks = [_minibatch(labels, p.batch, rng) for _ in range(p.steps)]
-    if not isinstance(predict, Closed):
-        return _solved(predict, theta_0, inputs, labels, picks, p)
-    each = predict.together(inputs, p.batch)
+    closed = predict if isinstance(predict, Closed) else None
+    large = closed.products if closed else len(theta_0) >= MANY
+    each = closed.together(inputs, p.batch) if closed else max(1, len(theta_0))
     found = []
-    with fast_products() if predict.products else nullcontext():
-        for at in range(0, len(theta_0), each):
+    with fast_products() if large else nullcontext():
+        for at in range(0, max(1, len(theta_0)), each):
             some = slice(at, at + each)
             of = [None if pick is None else pick[some] for pick in picks]
             found.append(_solved(predict, theta_0[some], inputs[some], labels[some], of, p))

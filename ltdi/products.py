@@ -18,6 +18,9 @@ from typing import Any
 
 import torch
 
+# Tasks at once from which on products are large enough.
+MANY = 32
+
 
 @contextmanager
 def fast_products() -> Iterator[None]:

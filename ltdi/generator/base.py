@@ -31,14 +31,12 @@ from ltdi.parts import (
     revision_of,
     save_parts,
 )
-from ltdi.products import fast_products
+from ltdi.products import MANY, fast_products
 from ltdi.recipe import Sampling
 from ltdi.report.card import model_card
 from ltdi.weights import WeightSpace
 
 CARD = "README.md"
-# Tasks from which on a chain's products are large (`ltdi.products`).
-MANY = 32
 Weights = dict[str, Tensor]
 Callback = Callable[[int, Tensor, Tensor], None]
 
