@@ -69,7 +69,7 @@ _NET = NetConfig(3, 16, (16, 32, 32), (5, 3, 3), (2, 2, 2))
 _RECIPE = Recipe(
     tasks=Tasks(folds=0),
     prepare=Preparation(lr=2e-3, steps=40, segments=4, batch=64),
-    diffusion=Diffusion(20, "cosine", "trajectory", "x0", "predictive", plus_weight=1.0),
+    diffusion=Diffusion(20, "cosine", "trajectory", "x0", "predictive", plus_weight=3.0),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
         iterations=150, meta_batch=2, inner_steps=2, tasks=32, meta_lr=2e-3, warmup=20, ema=0.97
