@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 from ltdi.backbone import InputTransform
 from ltdi.collect import Slope
 from ltdi.files import tuples
-from ltdi.nets.closed import Closed
+from ltdi.nets.grouped import Grouped
 from ltdi.nets.net import NetConfig, net_space
 from ltdi.weights import WeightSpace
 
@@ -103,7 +103,7 @@ class NetHost:
 
         For inference: what it writes over cannot be differentiated.
         """
-        nets = Closed(self.config)
+        nets = Grouped(self.config)
         return nets.forward(nets.parts(space.unflatten(theta)), nets.enter(images))[0]
 
     def gradient(
@@ -141,7 +141,7 @@ class NetHost:
     def _closed_gradient(
         self, theta: Tensor, grid: Tensor, mask: Tensor, space: WeightSpace
     ) -> Tensor:
-        nets, (way, shot) = Closed(self.config), grid.shape[1:3]
+        nets, (way, shot) = Grouped(self.config), grid.shape[1:3]
         target = torch.eye(way, dtype=theta.dtype, device=theta.device).repeat_interleave(shot, 0)
         share = way * mask.flatten(1) / mask.sum((1, 2)).unsqueeze(1)
         each, found = self.together(way * shot), []
@@ -173,7 +173,7 @@ class NetPredictor:
 
     def __init__(self, host: NetHost, space: WeightSpace, pool: Tensor | None = None) -> None:
         self.host, self.space, self.pool = host, space, pool
-        self.nets = Closed(host.config)
+        self.nets = Grouped(host.config)
 
     def __call__(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """(theta [n], inputs [P, ...]) -> [P, way]."""

@@ -16,7 +16,7 @@ from ltdi.nets.net import NetConfig
 EPS = 1e-5  # of GroupNorm
 
 
-class Closed:
+class Grouped:
     """Forward and backward pass of E nets of one architecture.
 
     Weights come as parts: for every convolution its kernels [E, out, side, side, in] and biases
