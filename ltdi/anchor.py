@@ -304,7 +304,7 @@ def fit_anchor(
     way: int,
     shots: tuple[int, ...],
     seed: int,
-    ridges: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0),
+    ridges: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0),
     spreads: tuple[float, ...] = (0.0, 1.0, 10.0),
     refine: tuple[int, ...] = (0,),
 ) -> Anchor:
