@@ -80,7 +80,7 @@ _RECIPE = Recipe(
 PRESETS: Mapping[str, CheckpointPreset] = {
     "smoke": CheckpointPreset(
         Trainings(_NET, 2, 80, 25, 8),
-        replace(_RECIPE, meta=replace(_RECIPE.meta, iterations=40, tasks=8)),
+        replace(_RECIPE, meta=replace(_RECIPE.meta, iterations=24, tasks=8, warmup=4)),
         16,
         500,
     ),
