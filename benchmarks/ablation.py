@@ -164,7 +164,10 @@ def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str
     """
     recipe = replace(case.recipe, meta=replace(case.recipe.meta, seed=case.seed))
     recipe = named_recipe(case.method, recipe)
-    chain = replace(recipe.diffusion, steps=case.recipe.diffusion.steps)
+    # T is that of the case, whatever the paper's recipe says; regression has no chain.
+    regression = case.method == "anchored-regression"
+    steps = 1 if regression else case.recipe.diffusion.steps
+    chain = replace(recipe.diffusion, steps=steps)
     sampling = replace(recipe.sampling, steps=1)
     recipe = replace(recipe, diffusion=chain, sampling=sampling)
     generator, _, train_s = world.train_once(recipe, None)
