@@ -72,7 +72,7 @@ _RECIPE = Recipe(
     diffusion=Diffusion(20, "cosine", "trajectory", "x0", "predictive", plus_weight=3.0),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
-        iterations=150, meta_batch=2, inner_steps=2, tasks=32, meta_lr=2e-3, warmup=20, ema=0.97
+        iterations=600, meta_batch=2, inner_steps=2, tasks=8, meta_lr=2e-3, warmup=20, ema=0.97
     ),
     sampling=Sampling(steps=20, temperature=1.0),
     anchor="shared",
@@ -80,14 +80,14 @@ _RECIPE = Recipe(
 PRESETS: Mapping[str, CheckpointPreset] = {
     "smoke": CheckpointPreset(
         Trainings(_NET, 2, 80, 25, 8),
-        replace(_RECIPE, meta=replace(_RECIPE.meta, iterations=24, tasks=8, warmup=4)),
+        replace(_RECIPE, meta=replace(_RECIPE.meta, iterations=24, warmup=4)),
         16,
         500,
     ),
     "standard": CheckpointPreset(Trainings(_NET, 4, 1200, 50, 40), _RECIPE),
     "paper": CheckpointPreset(
         Trainings(NetConfig(3, 32, (32, 64, 64), (5, 3, 3), (2, 2, 2)), 8, 40_000, 100, 400),
-        replace(_RECIPE, meta=replace(_RECIPE.meta, iterations=6000)),
+        replace(_RECIPE, meta=replace(_RECIPE.meta, iterations=6000, tasks=32)),
         200,
         10_000,
     ),
