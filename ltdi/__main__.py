@@ -9,8 +9,8 @@ def main() -> int:
 
     OpenMP's threads spin while they wait for each other. On a machine that does anything else, a
     spinning thread takes the core that the awaited one needs: small batched products then ran
-    seven to ten times slower with two threads than with one (docs/lab-notes.md). The policy must be
-    set before torch is loaded, and gives way to the user's own.
+    seven to ten times slower with two threads than with one (docs/lab-notes/speed.md). The policy
+    must be set before torch is loaded, and gives way to the user's own.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from ltdi.cli import main as run

@@ -206,8 +206,8 @@ class GaussianAnchor(Anchor):
 
         A covariance says how features vary, not what tells classes apart. A few dozen steps of
         Adam on the cross entropy of queries make the difference, and more learn the training
-        classes by heart (docs/lab-notes.md), so the number of iterations is a choice to be made on
-        other classes.
+        classes by heart (docs/lab-notes/choices.md), so the number of iterations is a choice to be
+        made on other classes.
 
         Args:
             bank: Training features.

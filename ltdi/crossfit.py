@@ -1,8 +1,8 @@
 """Cross-fitting: training tasks must look to their anchor as unseen tasks will.
 
 An anchor that was fitted on the classes of a training task knows them, and a network trained on
-its errors there learns the wrong correction (docs/lab-notes.md has the figures). So the training
-classes are held out in folds: the tasks of a fold get the anchor of all other classes.
+its errors there learns the wrong correction (docs/lab-notes/choices.md has the figures). So the
+training classes are held out in folds: the tasks of a fold get the anchor of all other classes.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def paper_recipe(base: Recipe) -> Recipe:
 RECIPES = (VARIANTS[0], "mc-di-paper", *VARIANTS[1:])
 
 # What `lt-di` is for whole networks. Few iterations: the start is good, and more of them learn the
-# training classes by heart (docs/lab-notes.md).
+# training classes by heart (docs/lab-notes/choices.md).
 NET_RECIPE = Recipe(
     tasks=Tasks(ways=(5,), query=9, probe=6, per_setting=320, shard=80, folds=0),
     prepare=Preparation(lr=0.005, steps=24, segments=4, batch=30),

@@ -150,7 +150,7 @@ def wiggle(x: Tensor) -> list[Tensor]:
     """Images [n, channels, size, size] as they are, and in eight views that differ a little.
 
     They are shifted by a twentieth of the side in each direction, turned by 0.2 rad either way, and
-    seen an eighth smaller and larger (docs/lab-notes.md).
+    seen an eighth smaller and larger (docs/lab-notes/choices.md).
     """
     return [x, *(_warp(x, view.expand(len(x), -1, -1)) for view in _WIGGLES)]
 

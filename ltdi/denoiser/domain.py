@@ -38,9 +38,9 @@ class DomainDenoiser(EquivariantDenoiser):
     reads it anew, and several steps are a learned expectation maximisation.
 
     Source domains are few and have the same classes, which inner products would tell apart: a
-    network that reads them learns the classes by heart (docs/lab-notes.md). So it reads four
-    numbers a class: how many samples there are, how much of the pool it gets and how surely, and
-    how wrong the estimate is on its support.
+    network that reads them learns the classes by heart (docs/lab-notes/domains.md). So it reads
+    four numbers of a class: how many samples there are, how much of the pool it gets and how
+    surely, and how wrong the estimate is on its support.
     """
 
     own: ClassVar[int] = 5

@@ -57,7 +57,7 @@ def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, Image
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Heads are small: waking a second thread costs more than it computes (docs/lab-notes.md)."""
+    """Heads are small: a second thread costs more than it computes (docs/lab-notes/speed.md)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
