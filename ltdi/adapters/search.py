@@ -23,6 +23,13 @@ def choose(
         others: What may be better.
         errors: Standard errors of the paired difference of losses on held-out rows, by which
             another has to be better.
+
+    Returns:
+        The plain adapter with the lowest mean loss, or the best of the others that pass; a support
+        of one row has no standard error, and none passes.
+
+    Raises:
+        ValueError: If there is no plain adapter.
     """
     kept = min(plain, key=lambda x: x.loss)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from ltdi.adapters.condition import Facts
@@ -27,6 +28,13 @@ def test_the_plain_one_is_kept_unless_another_is_better_by_more_than_noise() -> 
     assert choose(plain, [better], errors=2.0).theta == 0
     # A small gain on every row is no noise.
     assert choose(plain, [refined(4, 0.99 + noise)]).theta == 4
+
+
+def test_one_row_cannot_tell_gain_from_noise() -> None:
+    plain, other = refined(0, torch.tensor([9.0])), refined(1, torch.tensor([0.1]))
+    assert choose([plain], [other]).theta == 0
+    with pytest.raises(ValueError, match="empty"):
+        choose([], [other])
 
 
 def test_nothing_is_chosen_by_the_number_of_tries_alone() -> None:
