@@ -34,6 +34,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def every_warning() -> Iterator[None]:
+    """Torch says some warnings once a process, to whichever test comes first."""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(before)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The directory of real data sets: $LTDI_DATA, or ../shared/data beside the repository."""

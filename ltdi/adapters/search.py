@@ -35,6 +35,8 @@ def choose(
 
     def better(other: Refined) -> bool:
         gain = kept.losses - other.losses
+        if len(gain) < 2:
+            return False
         return bool(gain.mean() > errors * gain.std() / len(gain) ** 0.5)
 
     return min(filter(better, others), key=lambda x: x.loss, default=kept)
