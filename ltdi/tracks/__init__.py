@@ -1,12 +1,21 @@
 """Tracks: each wires data, weight space, condition, metric and peers into one benchmark."""
 
-from ltdi.tracks import checkpoints, domain, fewshot, llm, net_methods, nets, transfer
+from ltdi.tracks import (
+    checkpoint_methods,
+    checkpoints,
+    domain,
+    fewshot,
+    llm,
+    net_methods,
+    nets,
+    transfer,
+)
 from ltdi.tracks.track import Outcome, Track, episode_label
 
 TRACKS: dict[str, Track] = {
     "fewshot": Track(fewshot.bench, fewshot.ALL_METHODS, episode_label),
     "checkpoints": Track(
-        checkpoints.bench, checkpoints.ALL_METHODS, lambda options: str(options["dataset"])
+        checkpoints.bench, checkpoint_methods.ALL_METHODS, lambda options: str(options["dataset"])
     ),
     "nets": Track(nets.bench, net_methods.ALL_METHODS, episode_label),
     "llm": Track(llm.bench, llm.ALL_METHODS, llm.label),

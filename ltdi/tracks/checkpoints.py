@@ -4,48 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from ltdi.baselines.samples import plain_samples
 from ltdi.collect import Preparation
+from ltdi.data import ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError
-from ltdi.evaluate import summarise
+from ltdi.evaluate import Summary, summarise
 from ltdi.generator.samples import SampleGenerator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.nets import NetConfig
-from ltdi.nets.novelty import nearest, within, wrong_iou
+from ltdi.nets.novelty import within, wrong_iou
 from ltdi.progress import Log, Progress
-from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks, named_recipe
+from ltdi.recipe import Diffusion, Network, Recipe, Sampling, Tasks
 from ltdi.report.table import Result, Row
-from ltdi.samples import (
-    BATCH,
-    JUDGED,
-    Checkpoints,
-    Trainings,
-    chosen_sampler,
-    collect_checkpoints,
-    descended,
-    predictions,
-    train_sampler,
-    transformed,
-)
+from ltdi.samples import Trainings, collect_checkpoints, predictions, transformed
+from ltdi.tracks.checkpoint_methods import ALL_METHODS, RECIPES, CheckpointWorld, Drawn, kind_of
 from ltdi.tracks.episodes import one_thread
 from ltdi.tracks.track import check_methods, chosen_preset
-
-# Without the loss in function space; and plain generators after gradient descent on that loss.
-_WEIGHTS, _DESCENT = "weight-loss", "+sgd"
-_RECIPES = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "single-level", _WEIGHTS)
-_GAUSSIAN = ("gaussian", "gaussian-run", "gaussian-full")
-_PEERS = ("noise", "average-2", "average-run", "average", *_GAUSSIAN)
-_DESCENDED = ("average-run" + _DESCENT, "gaussian-run" + _DESCENT)
-ALL_METHODS = ("originals", *_RECIPES, *_PEERS, *_DESCENDED)
 
 
 @dataclass(frozen=True)
@@ -104,7 +85,7 @@ class Outcome:
     """
 
     result: Result
-    generators: dict[str, SampleGenerator] = field(default_factory=dict)
+    generators: dict[str, SampleGenerator]
 
     def publish(self, path: Path) -> None:
         """Write our generator."""
@@ -112,30 +93,56 @@ class Outcome:
             self.generators["lt-di"].save(path / "generator")
 
 
-def _recipe(name: str, base: Recipe, seed: int) -> Recipe:
-    """The recipe of a row, with a seed."""
-    base = replace(base, meta=replace(base.meta, seed=seed))
-    if name == _WEIGHTS:
-        d = replace(base.diffusion, loss="weight", plus_weight=0.0)
-        return replace(base, diffusion=d)
-    return named_recipe(name, base)
+class Judge:
+    """Measures nets on test images, and how new they are beside the checkpoints.
 
-
-def _descended(
-    zoo: Checkpoints, p: CheckpointPreset, seed: int
-) -> tuple[Tensor, dict[str, float], float]:
-    """The centres after gradient descent on as many images as meta-training shows its nets.
-
-    Returns:
-        [C, n] nets, the validation accuracy of each candidate, and the seconds that it took.
+    Args:
+        world: What the run shares.
+        test: Test images.
+        most: How many of them.
     """
-    start = time.perf_counter()
-    m = p.recipe.meta
-    nets = m.iterations * m.meta_batch * m.inner_steps * m.tasks
-    steps = max(1, nets * JUDGED // (p.trainings.runs * BATCH))
-    centres, scores = descended(zoo, steps, torch.Generator().manual_seed(seed + 2))
-    named = {f"rate {rate:g}": round(score, 4) for rate, score in scores.items()}
-    return centres, named, time.perf_counter() - start
+
+    def __init__(self, world: CheckpointWorld, test: ImageSet, most: int) -> None:
+        self.world, zoo = world, world.zoo
+        self.images, self.labels = transformed(test, zoo.host, most, world.seed)
+        self.originals = predictions(zoo.last, zoo, self.images)
+
+    def __call__(self, drawn: Drawn) -> tuple[Summary, dict[str, float]]:
+        """Accuracy over nets, and what is told of novelty (docs/reproduce.md)."""
+        zoo, theta = self.world.zoo, drawn.theta
+        guess = predictions(theta, zoo, self.images)
+        run = zoo.run[torch.cdist(theta, zoo.last).argmin(1)]
+        iou = wrong_iou(guess, self.originals, self.labels, drawn.skip)
+        vote = (guess.mode(0).values == self.labels).float().mean()
+        novelty = {
+            "distance": round(float(self.world.away(theta, drawn.skip).mean()), 5),
+            "wrong-set IoU": round(float(iou.mean()), 5),
+            "spread": round(float((theta - theta.mean(0)).norm(dim=1).mean()), 5),
+            "within": round(within(theta, run), 5),
+            "trainings": len(run.unique()),
+            "vote": round(float(vote), 5),
+        }
+        return summarise((guess == self.labels).float().mean(1)), novelty
+
+    def checkpoints(self) -> dict[str, float]:
+        """Accuracy of all checkpoints."""
+        accuracy = (self.originals == self.labels).float().mean(1)
+        return {
+            "mean": round(float(accuracy.mean()), 5),
+            "std": round(float(accuracy.std()), 5),
+        }
+
+
+def _parts(dataset: str, data_dir: str | None, net: NetConfig, seed: int) -> dict[str, ImageSet]:
+    """Training and test images of the same classes."""
+    parts = load_data(dataset, data_dir, size=net.size, channels=net.channels, seed=seed)
+    if not {"train", "test"} <= set(parts) or parts["train"].classes != parts["test"].classes:
+        raise InputError(
+            f"{dataset!r} has no training and test images of the same classes",
+            where="--dataset",
+            fix="choose a data set for ordinary classification, such as cifar10",
+        )
+    return parts
 
 
 def bench(
@@ -168,96 +175,49 @@ def bench(
     """
     label, p = chosen_preset(preset, PRESETS)
     check_methods(methods, ALL_METHODS)
-    net = p.trainings.net
-    parts = load_data(dataset, data_dir, size=net.size, channels=net.channels, seed=seed)
-    if not {"train", "test"} <= set(parts) or parts["train"].classes != parts["test"].classes:
-        raise InputError(
-            f"{dataset!r} has no training and test images of the same classes",
-            where="--dataset",
-            fix="choose a data set for ordinary classification, such as cifar10",
-        )
-    generators: dict[str, SampleGenerator] = {}
-    rows: list[Row] = []
-    novelty: dict[str, dict[str, float]] = {}
-    tried: dict[str, dict[str, float]] = {}
-    moved: tuple[Tensor, dict[str, float], float] | None = None
+    parts = _parts(dataset, data_dir, p.trainings.net, seed)
     with one_thread():
         start = time.perf_counter()
         zoo = collect_checkpoints(parts, p.trainings, p.recipe, seed=seed, progress=progress)
         prepare_s = time.perf_counter() - start
-        images, labels = transformed(parts["test"], zoo.host, p.tests, seed)
-        originals = predictions(zoo.last, zoo, images)
-        rng = torch.Generator().manual_seed(seed + 1)
-        away = partial(nearest, others=zoo.last, run=zoo.run, space=zoo.space)
-        distance = float(away(zoo.last[:1], skip=torch.zeros(1, dtype=torch.long)))
-        ordered = sorted(methods, key=ALL_METHODS.index)  # noise is measured by lt-di's distance
-        for name in ordered:
+        world = CheckpointWorld(
+            zoo, p.recipe, p.generated, seed=seed, temperature=temperature, progress=progress
+        )
+        judge = Judge(world, parts["test"], p.tests)
+        rows: list[Row] = []
+        made: dict[str, Drawn] = {}
+        novelty: dict[str, dict[str, float]] = {}
+        for name in sorted(methods, key=ALL_METHODS.index):
             reset_peak()
-            start = time.perf_counter()
-            skip, train_s, latency = None, 0.0, 0.0
-            if name == "originals":
-                skip = torch.randperm(len(zoo.last), generator=rng)[: p.generated]
-                theta = zoo.last[skip]
-            elif name in _RECIPES:
-                recipe = _recipe(name, p.recipe, seed)
-                made = train_sampler(zoo, recipe, progress)
-                generators[name], tried[name] = chosen_sampler(made, zoo, temperature)
-                train_s = time.perf_counter() - start
-                start = time.perf_counter()
-                theta = generators[name].draws(p.generated, seed=seed)
-                latency = 1000 * (time.perf_counter() - start) / p.generated
-            else:
-                centres = None
-                if name in _DESCENDED:
-                    centres, scores, train_s = moved or _descended(zoo, p, seed)
-                    moved = centres, scores, train_s
-                    tried[name] = scores
-                plain = name.removesuffix(_DESCENT)
-                theta = plain_samples(plain, zoo, p.generated, rng, distance, centres)
-            guess = predictions(theta, zoo, images)
-            far = away(theta, skip=skip)
+            made[name] = drawn = world.draw(name)
+            score, novelty[name] = judge(drawn)
             if name == "lt-di":
-                distance = float(far.mean())
-            score = summarise((guess == labels).float().mean(1))
-            iou = wrong_iou(guess, originals, labels, skip)
-            run = zoo.run[torch.cdist(theta, zoo.last).argmin(1)]
-            novelty[name] = {
-                "distance": round(float(far.mean()), 5),
-                "wrong-set IoU": round(float(iou.mean()), 5),
-                "spread": round(float((theta - theta.mean(0)).norm(dim=1).mean()), 5),
-                "within": round(within(theta, run), 5),
-                "trainings": len(run.unique()),
-                "vote": round(float((guess.mode(0).values == labels).float().mean()), 5),
-            }
-            kind = "ours" if name == "lt-di" else "peer" if name in _PEERS else "control"
+                world.distance = novelty[name]["distance"]
             rows.append(
                 Row(
                     name,
-                    kind,
+                    kind_of(name),
                     "accuracy",
                     score.mean,
                     score.ci95,
                     score.episodes,
-                    latency,
-                    prepare_s if name in _RECIPES else 0.0,
-                    train_s,
+                    drawn.latency_ms,
+                    prepare_s if name in RECIPES else 0.0,
+                    drawn.train_s,
                     peak_mb(),
                 )
             )
             log({"event": "method", **asdict(rows[-1]), **novelty[name]})
-    accuracy = (originals == labels).float().mean(1)
-    settings = {
-        "net": asdict(net),
+    generators = {name: d.generator for name, d in made.items() if d.generator}
+    settings: dict[str, Any] = {
+        "net": asdict(p.trainings.net),
         "weights": zoo.space.size,
         "checkpoints": len(zoo.last),
         "runs": p.trainings.runs,
-        "originals": {
-            "mean": round(float(accuracy.mean()), 5),
-            "std": round(float(accuracy.std()), 5),
-        },
+        "originals": judge.checkpoints(),
         "novelty": novelty,
         "sampling": {n: asdict(g.parts.sampling) for n, g in generators.items()},
-        "validation accuracy": tried,
+        "validation accuracy": {name: d.tried for name, d in made.items() if d.tried},
         "recipe": asdict(p.recipe),
         "temperature": temperature,
     }
