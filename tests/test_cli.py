@@ -342,6 +342,7 @@ def test_the_first_track_may_go_without_its_name(monkeypatch: pytest.MonkeyPatch
     assert seen == [("fewshot", 5, "all"), ("fewshot", 1, "all")]
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_during_training_resumes_bit_for_bit(place: Path, tmp_path: Path):
     settings = shlex.split(f"train {SIZES} --meta.iterations 60 --meta.checkpoint-every 1000")
     out = tmp_path / "stopped"

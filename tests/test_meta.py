@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -321,14 +320,6 @@ def test_ctrl_c_writes_a_checkpoint_to_go_on_from(tmp_path: Path) -> None:
     second.fit(tmp_path / "c", progress=lambda step, total, loss: seen.append(step))
     assert seen[0] == 14
     assert_equal(params(second.module), params(whole.module))
-
-
-@pytest.fixture
-def ctrl_c_raises() -> Iterator[None]:
-    """A shell ignores Ctrl-C in what it runs in the background, these tests maybe among it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("ctrl_c_raises")

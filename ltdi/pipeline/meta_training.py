@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import functools
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -81,14 +78,12 @@ def meta_train(
         before=functools.partial(_see_arrivals, arrivals, objective, progress, log),
         team=team,
     )
-    with _ctrl_c_between_iterations() as interrupt:
 
-        def finished(i: int, n: int, loss: float) -> None:
-            if progress:
-                progress("meta-training", i, n, f"loss {loss:.4f}")
-            interrupt()
+    def finished(i: int, n: int, loss: float) -> None:
+        if progress:
+            progress("meta-training", i, n, f"loss {loss:.4f}")
 
-        trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
+    trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
     network.to("cpu")
     if arrivals:
         arrivals.end()
@@ -161,32 +156,6 @@ def _see_arrivals(
             progress("shards", arrivals.visible, len(arrivals.plan), "visible to training")
         if log:
             log({"event": "arrivals", "step": step, "shards": arrivals.visible})
-
-
-@contextmanager
-def _ctrl_c_between_iterations() -> Iterator[Callable[[], None]]:
-    """Hold Ctrl-C back until the yielded function is called, or the block ends.
-
-    In the middle of an iteration the random generator and the weights may have moved on while the
-    step has not: a checkpoint of that state would not resume exactly.
-    """
-    pending: list[int] = []
-
-    def interrupt() -> None:
-        if pending:
-            pending.clear()
-            raise KeyboardInterrupt
-
-    # Only the main thread receives signals, and only it may say how.
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupt
-        return
-    before = signal.signal(signal.SIGINT, lambda number, frame: pending.append(number))
-    try:
-        yield interrupt
-    finally:
-        signal.signal(signal.SIGINT, before)
-    interrupt()
 
 
 G = TypeVar("G", bound=ImageGenerator)

@@ -47,6 +47,7 @@ def test_resumed_training_equals_an_uninterrupted_one(
     assert resumed.parts.sampling == whole.parts.sampling
 
 
+@pytest.mark.usefixtures("ctrl_c_raises")
 def test_ctrl_c_within_an_iteration_resumes_exactly(
     run: Train, whole: HeadGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
