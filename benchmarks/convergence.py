@@ -47,7 +47,7 @@ from ltdi.analysis import (
 )
 from ltdi.anchor import Anchor
 from ltdi.backbone import ProtoTraining
-from ltdi.collect import head_predictor
+from ltdi.collect import HeadPredictor
 from ltdi.crossfit import Fold
 from ltdi.evaluate import Summary, accuracy, paired, query_logits
 from ltdi.frame import Frame
@@ -125,7 +125,7 @@ class Heads:
         centres = torch.randn(len(scale), WAY, WIDTH, generator=rng, dtype=torch.double)
         noise = torch.randn(len(scale), len(labels), WIDTH, generator=rng, dtype=torch.double)
         x, y = scale * (centres[:, labels] + noise), labels.expand(len(scale), -1)
-        of_one = classification_loss(head_predictor(SPACE), decay)
+        of_one = classification_loss(HeadPredictor(SPACE), decay)
         best = newton(of_one, torch.zeros(len(x), SPACE.size, dtype=torch.double), x, y)
         spectrum = lanczos(of_one, best, x, y, iterations=SPACE.size, rng=rng)
         return cls(
@@ -290,7 +290,7 @@ def sam_scores(
     samples = features[torch.cat([solved.support, solved.query], -1)].flatten(1, 2)
     samples = fold.frame.enter(samples)
     labels = torch.arange(WAY).repeat_interleave(samples.shape[1] // WAY).expand(tasks, -1)
-    loss = classification_loss(head_predictor(head_space(width, WAY)))
+    loss = classification_loss(HeadPredictor(head_space(width, WAY)))
     rng = torch.Generator().manual_seed(recipe.meta.seed)
     lam = largest_eigenvalue(loss, theta, samples, labels, iterations=20, rng=rng)
     support = features[solved.support]

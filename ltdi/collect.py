@@ -260,11 +260,6 @@ class HeadPredictor:
         return gradient
 
 
-def head_predictor(space: WeightSpace) -> HeadPredictor:
-    """Logits of a linear head: (theta [n], features [P, D]) -> [P, way]."""
-    return HeadPredictor(space)
-
-
 def module_predictor(module: nn.Module, space: WeightSpace) -> Predict:
     """Logits of any module whose parameters in `space` are replaced by theta [n]."""
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.backbone import ProtoTraining
-from ltdi.collect import head_predictor, optimise
+from ltdi.collect import HeadPredictor, optimise
 from ltdi.evaluate import query_logits
 from ltdi.generator import HeadGenerator
 from ltdi.recipe import Recipe
@@ -91,7 +91,7 @@ def chains(generator: HeadGenerator, world: World, tasks: Episodes, recipe: Reci
     rule, frame = generator.parts.anchor, generator.parts.anchor.frame(bank.width)
     start = rule.local(frame.enter(support), torch.ones(support.shape[:3]), space)
     z = frame.enter(samples)
-    path = optimise(head_predictor(space), start, z, labels, recipe.prepare)
+    path = optimise(HeadPredictor(space), start, z, labels, recipe.prepare)
     theta = frame.leave(space.flatten(centre_classes(space.unflatten(path.theta))))
     anchor = frame.leave(start)
 

@@ -77,12 +77,6 @@ class Episodes:
         for start in range(0, len(self), size):
             yield self[start : start + size]
 
-    def relabel(self, permutation: Tensor) -> Episodes:
-        """The same episodes with class `permutation[c]` in the place of label c."""
-        return Episodes(
-            self.classes[:, permutation], self.support[:, permutation], self.query[:, permutation]
-        )
-
 
 @dataclass(frozen=True)
 class Support:

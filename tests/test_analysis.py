@@ -23,7 +23,7 @@ from ltdi.analysis import (
     largest_eigenvalue,
     softmax_smoothness,
 )
-from ltdi.collect import head_predictor, module_predictor
+from ltdi.collect import HeadPredictor, module_predictor
 from ltdi.errors import DivergedError, InputError
 from ltdi.weights import WeightSpace, head_space
 
@@ -137,7 +137,7 @@ def test_heads_agree_with_the_dense_hessian(seed: int, decay: float, way: int):
         loss = F.cross_entropy(F.linear(inputs, head["weight"], head["bias"]), labels)
         return loss + 0.5 * decay * row.square().sum()
 
-    loss = classification_loss(head_predictor(space), decay)
+    loss = classification_loss(HeadPredictor(space), decay)
     wanted = torch.linalg.eigvalsh(dense(plain, theta, x, y))
     found = lanczos(loss, theta, x, y, rng=generator(seed))
     torch.testing.assert_close(found.values, wanted, atol=1e-9, rtol=0)
@@ -175,7 +175,7 @@ def test_no_head_is_sharper_than_l(seed: int, way: int, scale: float, decay: flo
     x = normal(2, 8, 3, seed=seed)
     space, y = head_space(3, way), torch.arange(8).remainder(way).expand(2, -1)
     theta = scale * normal(2, space.size, seed=seed + 1)
-    loss = classification_loss(head_predictor(space), decay)
+    loss = classification_loss(HeadPredictor(space), decay)
     lam = largest_eigenvalue(loss, theta, x, y, rng=generator(seed))
     assert bool((lam <= softmax_smoothness(x, decay) * (1 + 1e-9)).all())
 
@@ -183,7 +183,7 @@ def test_no_head_is_sharper_than_l(seed: int, way: int, scale: float, decay: flo
 def test_an_undecided_head_of_two_classes_is_as_sharp_as_l():
     x, space = normal(3, 8, 4), head_space(4, 2)
     y = torch.arange(8).remainder(2).expand(3, -1)
-    loss = classification_loss(head_predictor(space), 0.2)
+    loss = classification_loss(HeadPredictor(space), 0.2)
     lam = largest_eigenvalue(loss, torch.zeros(3, space.size).double(), x, y, rng=generator())
     torch.testing.assert_close(lam, softmax_smoothness(x, 0.2))
 

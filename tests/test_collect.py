@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ltdi.collect import (
     OPTIMISERS,
+    HeadPredictor,
     Preparation,
     Trajectories,
-    head_predictor,
     module_predictor,
     optimise,
 )
@@ -23,7 +23,7 @@ from ltdi.weights import WeightSpace, head_space
 
 E, P, D, WAY = 3, 12, 5, 3
 SPACE = head_space(D, WAY)
-PREDICT = head_predictor(SPACE)
+PREDICT = HeadPredictor(SPACE)
 Loss = Callable[[Tensor], Tensor]
 
 
@@ -166,7 +166,7 @@ def test_sam_survives_a_gradient_of_zero() -> None:
     space = head_space(D, 2)
     preparation = Preparation("sgd", steps=2, segments=1, sam_rho=0.1)
     start, inputs, labels = torch.zeros(1, space.size), torch.zeros(1, 4, D), torch.arange(4) % 2
-    found = optimise(head_predictor(space), start, inputs, labels, preparation)
+    found = optimise(HeadPredictor(space), start, inputs, labels, preparation)
     assert found.finite.all() and not found.theta.any()
 
 

@@ -99,16 +99,6 @@ def test_chunks_and_slices_keep_the_order() -> None:
     assert same(Episodes(*joined), e)
 
 
-def test_relabel_moves_class_support_and_query_together() -> None:
-    e, order = draw([9] * 4), torch.tensor([2, 0, 1])
-    moved = e.relabel(order)
-    for new, old in enumerate(order.tolist()):
-        assert torch.equal(moved.classes[:, new], e.classes[:, old])
-        assert torch.equal(moved.support[:, new], e.support[:, old])
-        assert torch.equal(moved.query[:, new], e.query[:, old])
-    assert same(moved.relabel(order.argsort()), e)
-
-
 def test_a_bank_draws_from_its_own_offsets() -> None:
     bank = FeatureBank(torch.randn(15, 4), offsets_of([7, 8]), ("a", "b"))
     assert bank.width == 4

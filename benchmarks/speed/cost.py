@@ -16,7 +16,7 @@ from benchmarks.speed.common import (
     solved,
     trainer,
 )
-from ltdi.collect import Preparation, head_predictor, optimise
+from ltdi.collect import HeadPredictor, Preparation, optimise
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Network
 from ltdi.weights import head_space
@@ -58,7 +58,7 @@ def of_tasks(repeats: int) -> tuple[list[float], list[Figure]]:
             run = in_turns(
                 {
                     "": lambda s=space, x=x, y=y, p=settings: optimise(
-                        head_predictor(s), torch.zeros(200, s.size), x, y, p
+                        HeadPredictor(s), torch.zeros(200, s.size), x, y, p
                     )
                 },
                 repeats,

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.common import WIDTH, Figure, in_turns, matmul_rate
 from ltdi.backbone import InputTransform
-from ltdi.collect import Preparation, head_predictor, module_predictor, optimise
+from ltdi.collect import HeadPredictor, Preparation, module_predictor, optimise
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
 from ltdi.nets.host import LAYER
 from ltdi.recipe import NET_RECIPE
@@ -59,7 +59,7 @@ def heads(repeats: int, rng: torch.Generator) -> list[Figure]:
     start = torch.zeros(TASKS, space.size)
     seconds = in_turns(
         {
-            "at once": lambda: optimise(head_predictor(space), start, x, y, SETTINGS),
+            "at once": lambda: optimise(HeadPredictor(space), start, x, y, SETTINGS),
             "loop": lambda: [
                 solve(nn.Linear(WIDTH, WAY), x[i], y, SETTINGS.steps) for i in range(FEW)
             ],

@@ -36,7 +36,7 @@ def classification_loss(predict: Predict, decay: float = 0.0) -> Loss:
     """Training loss of one task, `(theta [n], inputs [P, ...], labels [P]) -> []`.
 
     Args:
-        predict: Logits of one task; see `ltdi.collect.head_predictor`.
+        predict: Logits of one task; see `ltdi.collect.HeadPredictor`.
         decay: Adds (decay/2)|theta|^2 to the cross entropy, which makes a linear head's loss
             strongly convex with mu = decay.
     """

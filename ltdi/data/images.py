@@ -132,29 +132,6 @@ class ImageSet:
         return ImageSet(self.name, images, _offsets([len(p) for p in parts]), tuple(names))
 
     @staticmethod
-    def concat(sets: Sequence[ImageSet]) -> ImageSet:
-        """All classes of several sets, in order; the name joins theirs with "+".
-
-        Raises:
-            InputError: For an empty list, unequal image shapes, or a class name in two sets.
-        """
-        if not sets:
-            raise InputError("no image set to join", where="ImageSet.concat")
-        shapes = {tuple(s.images.shape[1:]) for s in sets}
-        if len(shapes) > 1:
-            raise InputError(
-                f"image shapes differ: {sorted(shapes)}",
-                where="ImageSet.concat",
-                fix="load all sets with the same size and channels",
-            )
-        return ImageSet(
-            "+".join(dict.fromkeys(s.name for s in sets)),
-            torch.cat([s.images for s in sets]),
-            _offsets([n for s in sets for n in s.counts.tolist()]),
-            tuple(c for s in sets for c in s.classes),
-        )
-
-    @staticmethod
     def from_groups(name: str, groups: Mapping[str, Sequence[Tensor]]) -> ImageSet:
         """A set from lists of images by class name; classes are sorted by code point.
 

@@ -63,7 +63,6 @@ class Arrivals:
         self.zoo, self.plan, self.iterations = zoo, list(plan), iterations
         self.rule, self.journal, self.running = rule, journal, running
         self.visible = self.there = 0
-        self.waited = 0  # polls that found too little
         self.record = _read(journal) if journal and rule == "landed" else []
 
     @property
@@ -118,7 +117,6 @@ class Arrivals:
         return self.there >= number
 
     def _wait(self, number: int) -> None:
-        self.waited += 1
         if self.running is None or not self.running.left:
             self._count()
             if self.there < number:

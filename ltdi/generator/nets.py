@@ -132,19 +132,6 @@ class NetGenerator(ImageGenerator):
         numbers = sum(v.numel() for v in weights.values())
         return f"conv net, {numbers} weights, {len(weights['head.weight'])} classes"
 
-    def check_net(self, net: NetHost) -> None:
-        """Refuse another architecture than the one that weights are generated for.
-
-        Raises:
-            MismatchError: If architecture or transform differ.
-        """
-        if net.fingerprint != self.net.fingerprint:
-            raise MismatchError(
-                f"this generator makes weights for {self.net.config}, not for {net.config}",
-                where="net",
-                fix="use the generator's own `net`, or train a generator for yours",
-            )
-
 
 class NetTask:
     """B tasks of one chain, and its last estimate of their weights.

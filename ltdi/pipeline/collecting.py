@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
-from ltdi.collect import head_predictor, optimise
+from ltdi.collect import HeadPredictor, optimise
 from ltdi.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.engine import Collection, Engine, plan_of, recipe_of, settings_of
 from ltdi.errors import unknown
@@ -114,7 +114,7 @@ def solve(
     samples = torch.cat([support, query], 2)
     labels = torch.arange(way).repeat_interleave(samples.shape[2])
     path = optimise(
-        head_predictor(space), theta_0, samples.flatten(1, 2), labels, recipe.prepare, rng=rng
+        HeadPredictor(space), theta_0, samples.flatten(1, 2), labels, recipe.prepare, rng=rng
     )
     theta = space.flatten(centre_classes(space.unflatten(path.theta)))
     frame = torch.full((tasks,), number)

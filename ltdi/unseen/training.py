@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ltdi.backbone import Backbone
-from ltdi.collect import Preparation, head_predictor, optimise
+from ltdi.collect import HeadPredictor, Preparation, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.files import plain
@@ -190,7 +190,7 @@ def _solve(
     grid = torch.where(real > 0, grid, grid[:, :, :1])
     samples = torch.cat([grid, query], 2)
     labels = torch.arange(way).repeat_interleave(samples.shape[2])
-    path = optimise(head_predictor(space), start, samples.flatten(1, 2), labels, recipe.prepare)
+    path = optimise(HeadPredictor(space), start, samples.flatten(1, 2), labels, recipe.prepare)
     theta = space.flatten(centre_classes(space.unflatten(path.theta)))
     empty = recipe.pool[1] == 0
     columns = {

@@ -56,15 +56,6 @@ class SolvedTasks:
         """What the tasks have in common, for `Zoo.append`."""
         return {"way": self.way, "shot": self.shot, "frame": int(self.frame[0])}
 
-    def keep(self, which: Tensor) -> SolvedTasks:
-        """The tasks where `which` [E] is true."""
-        return SolvedTasks(**{name: value[which] for name, value in vars(self).items()})
-
-    @classmethod
-    def concat(cls, parts: list[SolvedTasks]) -> SolvedTasks:
-        """One set from several of the same way and shot."""
-        return cls(**{name: torch.cat([vars(p)[name] for p in parts]) for name in vars(parts[0])})
-
 
 class Group:
     """All tasks of a zoo that have one setting, read by number.

@@ -71,21 +71,6 @@ def test_four_quarter_turns_are_the_identity() -> None:
         assert torch.equal(image, of_class(turned, "c01" + step))
 
 
-def test_concat_keeps_every_class() -> None:
-    a, b = make([1, 2]), make([3], prefix="d")
-    both = ImageSet.concat([a, b])
-    assert both.classes == a.classes + b.classes
-    assert torch.equal(both.images, torch.cat([a.images, b.images]))
-    assert torch.equal(of_class(both, "d00"), b.images)
-
-
-def test_concat_refuses_clashes() -> None:
-    with pytest.raises(InputError, match="not unique"):
-        ImageSet.concat([make([1]), make([1])])
-    with pytest.raises(InputError, match="shapes differ"):
-        ImageSet.concat([make([1]), make([1], size=5, prefix="d")])
-
-
 @pytest.mark.parametrize(
     ("images_", "offsets", "classes"),
     [

@@ -33,7 +33,8 @@ def test_what_is_appended_is_loaded_by_way_and_shot(zoo: Zoo) -> None:
     assert (small.way, small.shot, len(small)) == (2, 1, 4)
     assert (large.way, large.shot, len(large)) == (3, 2, 8)
     assert_same(small, make_tasks(1, way=2, shot=1))
-    assert_same(large, SolvedTasks.concat([make_tasks(0), make_tasks(2)]))
+    both = [vars(make_tasks(number)) for number in (0, 2)]
+    assert_same(large, SolvedTasks(**{n: torch.cat([b[n] for b in both]) for n in both[0]}))
 
 
 def test_tasks_of_two_frames_are_groups_of_their_own(zoo: Zoo) -> None:
