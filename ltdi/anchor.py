@@ -157,11 +157,8 @@ class GaussianAnchor(Anchor):
                 new classes could not differ in any other.
         """
         x = bank.features.double()
-        counts = bank.offsets.diff()
-        label = torch.arange(len(counts)).repeat_interleave(counts)
-        means = torch.zeros(len(counts), x.shape[1], dtype=torch.double)
-        means = means.index_add(0, label, x) / counts[:, None]
-        rest = x - means[label]
+        counts, means = bank.offsets.diff(), bank.means(x)
+        rest = x - means[bank.labels]
         within = rest.T @ rest / max(1, len(x) - len(counts))
         centred = means - means.mean(0)
         between = centred.T @ centred / max(1, len(counts) - 1)

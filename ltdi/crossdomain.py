@@ -117,11 +117,9 @@ def split_domain(name: str, bank: FeatureBank, *, share: float, seed: int) -> Do
 
 def together(domains: Sequence[Domain]) -> FeatureBank:
     """All labelled features in one bank, whose classes are named "<domain>/<class>"."""
-    counts = torch.cat([d.bank.offsets.diff() for d in domains])
-    return FeatureBank(
-        torch.cat([d.bank.features for d in domains]),
-        torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
-        tuple(f"{d.name}/{c}" for d in domains for c in d.bank.classes),
+    return FeatureBank.by_class(
+        [group for d in domains for group in d.bank.groups()],
+        [f"{d.name}/{c}" for d in domains for c in d.bank.classes],
     )
 
 

@@ -86,7 +86,7 @@ def hold_out(anchor: Anchor, bank: FeatureBank, classes: Tensor) -> Fold:
     rest = torch.ones(len(bank.classes), dtype=torch.bool)
     rest[classes] = False
     if bool(rest.any()):
-        anchor = anchor.refit(select(bank, rest.nonzero().flatten()))
+        anchor = anchor.refit(bank.select(rest.nonzero().flatten()))
     return Fold(anchor.frame(bank.width), anchor, classes)
 
 
@@ -131,20 +131,8 @@ def likeness(
     return abs(math.log(float(ratios[losses.argmin()])))
 
 
-def select(bank: FeatureBank, classes: Tensor) -> FeatureBank:
-    """The features of some classes."""
-    edges = bank.offsets
-    rows = [torch.arange(int(edges[c]), int(edges[c + 1])) for c in classes]
-    counts = torch.tensor([0, *(len(r) for r in rows)])
-    names = tuple(bank.classes[int(c)] for c in classes)
-    return FeatureBank(bank.features[torch.cat(rows)], counts.cumsum(0), names)
-
-
 def _similarity(bank: FeatureBank) -> Tensor:
     """Cosine [C, C] of centred class means."""
-    counts = bank.offsets.diff()
-    label = torch.arange(len(counts)).repeat_interleave(counts)
-    means = torch.zeros(len(counts), bank.width).index_add(0, label, bank.features)
-    means = means / counts[:, None]
+    means = bank.means()
     unit = F.normalize(means - means.mean(0), dim=-1)
     return unit @ unit.T

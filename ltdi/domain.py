@@ -112,7 +112,7 @@ class DomainAnchor(Anchor):
         means, within = [], torch.zeros(len(self.basis), len(self.basis), dtype=torch.double)
         for bank in domains:
             x = bank.features.double() - bank.features.double().mean(0)
-            label = labels_of(bank)
+            label = bank.labels
             mean = torch.stack([x[label == c].mean(0) for c in range(len(self.classes))])
             rest = x - mean[label]
             within += rest.T @ rest
@@ -301,7 +301,7 @@ def softmax_head(
     Returns:
         [C, D + 1] weights and bias.
     """
-    y = torch.cat([labels_of(d) for d in domains])
+    y = torch.cat([d.labels for d in domains])
     counts = torch.tensor([float(len(d.features)) for d in domains])
     share = (1 / counts / len(domains)).repeat_interleave(counts.long())
     theta = torch.zeros(len(domains[0].classes), features.shape[1] + 1, requires_grad=True)
@@ -335,9 +335,3 @@ def responsibilities(pool: Tensor, means: Tensor, heat: Tensor, bias: Tensor) ->
     """[B, classes, P] of samples [B, P, D] under means [B, classes, D]; bias broadcasts to that."""
     apart = bias - 0.5 * heat * means.square().sum(-1, keepdim=True)
     return torch.baddbmm(apart, means, pool.mT, alpha=float(heat)).softmax(1)
-
-
-def labels_of(bank: FeatureBank) -> Tensor:
-    """[n] class number of every feature of a bank."""
-    counts = bank.offsets.diff()
-    return torch.arange(len(counts)).repeat_interleave(counts)

@@ -141,9 +141,7 @@ class NamePrior(Anchor):
         s = out.settings
         out.gauss.fit(bank, s.ridge)
         z = out.frame(bank.width).enter(bank.features)
-        counts = bank.offsets.diff()
-        label = torch.arange(len(counts)).repeat_interleave(counts)
-        means = torch.zeros(len(counts), bank.width).index_add(0, label, z) / counts[:, None]
+        means = bank.means(z)
         out.centre.copy_(text.mean(0))
         out.keys.copy_(F.normalize(text - out.centre, dim=-1))
         kernel = _kernel(out.keys, out.keys, s.sharpness).double()

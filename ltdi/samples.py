@@ -123,7 +123,7 @@ class Checkpoints:
 
 def transformed(images: ImageSet, host: NetHost, most: int, seed: int) -> tuple[Tensor, Tensor]:
     """At most `most` images in a random order, as the net sees them, and their labels."""
-    labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
+    labels = images.labels
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))[:most]
     return host.transform(images.images[order]), labels[order]
 

@@ -35,6 +35,32 @@ class FeatureBank:
         """D, size of a feature."""
         return self.features.shape[1]
 
+    @property
+    def labels(self) -> Tensor:
+        """[n] number of the class that each feature is of."""
+        return torch.arange(len(self.classes)).repeat_interleave(self.offsets.diff())
+
+    def means(self, features: Tensor | None = None) -> Tensor:
+        """[classes, D] class means, of `features` [n, D] in the place of the bank's own."""
+        x = self.features if features is None else features
+        sums = x.new_zeros(len(self.classes), x.shape[1]).index_add(0, self.labels, x)
+        return sums / self.offsets.diff()[:, None]
+
+    def groups(self) -> list[Tensor]:
+        """The features of each class."""
+        return list(self.features.split(self.offsets.diff().tolist()))
+
+    @classmethod
+    def by_class(cls, groups: Sequence[Tensor], classes: Sequence[str]) -> FeatureBank:
+        """The inverse of `groups`."""
+        offsets = torch.tensor([0, *map(len, groups)]).cumsum(0)
+        return FeatureBank(torch.cat(list(groups)), offsets, tuple(classes))
+
+    def select(self, classes: Sequence[int] | Tensor) -> FeatureBank:
+        """Some classes, in the order given."""
+        groups, chosen = self.groups(), [int(c) for c in classes]
+        return FeatureBank.by_class([groups[c] for c in chosen], [self.classes[c] for c in chosen])
+
     def episodes(self, *, way: int, shot: int, query: int, episodes: int, seed: int) -> Episodes:
         """A fixed list of episodes; see `sample_episodes`."""
         return sample_episodes(

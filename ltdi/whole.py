@@ -20,7 +20,6 @@ from torch.func import functional_call
 from ltdi.anchor import SharedAnchor
 from ltdi.backbone.augment import distort
 from ltdi.collect import optimise
-from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
 from ltdi.engine import Arrivals, Collection, Engine, plan_of, recipe_of, settings_of
@@ -49,11 +48,6 @@ _DOUBTS = (*(2.0**i for i in range(-3, 8)), math.inf)
 _INITIAL = "initial"
 # Strength of random affine distortions of what the network sees.
 _AUGMENT = 1.0
-
-
-def image_bank(images: ImageSet, host: NetHost) -> FeatureBank:
-    """Images as a net sees them, [n, channels, size, size], in the place of features."""
-    return FeatureBank(host.transform(images.images), images.offsets, images.classes)
 
 
 def solve_nets(

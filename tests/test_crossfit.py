@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.anchor import Anchor, GaussianAnchor, fit_anchor
-from ltdi.crossfit import Fold, crossfit, likeness, select
+from ltdi.crossfit import Fold, crossfit, likeness
 from ltdi.crossfit import hold_out as crossfit_hold_out
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_logits, head_space
@@ -97,7 +97,7 @@ def test_a_fold_is_the_refitted_anchor_and_its_frame(
 ) -> None:
     for fold in hold_out(anchor, train):
         rest = torch.tensor([c for c in range(20) if c not in fold.classes.tolist()])
-        wanted = GaussianAnchor(D).fit(select(train, rest), 0.125, 0.5)
+        wanted = GaussianAnchor(D).fit(train.select(rest), 0.125, 0.5)
         assert torch.equal(state(fold.anchor), state(wanted))
         assert torch.equal(fold.frame.mean, wanted.mean)
         assert torch.equal(fold.frame.between, wanted.between)
@@ -141,13 +141,6 @@ def test_without_folds_or_classes_to_spare_the_anchor_is_kept(anchor: GaussianAn
         (fold,) = hold_out(anchor, bank, folds=folds)
         assert fold.anchor is anchor and len(fold.classes) == classes
         assert torch.equal(fold.frame.basis, anchor.basis)
-
-
-def test_selected_classes_keep_their_items_and_names(train: FeatureBank) -> None:
-    some = select(train, torch.tensor([7, 2]))
-    assert some.classes == ("c7", "c2") and some.offsets.tolist() == [0, ITEMS, 2 * ITEMS]
-    assert torch.equal(some.features[:ITEMS], train.features[7 * ITEMS : 8 * ITEMS])
-    assert torch.equal(some.features[ITEMS:], train.features[2 * ITEMS : 3 * ITEMS])
 
 
 def test_likeness_is_zero_where_tasks_look_as_they_did_at_calibration() -> None:

@@ -106,6 +106,19 @@ def test_a_bank_draws_from_its_own_offsets() -> None:
     assert same(bank.episodes(**sizes), sample_episodes(bank.offsets, **sizes))
 
 
+def test_a_bank_by_class_keeps_items_names_and_order() -> None:
+    bank = FeatureBank(torch.randn(9, 4), offsets_of([2, 4, 3]), ("a", "b", "c"))
+    assert bank.labels.tolist() == [0, 0, 1, 1, 1, 1, 2, 2, 2]
+    torch.testing.assert_close(bank.means()[1], bank.features[2:6].mean(0))
+    torch.testing.assert_close(bank.means(-bank.features), -bank.means())
+    some = bank.select(torch.tensor([2, 0]))
+    assert some.classes == ("c", "a") and some.offsets.tolist() == [0, 3, 5]
+    assert torch.equal(some.features, bank.features[[6, 7, 8, 0, 1]])
+    again = FeatureBank.by_class(bank.groups(), bank.classes)
+    assert torch.equal(again.features, bank.features) and again.classes == bank.classes
+    assert torch.equal(again.offsets, bank.offsets)
+
+
 def test_only_the_named_classes_are_drawn() -> None:
     counts, among = [9, 5, 7, 12, 9, 8], torch.tensor([5, 0, 3])
     e = draw(counts, among=among)

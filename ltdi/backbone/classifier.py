@@ -142,7 +142,7 @@ def train_classifier_backbone(
     net = trainable(config, p.seed)
     heads = _heads(p, len(images.classes), rng)
     batches = _batches(len(images), min(p.batch, len(images)), rng)
-    targets = torch.eye(len(images.classes)).repeat_interleave(images.counts, 0)
+    targets = torch.eye(len(images.classes))[images.labels]
 
     def loss() -> Tensor:
         index = next(batches)

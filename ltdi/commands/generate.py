@@ -6,8 +6,6 @@ import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from ltdi.commands.adapters import export_adapter, generate_adapter
 from ltdi.commands.common import OUT, check_domain, check_target
 from ltdi.data import folder
@@ -121,7 +119,7 @@ def generate(
     file = claim_file(out, "weights")
     t = gen.transform
     images = folder.load(support, size=t.size, channels=t.channels)
-    labels = torch.arange(len(images.classes)).repeat_interleave(images.counts)
+    labels = images.labels
     check_domain(gen, unlabelled=unlabelled, names=names)
     pool = None
     if unlabelled is not None:

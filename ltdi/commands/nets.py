@@ -19,7 +19,6 @@ from ltdi.whole import (
     NetCollection,
     NetSet,
     begin_net_zoo,
-    image_bank,
     initial_of,
     start_net_zoo,
     train_net_generator,
@@ -49,10 +48,10 @@ def begin_nets(
         replace(training, seed=recipe.meta.seed),
         lambda i, n, loss: progress("initialisation", i, n, f"loss {loss:.3f}"),
     )
-    valid = image_bank(parts["val"], host)
+    valid = host.bank(parts["val"])
     tensors = {"features": valid.features, "offsets": valid.offsets}
     zoo.keep(VALID, tensors, list(valid.classes))
-    bank = image_bank(held, host)
+    bank = host.bank(held)
     return begin_net_zoo(path, bank, host, initial, recipe, about=about)
 
 

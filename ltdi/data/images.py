@@ -92,6 +92,11 @@ class ImageSet:
         """Images per class, int64 [classes]."""
         return self.offsets.diff()
 
+    @property
+    def labels(self) -> Tensor:
+        """Class number of every image, int64 [n]."""
+        return torch.arange(len(self.classes)).repeat_interleave(self.counts)
+
     def select(self, class_indices: Sequence[int] | Tensor) -> ImageSet:
         """The given classes, in the given order.
 

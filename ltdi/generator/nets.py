@@ -65,7 +65,7 @@ class NetGenerator(ImageGenerator):
         self, images: ImageSet, *, progress: Callable[[int, int], None] | None = None
     ) -> FeatureBank:
         """See `ImageGenerator.bank`."""
-        return FeatureBank(self.transform(images.images), images.offsets, images.classes)
+        return self.net.bank(images)
 
     def query_logits(self, theta: Tensor, query: Tensor) -> Tensor:
         """See `ImageGenerator.query_logits`."""

@@ -14,9 +14,11 @@ from torch.func import grad, vmap
 
 from ltdi.backbone import InputTransform
 from ltdi.collect import Slope
+from ltdi.data import ImageSet
 from ltdi.files import tuples
 from ltdi.nets.grouped import Grouped
 from ltdi.nets.net import NetConfig, net_space
+from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
 
 # Bytes that the largest layer gives for nets that are solved together: fewer share the start of an
@@ -57,6 +59,10 @@ class NetHost:
     def tensors(self) -> dict[str, Tensor]:
         """See `ltdi.parts.Host`: none, since all weights are generated and there is no buffer."""
         return {}
+
+    def bank(self, images: ImageSet) -> FeatureBank:
+        """Images as a net sees them, [n, channels, size, size], in the place of features."""
+        return FeatureBank(self.transform(images.images), images.offsets, images.classes)
 
     def space(self, way: int) -> WeightSpace:
         """The weight space of a net for tasks of `way` classes."""

@@ -32,7 +32,6 @@ from ltdi.tracks.net_methods import (
 from ltdi.tracks.presets import preset_of
 from ltdi.tracks.run import run_methods
 from ltdi.tracks.track import check_methods, chosen_preset
-from ltdi.whole import image_bank
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def build_world(
         progress("initialisation", i, n, f"loss {loss:.3f}")
 
     initial = learn_initial(seen, host, replace(preset.initial, seed=seed), step)
-    train, valid, test = (image_bank(i, host) for i in (held, parts["val"], parts["test"]))
+    train, valid, test = (host.bank(i) for i in (held, parts["val"], parts["test"]))
     return NetWorld(train, valid, test, directory, host, initial)
 
 

@@ -162,21 +162,16 @@ class _Embed:
         """All parts of a set, joined class by class."""
         banks = [self.bank(part) for part in source.parts]
         groups = [
-            torch.cat([b.features[b.offsets[c] : b.offsets[c + 1]] for b in banks])
-            for c in range(len(source.names))
+            torch.cat(of_class) for of_class in zip(*(b.groups() for b in banks), strict=True)
         ]
-        offsets = torch.tensor([0, *map(len, groups)]).cumsum(0)
-        classes = tuple(f"{source.name}/{c}" for c in banks[0].classes)
-        return FeatureBank(torch.cat(groups), offsets, classes)
+        return FeatureBank.by_class(groups, [f"{source.name}/{c}" for c in banks[0].classes])
 
 
 def _join(parts: Sequence[NamedBank]) -> NamedBank:
     """One bank of several sets."""
-    counts = torch.cat([p.bank.offsets.diff() for p in parts])
-    bank = FeatureBank(
-        torch.cat([p.bank.features for p in parts]),
-        torch.cat([torch.zeros(1, dtype=torch.long), counts.cumsum(0)]),
-        tuple(c for p in parts for c in p.bank.classes),
+    bank = FeatureBank.by_class(
+        [group for p in parts for group in p.bank.groups()],
+        [c for p in parts for c in p.bank.classes],
     )
     origin = torch.cat([torch.full((len(p.names),), i) for i, p in enumerate(parts)])
     names = tuple(n for p in parts for n in p.names)
@@ -185,13 +180,10 @@ def _join(parts: Sequence[NamedBank]) -> NamedBank:
 
 def _hold_images(source: NamedBank, count: int) -> tuple[NamedBank, NamedBank]:
     """The last `count` images of every class apart, for the generalised setting alone."""
-    b = source.bank
-    groups = [b.features[b.offsets[c] : b.offsets[c + 1]] for c in range(len(source.names))]
-    out = []
-    for part in ([g[:-count] for g in groups], [g[-count:] for g in groups]):
-        offsets = torch.tensor([0, *map(len, part)]).cumsum(0)
-        out.append(replace(source, bank=FeatureBank(torch.cat(part), offsets, b.classes)))
-    return out[0], out[1]
+    groups, classes = source.bank.groups(), source.bank.classes
+    rest = FeatureBank.by_class([g[:-count] for g in groups], classes)
+    last = FeatureBank.by_class([g[-count:] for g in groups], classes)
+    return replace(source, bank=rest), replace(source, bank=last)
 
 
 def _prepare(whole: NamedBank, seed: int) -> tuple[NamedBank, NamedBank, FeatureMap]:
@@ -208,12 +200,12 @@ def _scene(
     text = names(target.names)
     raw = embed.bank(target.pool), embed.bank(target.test)
     held, test = (NamedBank(map.bank(b), target.names, text) for b in raw)
-    label = torch.arange(len(target.names)).repeat_interleave(held.bank.offsets.diff())
+    label = held.bank.labels
     rng = torch.Generator().manual_seed(seed + 99_000)
     pick = torch.randperm(len(label), generator=rng)[: pool * len(target.names)]
     images = held.bank.features[pick].unsqueeze(0)
     batch = TaskBatch(text.unsqueeze(0), images, torch.ones(images.shape[:2]), images[:, None, :0])
-    answers = torch.arange(len(target.names)).repeat_interleave(test.bank.offsets.diff())
+    answers = test.bank.labels
     return Scene(target.name, batch, label[pick], test.bank.features, answers, held, test)
 
 

@@ -52,8 +52,7 @@ class Gate:
         """
         coordinates = Coordinates.fit(train, whiten=True)
         near, right = cls._nearest(coordinates, held.bank.features)
-        truth = torch.arange(len(held.names)).repeat_interleave(held.bank.offsets.diff())
-        right = right == truth
+        right = right == held.bank.labels
         other = torch.cat([b.query.flatten(0, 2) for b in valid])
         far, _ = cls._nearest(coordinates, other)
         choose = torch.arange(len(near)) % 2 == 0

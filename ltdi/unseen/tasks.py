@@ -52,24 +52,16 @@ class NamedBank:
 
     def select(self, classes: Sequence[int]) -> NamedBank:
         """The given classes, in the given order."""
-        b = self.bank
-        spans = [torch.arange(int(b.offsets[c]), int(b.offsets[c + 1])) for c in classes]
-        bank = FeatureBank(
-            b.features[torch.cat(spans)],
-            torch.tensor([0, *map(len, spans)]).cumsum(0),
-            tuple(b.classes[c] for c in classes),
-        )
         rows = list(classes)
-        return NamedBank(
-            bank, tuple(self.names[c] for c in rows), self.text[rows], self.origin[rows]
-        )
+        names = tuple(self.names[c] for c in rows)
+        return NamedBank(self.bank.select(rows), names, self.text[rows], self.origin[rows])
 
     def centred(self) -> NamedBank:
         """The same with the means of all sets made equal.
 
         Whether a class is of one set or the other must not be what its name predicts.
         """
-        rows = self.origin.repeat_interleave(self.bank.offsets.diff())
+        rows = self.origin[self.bank.labels]
         x = self.bank.features
         present = self.origin.unique().tolist()
         means = torch.stack([x[rows == i].mean(0) for i in present])

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ltdi.anchor import Anchor
-from ltdi.crossfit import select
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_tensors
 from ltdi.pipeline import (
@@ -78,11 +77,11 @@ def test_a_task_is_solved_against_an_anchor_that_never_saw_its_classes(
         held = folds[number].classes
         assert mine and set(used.tolist()) <= set(held.tolist())
         rest = torch.tensor([c for c in range(30) if c not in held.tolist()])
-        wanted = anchor.refit(select(train, rest)).frame(WIDTH)
+        wanted = anchor.refit(train.select(rest)).frame(WIDTH)
         assert torch.equal(frame.basis, wanted.basis) and torch.equal(frame.mean, wanted.mean)
         # Whatever the held-out classes look like, the frame is the same.
         other = torch.where(torch.isin(owner, held)[:, None], 99.0, train.features)
-        blind = anchor.refit(select(replace(train, features=other), rest)).frame(WIDTH)
+        blind = anchor.refit(replace(train, features=other).select(rest)).frame(WIDTH)
         assert torch.equal(blind.basis, frame.basis)
 
 

@@ -12,7 +12,7 @@ from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
 from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.tasks import FeatureBank
-from ltdi.whole import NetSet, image_bank, prepare_net_zoo, train_net_generator
+from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
 from ltdi.zoo import Zoo
 
 CONFIG = NetConfig(size=12, widths=(4, 8), kernels=(5, 3), strides=(2, 2))
@@ -46,13 +46,13 @@ def net_zoo(
     seen, held = (glyphs["train"].select(range(a, a + 24)) for a in (0, 24))
     initial = learn_initial(seen, net_host, InitialTraining(iterations=40, classes=16))
     path = tmp_path_factory.mktemp("nets") / "zoo"
-    bank = image_bank(held, net_host)
+    bank = net_host.bank(held)
     return prepare_net_zoo(path, bank, net_host, initial, net_recipe, about={"data": "glyphs"})
 
 
 @pytest.fixture(scope="session")
 def net_valid(glyphs: dict[str, ImageSet], net_host: NetHost) -> FeatureBank:
-    return image_bank(glyphs["val"].select(range(12)), net_host)
+    return net_host.bank(glyphs["val"].select(range(12)))
 
 
 @pytest.fixture(scope="session")

@@ -116,11 +116,7 @@ class Coordinates:
         else:
             plain = Frame.identity(bank.width)
             frame = Frame(bank.features.mean(0), plain.basis, plain.between)
-        z = frame.enter(bank.features)
-        counts = bank.offsets.diff()
-        label = torch.arange(len(counts)).repeat_interleave(counts)
-        means = torch.zeros(len(counts), bank.width).index_add(0, label, z) / counts[:, None]
-        return cls(frame, means)
+        return cls(frame, bank.means(frame.enter(bank.features)))
 
     def cosine(self, images: Tensor, rows: Tensor) -> Tensor:
         """Cosines [E, P, way] of images [E, P, D] and rows [E, way, D]."""
