@@ -131,70 +131,83 @@ def bench(
     """
     check_methods(methods, METHODS)
     _, p = chosen_preset(preset, PRESETS)
-    wanted = _listed(settings)
-    for name in wanted:
-        if name not in SETTINGS:
-            raise unknown("setting", name, SETTINGS, where="--settings")
-    if seeds < 1:
-        raise InputError(f"seeds must be at least 1, got {seeds}", where="--seeds")
-    runs = replace(
-        p.recipe.runs,
-        trunks=p.recipe.runs.trunks if trunks is None else trunks,
-        branches=p.recipe.runs.branches if branches is None else branches,
-    )
-    p = replace(p, recipe=replace(p.recipe, runs=runs), warm_steps=p.warm_steps if warm else 0)
+    p = _with(p, trunks, branches, warm)
     names = p.tasks if tasks is None else _listed(tasks)
-    if len(names) < 2 and "unseen" in wanted:
-        raise InputError(
-            f"an unseen task needs others to learn from, got {len(names)} task",
-            where="--tasks",
-            fix="name two tasks or more, or leave unseen out of --settings",
-        )
+    wanted = _checked(_listed(settings), names, seeds)
     spec = LoraSpec(rank, alpha, _listed(target_modules))
     with TemporaryDirectory() if work is None else nullcontext(work) as place:
         sources, host = prepare(p, names, data_dir, base or p.base, spec, seed)
         described = [text.description(name) for name in names]
         shared, zoo = _shared(p, Path(place), preset, sources, host, described, seed, progress)
-        places = settings_of(sources, wanted, p)
-        known = [s for s in places if not s.kind]
         # In every run, so that a piece means the same whatever is measured.
         valid = _choose(shared, methods, settings_of(sources, ("known",), p))
         trial = Trial(shared, p, methods, seeds, sum(zoo["seconds"]), progress, log)
-        for setting in places:
+        for setting in settings_of(sources, wanted, p):
             trial.measure(setting)
-        facts: dict[str, Any] = {
-            "seeds": seeds,
-            "a seed varies": "batches of a fit; support rows, network and noise of what is "
-            "generated (of unseen tasks: support rows and noise)",
-            "base": host.describe(),
-            "tasks": [s.name for s in sources],
-            "rows": {
-                s.name: [len(s.fit), len(s.valid), len(s.unseen), len(s.dev)] for s in sources
-            },
-            "zoo": zoo,
-            "recipe": asdict(p.recipe),
-            "threads": torch.get_num_threads(),
-            "chosen": valid,
-            "notes": {n: NOTES[n] for n in methods if n in NOTES},
-            "paired": trial.paired,
-            "scores": trial.each(),
-        }
-        if "lt-di" in methods and known:
-            facts["speed"] = trial.speed(known)
-        again = [s for s in places if s.kind in (UNSEEN, SLICE)]
-        if "lt-di" in methods and again and p.warm_steps:
-            facts["warm start"] = trial.warm(again)
-        if "full-finetune" in methods and known:
-            facts["full fine-tuning"] = {
-                s.name: {
-                    f"{rate:g}": rounded(run["valid"].tolist(), 4)
-                    for rate, run in shared.full_runs(s, 0).items()
-                }
-                for s in known
-            }
+        facts = {**_compared(shared, methods, seeds), "zoo": zoo, "chosen": valid, **_found(trial)}
         facts["peak MB"] = round(max(peak_mb(), shared.kept.peak_mb))
         rows = [*trial.rows, *trial.means()]
         return LlmOutcome(Result("llm", host.known["name"], preset, seed, facts, rows), shared)
+
+
+def _with(p: Preset, trunks: int | None, branches: int | None, warm: bool) -> Preset:
+    """A preset with what was given in place of its own."""
+    given = {"trunks": trunks, "branches": branches}
+    runs = replace(p.recipe.runs, **{n: v for n, v in given.items() if v is not None})
+    steps = p.warm_steps if warm else 0
+    return replace(p, recipe=replace(p.recipe, runs=runs), warm_steps=steps)
+
+
+def _checked(settings: Sequence[str], tasks: Sequence[str], seeds: int) -> Sequence[str]:
+    """The settings, if they can be measured."""
+    for name in settings:
+        if name not in SETTINGS:
+            raise unknown("setting", name, SETTINGS, where="--settings")
+    if seeds < 1:
+        raise InputError(f"seeds must be at least 1, got {seeds}", where="--seeds")
+    if len(tasks) < 2 and "unseen" in settings:
+        raise InputError(
+            f"an unseen task needs others to learn from, got {len(tasks)} task",
+            where="--tasks",
+            fix="name two tasks or more, or leave unseen out of --settings",
+        )
+    return settings
+
+
+def _compared(shared: Bench, methods: Sequence[str], seeds: int) -> dict[str, Any]:
+    """What was compared, and on what."""
+    sources = shared.sources
+    return {
+        "seeds": seeds,
+        "a seed varies": "batches of a fit; support rows, network and noise of what is "
+        "generated (of unseen tasks: support rows and noise)",
+        "base": shared.host.describe(),
+        "tasks": [s.name for s in sources],
+        "rows": {s.name: [len(s.fit), len(s.valid), len(s.unseen), len(s.dev)] for s in sources},
+        "recipe": asdict(shared.recipe),
+        "threads": torch.get_num_threads(),
+        "notes": {n: NOTES[n] for n in methods if n in NOTES},
+    }
+
+
+def _found(trial: Trial) -> dict[str, Any]:
+    """What was found besides the rows of the table."""
+    out: dict[str, Any] = {"paired": trial.paired, "scores": trial.each()}
+    known = [place for place in trial.places if not place.kind]
+    again = [place for place in trial.places if place.kind in (UNSEEN, SLICE)]
+    if "lt-di" in trial.methods and known:
+        out["speed"] = trial.speed(known)
+    if "lt-di" in trial.methods and again and trial.p.warm_steps:
+        out["warm start"] = trial.warm(again)
+    if "full-finetune" in trial.methods and known:
+        out["full fine-tuning"] = {
+            place.name: {
+                f"{rate:g}": rounded(run["valid"].tolist(), 4)
+                for rate, run in trial.bench.full_runs(place, 0).items()
+            }
+            for place in known
+        }
+    return out
 
 
 def _shared(
