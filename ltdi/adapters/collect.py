@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -57,6 +57,8 @@ def open_zoo(
         "descriptions": [descriptions.get(s.name, "") for s in sources],
         "outputs": {s.name: [s.outputs, list(s.train.label_names)] for s in sources},
     }
+    if made := [s.name for s in sources if s.origin]:
+        about["unlabelled"] = made
     zoo = Zoo.create(path, host.adapter(outputs[-1]).space, about)
     zoo.keep(START, {str(o): host.adapter(o).theta_0 for o in outputs})
     return zoo
@@ -73,6 +75,8 @@ def collect_runs(
 ) -> None:
     """Make the runs of all tasks that the zoo lacks, trunks first.
 
+    A task without labels is given one trunk: nobody asks for its adapter itself.
+
     A shard has "theta", "features" and "targets" of rows that the run was fitted to, "seconds",
     and the final "loss" and validation "score".
 
@@ -84,7 +88,11 @@ def collect_runs(
         seed: Of rows and batches.
         progress: Called as progress(stage, done, total, text).
     """
-    plans = [plan(host.adapter(s.outputs), s, recipe.runs, seed=seed) for s in sources]
+    one = replace(recipe.runs, trunks=min(1, recipe.runs.trunks))
+    plans = [
+        plan(host.adapter(s.outputs), s, one if s.origin else recipe.runs, seed=seed)
+        for s in sources
+    ]
     done, total = 0, sum(map(len, plans))
     for number in range(max(map(len, plans))):
         for task, (source, runs) in enumerate(zip(sources, plans, strict=True)):
@@ -157,6 +165,7 @@ def read_runs(
         DamagedFileError: If a shard is missing, truncated or altered.
     """
     texts = torch.stack([describe(host.base, d) for d in zoo.about["descriptions"]])
+    made = {zoo.about["names"].index(name) for name in zoo.about.get("unlabelled", ())}
     by_outputs: dict[int, list[Solved]] = {}
     for group in zoo.groups():
         score = group.read(columns=["score"])["score"]
@@ -166,8 +175,12 @@ def read_runs(
             good &= (first == first[score.argmax()]).all(1)
         pick = good.nonzero()[:, 0]
         data = group.read(pick, ["theta", "features", "targets"])
-        task = torch.full((len(pick),), int(group.setting["task"]))
-        found = Solved(data["theta"], data["features"], data["targets"], texts[task], task)
+        number = int(group.setting["task"])
+        task = torch.full((len(pick),), number)
+        labelled = torch.full((len(pick),), number not in made)
+        found = Solved(
+            data["theta"], data["features"], data["targets"], texts[task], task, labelled
+        )
         by_outputs.setdefault(int(group.setting["way"]), []).append(found)
     return [
         Solved(**{n: torch.cat([vars(p)[n] for p in parts]) for n in vars(parts[0])})

@@ -60,6 +60,7 @@ class AdapterDenoiser(nn.Module):
         self.register_buffer("known_task", torch.zeros(tasks, self.encoder.seen + 1))
         self.register_buffer("known_outputs", torch.zeros(tasks, 2, self.encoder.seen))
         self.register_buffer("known_text", torch.zeros(tasks, base_width + 1))
+        self.register_buffer("known_labelled", torch.ones(tasks, dtype=torch.bool))
         self._latent: dict[int, WeightSpace] = {}
 
     def latent(self, way: int) -> WeightSpace:
@@ -69,8 +70,9 @@ class AdapterDenoiser(nn.Module):
         return self._latent[way]
 
     @torch.no_grad()
-    def remember(self, number: int, known: Facts) -> None:
+    def remember(self, number: int, known: Facts, *, labelled: bool = True) -> None:
         """Keep the condition of a known task: the mean of `Facts` of its runs."""
+        self.get_buffer("known_labelled")[number] = labelled
         self.get_buffer("known_task")[number] = known.task.mean(0)
         self.get_buffer("known_outputs")[number] = as_way(known.outputs, 2).mean(0)
         self.get_buffer("known_text")[number] = known.text.mean(0)

@@ -31,6 +31,7 @@ class Source:
         fit: Rows that adapters are fitted to.
         valid: Rows that choices are made on; no adapter is fitted to them.
         unseen: Rows of a topic that is in neither, or none: a slice that no adapter has seen.
+        origin: Of a task that was made without labels, the name of the texts it is made of.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Source:
     fit: Tensor
     valid: Tensor
     unseen: Tensor
+    origin: str = ""
 
     @property
     def outputs(self) -> int:
@@ -60,6 +62,7 @@ def prepare_source(
     max_length: int = 64,
     topics: int = TOPICS,
     seed: int = 0,
+    origin: str = "",
 ) -> Source:
     """Encode a task and split its training rows.
 
@@ -74,6 +77,7 @@ def prepare_source(
         topics: Clusters of word embeddings; the smallest with enough rows and every class is
             held out. 0 holds none out.
         seed: Of the choice of rows.
+        origin: See `Source`.
 
     Raises:
         InputError: If there is no training part or no label.
@@ -116,6 +120,7 @@ def prepare_source(
         rest[cut:],
         rest[:cut],
         hidden,
+        origin,
     )
 
 

@@ -88,6 +88,7 @@ class Solved:
         targets: [E, R] their classes or values.
         text: [E, D + 1] descriptions of the tasks.
         task: [E] number of the task.
+        labelled: [E] whether the task has labels that somebody gave, rather than texts alone.
     """
 
     theta: Tensor
@@ -95,6 +96,7 @@ class Solved:
     targets: Tensor
     text: Tensor
     task: Tensor
+    labelled: Tensor
 
     def __len__(self) -> int:
         return len(self.theta)
@@ -248,7 +250,8 @@ def train_network(
         features = network.encoder.project(g.features)
         for task in g.task.unique().tolist():
             of = g.task == task
-            network.remember(number, facts(features[of], g.targets[of], g.outputs, g.text[of]))
+            known = facts(features[of], g.targets[of], g.outputs, g.text[of])
+            network.remember(number, known, labelled=bool(g.labelled[of].all()))
             number += 1
     largest = max(range(len(groups)), key=lambda i: len(groups[i]))
     normaliser = Normaliser.fit(

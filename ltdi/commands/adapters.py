@@ -67,14 +67,15 @@ def collect_adapters(
 ) -> Zoo:
     """Fit adapters to text tasks, into a zoo."""
     names = [n.strip() for n in data.split(",") if n.strip()]
-    loaded = {name: load_task(name, data_dir, columns) for name in names}
+    loaded = {name: text.find(name, data_dir, columns=columns) for name in names}
     base = load_base(texts.base)
     host = LanguageHost.of(base, lora, texts.base, max_length=texts.max_length)
     sources = [
         prepare_source(
             base,
-            Path(name).stem.removeprefix(text.RULE),
+            text.short_name(name),
             parts,
+            origin=text.origin(name),
             rows=texts.rows,
             max_length=texts.max_length,
             topics=0,
@@ -141,7 +142,7 @@ def generate_adapter(
     Returns:
         What was made, for people.
     """
-    texts = training_part(load_task(support, None, columns))
+    texts = training_part(text.find(support, None, columns=columns))
     target = claim_file(out, "weights") if out.endswith(SUFFIX) else None
     weights = gen.generate(TextSupport(texts, description), seed=seed, **options)
     if target:
@@ -199,8 +200,8 @@ def evaluate_adapter(
     host = gen.language
     source = prepare_source(
         host.base,
-        Path(data).stem.removeprefix(text.RULE),
-        load_task(data, data_dir, columns),
+        text.short_name(data),
+        text.find(data, data_dir, columns=columns),
         max_length=host.max_length,
         topics=0,
         seed=seed,
@@ -236,12 +237,6 @@ def evaluate_adapter(
         "base": host.known["name"],
     }
     return Result("evaluate", source.name, "none", seed, settings, out)
-
-
-def load_task(name: str, data_dir: str | None, columns: Columns) -> dict[str, TextSet]:
-    """A text task by name or path; GLUE is looked for in `data_dir`."""
-    place = data_dir if text.glue.is_task(name) else None
-    return text.load(name, place, columns=columns)
 
 
 def training_part(parts: dict[str, TextSet]) -> TextSet:

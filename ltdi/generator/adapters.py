@@ -37,9 +37,10 @@ class TextSupport:
         head: "generated"; "fitted" to the rows, under the generated factors; or "auto", which lets
             cross-validation on the rows choose, and how much of the generated head is kept.
         search: Whether other adapters are tried beside the one of the support's own condition:
-            those of the known tasks, their mean, and none at all. The last two are plain: the
-            better of them is kept unless a head predicts held-out rows of the support better under
-            another adapter, by more than noise (`ltdi.adapters.search`). It costs a forward pass
+            those of the known tasks, their mean, and none at all. The last two are plain, and so
+            are adapters of tasks without labels: the best of them is kept unless a head predicts
+            held-out rows of the support better under another adapter, by more than noise
+            (`ltdi.adapters.search`). It costs a forward pass
             over the support for each, and is left out for a task that is itself a known one, by
             its rows or by its description.
     """
@@ -152,10 +153,13 @@ class AdapterGenerator(Generator):
         )
         plain = [refined(x, "fitted") for x in (host.adapter(texts.outputs).theta_0, middle)]
         known = self.network.recall(texts.outputs)
-        for i in range(len(known.task)):
+        for i, labelled in enumerate(self.network.get_buffer("known_labelled").tolist()):
             one = Facts(known.task[[i]], known.outputs[[i]], known.text[[i]])
             theta = self._draw(one, one.text, seed=seed, **options).mean(0)
-            tried.append(refined(theta, support.head))
+            if labelled:
+                tried.append(refined(theta, support.head))
+            else:
+                plain.append(refined(theta, "fitted"))
         return choose(plain, tried).theta
 
     @torch.no_grad()

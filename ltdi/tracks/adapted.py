@@ -53,7 +53,8 @@ NOTES = {
     "soup": "average of the zoo's adapters, with a head fitted to the support",
     "nearest": "adapter of the known task whose rows are most alike",
     "zoo-search": "what lt-di tries for an unseen task, with the zoo's own adapters: of each known "
-    "task, their average and the base, each with a fitted head; held-out support rows choose alike",
+    "task, with labels or without, their average and the base, each with a fitted head; held-out "
+    "support rows choose alike",
     "lora": "LoRA fitted to all training rows",
     "lora-support": "LoRA fitted to the support rows alone",
     "full-finetune": "all weights but word embeddings, fitted to all training rows",
@@ -138,6 +139,11 @@ class Bench:
         """Names what has learnt from these runs: with others it is another."""
         return digest({str(i): g.theta for i, g in enumerate(self.groups)})[:8]
 
+    @cached_property
+    def labelled(self) -> tuple[int, ...]:
+        """Numbers of the tasks that are measured; the others are made of texts alone."""
+        return tuple(t for t, s in enumerate(self.sources) if not s.origin)
+
     def known(self, tasks: Sequence[int]) -> list[Solved]:
         """Runs of some tasks."""
         wanted = torch.tensor(tasks)
@@ -158,9 +164,10 @@ class Bench:
     def generator(self, name: str, known: tuple[int, ...], seed: int) -> AdapterGenerator:
         """A generator of a recipe that has learnt from some tasks.
 
-        Without all tasks there is one network, and a seed varies support rows and noise alone.
+        Without all measured tasks there is one network, and a seed varies support rows and noise
+        alone.
         """
-        seed = seed if len(known) == len(self.sources) else 0
+        seed = seed if known == self.labelled else 0
         key = (name, known, seed)
         if key in self.generators:
             return self.generators[key]
@@ -248,8 +255,11 @@ class Bench:
             if method != "base":
                 plain.append(refined(average(known, spaces), "fitted"))
         if method == "zoo-search":
-            each = task_adapters(known, spaces, outputs)
-            others = [refined(weights, support.head) for weights in each.values()]
+            for task, weights in task_adapters(known, spaces, outputs).items():
+                if task in self.labelled:
+                    others.append(refined(weights, support.head))
+                else:
+                    plain.append(refined(weights, "fitted"))
         return choose(plain, others).theta, time.perf_counter() - start
 
     def _few(self, setting: Setting, support: TextSupport, seed: int) -> Made:

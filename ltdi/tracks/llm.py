@@ -25,7 +25,6 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.source import Source, prepare_source
 from ltdi.data import text
-from ltdi.data.text import TextSet
 from ltdi.errors import InputError, unknown
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
@@ -67,7 +66,7 @@ class LlmOutcome:
         """Write our generator, of the first seed and all tasks."""
         if not any(row.method == "lt-di" for row in self.result.rows):
             return
-        gen = self.bench.generator("lt-di", tuple(range(len(self.bench.sources))), 0)
+        gen = self.bench.generator("lt-di", self.bench.labelled, 0)
         metrics = {
             f"{row.dataset}, {row.metric}": {"mean": row.mean, "ci95": row.ci95}
             for row in self.result.rows
@@ -84,6 +83,7 @@ def label(options: Mapping[str, Any]) -> str:
 def bench(
     data_dir: str | None = None,
     tasks: str | None = None,
+    unlabelled: str | None = None,
     base: str | None = None,
     work: str | None = None,
     settings: str = "known,unseen,slices",
@@ -108,6 +108,9 @@ def bench(
         tasks: Comma-separated GLUE tasks, tasks by rule such as rule:tone, or JSONL, CSV or TSV
             files with columns text and label; the preset's by default (smoke: by rule; standard
             and paper: six of GLUE).
+        unlabelled: Comma-separated names of tasks that are made of texts without their labels,
+            such as intact:texts.csv; they help unseen tasks. The preset's by default with its own
+            tasks (standard and paper: intact:qnli), none with others.
         base: Base model, a name or a path; the preset's by default (smoke: tiny and random;
             standard: minilm; paper: roberta-base).
         work: Directory where finished pieces are kept: an interrupted run goes on from them.
@@ -134,6 +137,10 @@ def bench(
     p = _with(p, trunks, branches, warm)
     names = p.tasks if tasks is None else _listed(tasks)
     wanted = _checked(_listed(settings), names, seeds)
+    if unlabelled is not None:
+        names = (*names, *_unlabelled(_listed(unlabelled)))
+    elif tasks is None:
+        names = (*names, *p.unlabelled)
     spec = LoraSpec(rank, alpha, _listed(target_modules))
     with TemporaryDirectory() if work is None else nullcontext(work) as place:
         sources, host = prepare(p, names, data_dir, base or p.base, spec, seed)
@@ -172,6 +179,18 @@ def _checked(settings: Sequence[str], tasks: Sequence[str], seeds: int) -> Seque
             fix="name two tasks or more, or leave unseen out of --settings",
         )
     return settings
+
+
+def _unlabelled(names: Sequence[str]) -> Sequence[str]:
+    """The names, if they are of tasks without labels."""
+    for name in names:
+        if not text.origin(name):
+            raise InputError(
+                f"{name!r} is a task with labels",
+                where="--unlabelled",
+                fix=f"write {text.INTACT}{name} for its texts alone, or name it in --tasks",
+            )
+    return names
 
 
 def _compared(shared: Bench, methods: Sequence[str], seeds: int) -> dict[str, Any]:
@@ -281,28 +300,26 @@ def prepare(
     p: Preset, names: Sequence[str], data_dir: str | None, base: str, spec: LoraSpec, seed: int
 ) -> tuple[list[Source], LanguageHost]:
     """Tasks and host of a run."""
-    loaded = {name: _load(name, data_dir) for name in names}
+    loaded = {name: text.find(name, data_dir) for name in names}
     model = load_base(base)
     host = LanguageHost.of(model, spec, base)
     sources = [
         prepare_source(
             model,
-            Path(name).name.removeprefix(text.RULE),
+            text.short_name(name),
             parts,
             rows=p.rows,
             dev=p.dev,
             valid=p.valid,
             max_length=host.max_length,
+            # Nothing is measured on a slice of such a task.
+            **({"topics": 0} if text.origin(name) else {}),
             seed=seed,
+            origin=text.origin(name),
         )
         for name, parts in loaded.items()
     ]
     return sources, host
-
-
-def _load(name: str, data_dir: str | None) -> dict[str, TextSet]:
-    known = text.glue.is_task(name)
-    return text.load(name, data_dir if known else None)
 
 
 def _listed(names: str) -> tuple[str, ...]:

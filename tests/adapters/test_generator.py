@@ -90,6 +90,7 @@ def test_all_projections_of_attention(rank: int, sources: list[Source], tmp_path
         texts.targets.expand(6, -1),
         torch.zeros(6, base.width + 1),
         torch.arange(6) // 2,
+        torch.ones(6, dtype=torch.bool),
     )
     gen = assemble(train_network([group], {2: adapter}, RECIPE), host, {"data": "random"})
     weights = gen.generate(texts)

@@ -8,7 +8,8 @@ import torch
 from ltdi.adapters.condition import Facts
 from ltdi.adapters.host import Refined
 from ltdi.adapters.search import choose
-from ltdi.generator import AdapterGenerator
+from ltdi.adapters.source import Source
+from ltdi.generator import AdapterGenerator, adapters
 
 
 def refined(number: float, losses: torch.Tensor) -> Refined:
@@ -58,3 +59,24 @@ def test_a_known_task_is_told_by_its_rows_or_its_description(generator: AdapterG
     other = torch.nn.functional.normalize(torch.randn(known.text[[0]].shape), dim=-1)
     other[:, -1] = 1.0
     assert not network.familiar(Facts(far.task, far.outputs, other))
+
+
+def test_what_was_learnt_without_labels_is_plain(
+    generator: AdapterGenerator, sources: list[Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[tuple[int, int]] = []
+
+    def counted(plain: list[Refined], others: list[Refined]) -> Refined:
+        found.append((len(plain), len(others)))
+        return choose(plain, others)
+
+    monkeypatch.setattr(adapters, "choose", counted)
+    monkeypatch.setattr(type(generator.network), "familiar", lambda *_: False)
+    texts = sources[0].train.select(sources[0].fit[:24])
+    flags = generator.network.get_buffer("known_labelled")
+    assert flags.tolist() == [True, True]
+    generator.generate(texts, steps=1)
+    monkeypatch.setitem(generator.network._buffers, "known_labelled", flags & False)
+    generator.generate(texts, steps=1)
+    # The frozen base and the mean; the adapter of the support's own condition.
+    assert found == [(2, 3), (4, 1)]

@@ -112,6 +112,23 @@ def test_unseen_tasks_are_measured_on_rows_that_nothing_else_uses(
         assert torch.equal(a, b)
 
 
+def test_a_task_without_labels_is_known_to_unseen_tasks_but_not_to_that_of_its_texts(
+    tiny: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    options = {"settings": "known,unseen", "unlabelled": "intact:rule:tone", "warm": False}
+    found = run(tmp_path / "work", methods=("lt-di", "zoo-search"), **options)
+    shared, p = found.bench, llm.PRESETS["smoke"]
+    assert shared.sources[3].name == "intact-tone" and shared.labelled == (0, 1, 2)
+    assert not any("intact" in row.dataset for row in found.result.rows)
+    assert found.result.to_dict()["settings"]["zoo"]["runs"] == 3 * 2 + 2
+    known = {s.name: s.known for s in settings_of(shared.sources, ("known", "unseen"), p)}
+    assert known["tone"] == (0, 1, 2)
+    assert known["tone, unseen"] == (1, 2) and known["same, unseen"] == (0, 2, 3)
+    network = shared.generator("lt-di", (0, 2, 3), 0).network
+    # By number of outputs: amount, which is a regression, then tone and the one without labels.
+    assert network.get_buffer("known_labelled").tolist() == [True, True, False]
+
+
 def test_a_head_is_chosen_for_known_tasks_by_validation_rows(
     outcome: llm.LlmOutcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +163,7 @@ def test_unknown_names(tmp_path: Path) -> None:
         ({"tasks": "rule:tone"}, "an unseen task needs others"),
         ({"target_modules": "querry"}, "query"),
         ({"seeds": 0}, "seeds must be at least 1"),
+        ({"unlabelled": "rule:tone"}, "write intact:rule:tone"),
     ):
         with pytest.raises(InputError, match=match):
             run(tmp_path / "work", **options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ltdi.data.text import glue, hub, rules, table
+from ltdi.data.text import glue, hub, intact, rules, table
 from ltdi.data.text.subtasks import KINDS, SubTask, kmeans, subtasks
 from ltdi.data.text.table import Columns
 from ltdi.data.text.textset import Text, TextSet
@@ -18,20 +18,46 @@ __all__ = [
     "Text",
     "TextSet",
     "description",
+    "find",
     "kmeans",
     "load",
+    "origin",
+    "short_name",
     "subtasks",
 ]
 
-HUB, RULE = "hub:", "rule:"
+HUB, RULE, INTACT = "hub:", "rule:", "intact:"
 _COLUMNS = Columns()
 
 
 def description(name: str) -> str:
-    """What a task of GLUE or by rule asks, in a sentence; nothing for others."""
+    """What a task of GLUE, by rule or without labels asks, in a sentence; nothing for others."""
+    if name.startswith(INTACT):
+        return intact.DESCRIPTION
     if name.startswith(RULE):
         return rules.DESCRIPTIONS.get(name.removeprefix(RULE), "")
     return glue.DESCRIPTIONS[glue.task_name(name)] if glue.is_task(name) else ""
+
+
+def short_name(name_or_path: str | os.PathLike[str]) -> str:
+    """What a task is called in files and tables: "sst-2", "tone", "mine", "intact-mine"."""
+    name = os.fspath(name_or_path)
+    if name.startswith(INTACT):
+        return f"intact-{short_name(name.removeprefix(INTACT))}"
+    return Path(name).stem.removeprefix(RULE)
+
+
+def origin(name: str) -> str:
+    """Short name of the texts that a task without labels is made of; nothing for others."""
+    return short_name(name.removeprefix(INTACT)) if name.startswith(INTACT) else ""
+
+
+def find(
+    name_or_path: str, data_dir: str | os.PathLike[str] | None, *, columns: Columns = _COLUMNS
+) -> dict[str, TextSet]:
+    """`load`, where `data_dir` is meant for those tasks that lie there, and for no others."""
+    known = glue.is_task(name_or_path.removeprefix(INTACT))
+    return load(name_or_path, data_dir if known else None, columns=columns)
 
 
 def load(
@@ -45,7 +71,8 @@ def load(
     Args:
         name_or_path: A GLUE task such as "sst-2"; a task by rule such as "rule:tone"; a `.jsonl`,
             `.csv` or `.tsv` file; a directory or zip with such files called train, dev and test;
-            or "hub:NAME" or "hub:NAME:CONFIG".
+            "hub:NAME" or "hub:NAME:CONFIG"; or "intact:" and one of these, whose texts make a task
+            without their labels (`ltdi.data.text.intact`; of GLUE those of the test part).
         data_dir: Where GLUE lies, in its official layout; not for the others.
         columns: Which columns hold what; not for GLUE.
 
@@ -61,6 +88,14 @@ def load(
     if given.startswith(HUB):
         name, _, config = given.removeprefix(HUB).partition(":")
         return hub.load(name, columns, config=config or None)
+    if given.startswith(INTACT):
+        inner = given.removeprefix(INTACT)
+        if glue.is_task(inner):
+            parts = glue.load(data_dir, inner, ("test",))
+        else:
+            parts = load(inner, data_dir, columns=columns)
+        texts = next(parts[p] for p in ("test", "train", "all") if p in parts).texts
+        return {"all": intact.intact(short_name(given), texts)}
     if given.startswith(RULE):
         return rules.load(given.removeprefix(RULE))
     if glue.is_task(given):
