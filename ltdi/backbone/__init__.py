@@ -2,7 +2,7 @@
 
 from ltdi.backbone.augment import Augmentation, augment, distort, mix
 from ltdi.backbone.backbone import CONFIG, WEIGHTS, Backbone
-from ltdi.backbone.cache import cached_backbone, cached_bank
+from ltdi.backbone.cache import cached_backbone, cached_bank, cached_banks
 from ltdi.backbone.classifier import ClassifierTraining, train_classifier_backbone
 from ltdi.backbone.conv import ConvNet
 from ltdi.backbone.features import FeatureMap, FeatureMapping
@@ -36,6 +36,7 @@ __all__ = [
     "autocast",
     "cached_backbone",
     "cached_bank",
+    "cached_banks",
     "distort",
     "efficientnet_lite_backbone",
     "leave_one_out_loss",

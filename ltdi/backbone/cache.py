@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from ltdi.tasks import FeatureBank
 def cached_bank(
     backbone: Backbone,
     images: ImageSet,
-    directory: Path | str,
+    directory: Path | str | None,
     *,
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] = warnings.warn,
 ) -> FeatureBank:
-    """`Backbone.bank`, kept in a directory.
+    """`Backbone.bank`, kept in a directory where there is one.
 
     A file's name and metadata tell what its features depend on: backbone and transform (by
     fingerprint), arithmetic, pixels and class names. A file that is damaged, or is not what its
@@ -36,10 +36,12 @@ def cached_bank(
     Args:
         backbone: The backbone.
         images: The images.
-        directory: Where the features are kept; made where it is missing.
+        directory: Where the features are kept; made where it is missing. None keeps nothing.
         progress: Called with images done and images in all, when features are computed.
         say: Called with a message.
     """
+    if directory is None:
+        return backbone.bank(images, progress=progress)
     about = {
         "backbone": backbone.fingerprint,
         "arithmetic": "bfloat16" if lowers(backbone.precision) else "float32",
@@ -58,15 +60,34 @@ def cached_bank(
     return bank
 
 
+def cached_banks(
+    backbone: Backbone,
+    sets: Sequence[ImageSet],
+    directory: Path | str | None,
+    *,
+    progress: Callable[[int, int], None],
+) -> list[FeatureBank]:
+    """`cached_bank` of several sets, whose progress is counted together."""
+    total, done, banks = sum(map(len, sets)), 0, []
+    for images in sets:
+
+        def step(i: int, n: int, before: int = done) -> None:
+            progress(before + i, total)
+
+        banks.append(cached_bank(backbone, images, directory, progress=step))
+        done += len(images)
+    return banks
+
+
 def cached_backbone(
     images: ImageSet,
     training: Any,
-    directory: Path | str,
+    directory: Path | str | None,
     train: Callable[[], Backbone],
     *,
     say: Callable[[str], None] = warnings.warn,
 ) -> Backbone:
-    """The backbone that `train` makes of `images`, kept in a directory.
+    """The backbone that `train` makes of `images`, kept in a directory where there is one.
 
     Its name tells what it was trained on and how; `train` runs where there is none, or where the
     files are damaged, which is told to `say`.
@@ -74,10 +95,12 @@ def cached_backbone(
     Args:
         images: The images it is trained on.
         training: Its settings, a dataclass with the seed.
-        directory: Where backbones are kept; made where it is missing.
+        directory: Where backbones are kept; made where it is missing. None keeps nothing.
         train: Makes the backbone.
         say: Called with a message.
     """
+    if directory is None:
+        return train()
     about = {
         "training": json.dumps([type(training).__name__, asdict(training)]),
         "arithmetic": "bfloat16" if lowers("auto") else "float32",

@@ -16,7 +16,7 @@ from ltdi.backbone import (
     InputTransform,
     ProtoTraining,
     cached_backbone,
-    cached_bank,
+    cached_banks,
     pretrained_backbone,
     train_backbone,
 )
@@ -81,21 +81,13 @@ def embed(
 
             return train_backbone(images, plan, transform=InputTransform(28, 1), progress=step)
 
-        net = train() if cache is None else cached_backbone(images, plan, cache, train)
+        net = cached_backbone(images, plan, cache, train)
     else:
         net = pretrained_backbone(backbone or "efficientnet-lite0")
-    total, done, out = sum(len(s) for s in sets.values()), 0, {}
-    for name, images in sets.items():
-
-        def step(i: int, n: int, before: int = done) -> None:
-            progress("features", before + i, total, "")
-
-        if cache is None:
-            out[name] = net.bank(images, progress=step)
-        else:
-            out[name] = cached_bank(net, images, cache, progress=step)
-        done += len(images)
-    return net, out
+    banks = cached_banks(
+        net, list(sets.values()), cache, progress=lambda i, n: progress("features", i, n, "")
+    )
+    return net, dict(zip(sets, banks, strict=True))
 
 
 def world_of(

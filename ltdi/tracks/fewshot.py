@@ -17,7 +17,7 @@ from ltdi.backbone import (
     InputTransform,
     ProtoTraining,
     cached_backbone,
-    cached_bank,
+    cached_banks,
     pretrained_backbone,
     train_backbone,
     train_classifier_backbone,
@@ -28,7 +28,7 @@ from ltdi.errors import unknown
 from ltdi.progress import Log, Progress
 from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result
-from ltdi.tasks import FeatureBank, sample_episodes
+from ltdi.tasks import sample_episodes
 from ltdi.tracks import nets
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread, shapes_of
 from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
@@ -94,18 +94,9 @@ def build_world(
     """
     backbone, train = _backbone(parts["train"], preset, seed, cache, progress)
     sets = (train, parts["val"], parts["test"])
-    total, done = sum(len(s) for s in sets), 0
-    banks: list[FeatureBank] = []
-    for images in sets:
-
-        def step(i: int, n: int, before: int = done) -> None:
-            progress("features", before + i, total, "")
-
-        if cache is None:
-            banks.append(backbone.bank(images, progress=step))
-        else:
-            banks.append(cached_bank(backbone, images, cache, progress=step))
-        done += len(images)
+    banks = cached_banks(
+        backbone, sets, cache, progress=lambda i, n: progress("features", i, n, "")
+    )
     if preset.mapping is not None:
         map = FeatureMap(banks[0].width, preset.mapping).fit(banks[0].features)
         backbone, banks = backbone.mapped(map), [map.bank(bank) for bank in banks]
@@ -133,7 +124,7 @@ def _backbone(
             return train_backbone(seen, plan, transform=strokes, progress=step)
         return train_classifier_backbone(seen, plan, progress=step)
 
-    trained = train() if cache is None else cached_backbone(seen, plan, cache, train)
+    trained = cached_backbone(seen, plan, cache, train)
     transform = replace(trained.transform, wiggle=preset.wiggle)
     return Backbone(trained.net, transform, trained.config), held
 

@@ -154,8 +154,6 @@ class _Embed:
         def step(i: int, n: int) -> None:
             self.progress("features", i, n, images.name)
 
-        if self.cache is None:
-            return self.backbone.bank(images, progress=step)
         return cached_bank(self.backbone, images, self.cache, progress=step)
 
     def named(self, source: NamedSet) -> FeatureBank:
