@@ -35,7 +35,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ltdi.data import load as load_data
-from ltdi.evaluate import Summary, query_logits, score, summarise
+from ltdi.evaluate import Summary, score, summarise
 from ltdi.pipeline import tuned
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.figure import plot_curves
@@ -43,6 +43,7 @@ from ltdi.tracks.episodes import load_parts
 from ltdi.tracks.fewshot import build_world
 from ltdi.tracks.generated import World
 from ltdi.tracks.presets import NAMES, preset_of
+from ltdi.weights import query_logits
 
 METHODS = ("lt-di", "mv-di-matched", "mv-di", "tw-di", "mc-di-paper")
 MATCHED = "mv-di-matched"

@@ -49,7 +49,7 @@ from ltdi.anchor import Anchor
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import HeadPredictor
 from ltdi.crossfit import Fold
-from ltdi.evaluate import Summary, accuracy, paired, query_logits
+from ltdi.evaluate import Summary, accuracy, paired
 from ltdi.frame import Frame
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, solve, train_generator
@@ -59,7 +59,7 @@ from ltdi.tracks.episodes import check_counts, load_parts, one_thread
 from ltdi.tracks.fewshot import build_world
 from ltdi.tracks.generated import World
 from ltdi.tracks.presets import STROKES, Preset
-from ltdi.weights import head_space
+from ltdi.weights import head_space, query_logits
 
 Row = dict[str, Any]
 Map = Callable[[Tensor], Tensor]

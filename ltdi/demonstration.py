@@ -13,7 +13,6 @@ from torch import Tensor
 
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import HeadPredictor, optimise
-from ltdi.evaluate import query_logits
 from ltdi.generator import HeadGenerator
 from ltdi.recipe import Recipe
 from ltdi.report.figure import Chain, plot_chains
@@ -22,7 +21,7 @@ from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
 from ltdi.tracks.generated import Generated, World
 from ltdi.tracks.presets import PHOTOS, STROKES
-from ltdi.weights import centre_classes, head_space
+from ltdi.weights import centre_classes, head_space, query_logits
 
 METHODS = ("lt-di", "anchor", "protonet", "simpleshot", "linear-probe", "finetune", "hypernetwork")
 PRESET = replace(

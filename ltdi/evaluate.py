@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +14,6 @@ from torch import Tensor
 
 from ltdi.errors import DivergedError, InputError
 from ltdi.tasks import Episodes, FeatureBank
-from ltdi.weights import head_logits
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 
@@ -50,17 +50,26 @@ def paired(ours: Tensor, theirs: Tensor) -> Summary:
     return summarise(ours - theirs)
 
 
+def across(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Mean over independent sets, which count the same, and the interval of that mean.
+
+    Args:
+        scores: Mean and half width of the interval of each set.
+    """
+    mean = sum(mean for mean, _ in scores) / len(scores)
+    return mean, math.sqrt(sum(half * half for _, half in scores)) / len(scores)
+
+
 def accuracy(logits: Tensor) -> Tensor:
     """Accuracy [E] of logits [E, way, Q, way] whose labels are the index on the first way axis."""
-    labels = torch.arange(logits.shape[1]).view(1, -1, 1)
+    labels = torch.arange(logits.shape[1], device=logits.device).view(1, -1, 1)
     return (logits.argmax(-1) == labels).float().mean((1, 2))
 
 
 def negative_log_likelihood(logits: Tensor) -> Tensor:
-    """NLL [E] of logits [E, way, Q, way]; see `accuracy`."""
-    way = logits.shape[1]
-    labels = torch.arange(way).view(1, -1, 1, 1).expand(*logits.shape[:3], 1)
-    return -logits.log_softmax(-1).gather(-1, labels).mean((1, 2, 3))
+    """NLL [E] of logits [E, way, Q, way], the mean cross entropy of queries; see `accuracy`."""
+    own = logits.diagonal(dim1=1, dim2=3).mT
+    return (logits.logsumexp(-1) - own).mean((1, 2))
 
 
 def calibration_error(logits: Tensor, bins: int = 15) -> float:
@@ -71,13 +80,6 @@ def calibration_error(logits: Tensor, bins: int = 15) -> float:
     gap = (confidence - right).flatten().double()
     sums = torch.zeros(bins, dtype=torch.double).index_add(0, which, gap)
     return float(sums.abs().sum() / len(gap))
-
-
-def query_logits(theta: Tensor, query: Tensor) -> Tensor:
-    """Logits [E, way, Q, way] of flat heads [E, n] on query features [E, way, Q, D]."""
-    way, count = query.shape[1:3]
-    logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, (way, count))
-    return logits
 
 
 def calibrate(*logits: Tensor) -> float:
@@ -162,21 +164,19 @@ def score_tasks(
     )
 
 
-def latency_ms(
-    predict: Predict, bank: FeatureBank, episodes: Episodes, *, repeats: int = 20
-) -> float:
-    """Median wall time in milliseconds to adapt to one task and classify its queries."""
-    return latency_of_tasks(on_bank(predict, bank), episodes, repeats=repeats)
+def latency_ms(predict: Callable[[Episodes], Tensor], episodes: Episodes) -> float:
+    """Median wall time in milliseconds to adapt to one task and classify its queries.
+
+    Looking the features up takes microseconds of it.
+    """
+    return median_ms(partial(predict, part) for part in episodes[:20].chunks(1))
 
 
-def latency_of_tasks(
-    predict: Callable[[Episodes], Tensor], episodes: Episodes, *, repeats: int = 20
-) -> float:
-    """The same; see `score_tasks`. Looking the features up takes microseconds."""
+def median_ms(calls: Iterable[Callable[[], object]]) -> float:
+    """Median wall time of calls in milliseconds."""
     times = []
-    for i in range(min(repeats, len(episodes))):
-        part = episodes[i : i + 1]
+    for call in calls:
         start = time.perf_counter()
-        predict(part)
+        call()
         times.append(time.perf_counter() - start)
     return 1000 * float(torch.tensor(times).median())

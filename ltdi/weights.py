@@ -393,6 +393,13 @@ def head_logits(theta: Tensor, features: Tensor) -> Tensor:
     return logits
 
 
+def query_logits(theta: Tensor, query: Tensor) -> Tensor:
+    """Logits [E, way, Q, way] of flat heads [E, n] on query features [E, way, Q, D]."""
+    way, count = query.shape[1:3]
+    logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, (way, count))
+    return logits
+
+
 def centre_classes(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Take softmax's shift freedom out of a head: subtract the mean over classes."""
     weight, bias = head["weight"], head["bias"]

@@ -11,9 +11,11 @@ from scipy import stats
 from ltdi.errors import InputError
 from ltdi.evaluate import (
     accuracy,
+    across,
     calibration_error,
     latency_ms,
     negative_log_likelihood,
+    on_bank,
     paired,
     score,
     summarise,
@@ -127,5 +129,10 @@ def test_latency_is_that_of_one_task(bank: FeatureBank):
         seen.append(len(support))
         return torch.zeros(*query.shape[:3], 3)
 
-    assert 0 < latency_ms(predict, bank, tasks, repeats=5) < 1000
-    assert seen == [1] * 5
+    assert 0 < latency_ms(on_bank(predict, bank), tasks) < 1000
+    assert seen == [1] * 9
+
+
+def test_the_mean_over_sets_has_the_interval_of_independent_ones():
+    mean, half = across([(0.2, 0.03), (0.6, 0.04)])
+    assert mean == pytest.approx(0.4) and half == pytest.approx(0.025)

@@ -13,11 +13,12 @@ from benchmarks.speed.common import Figure, begun, world
 from ltdi.anchor import PrototypeAnchor
 from ltdi.collect import Preparation
 from ltdi.engine import Engine
-from ltdi.evaluate import query_logits, score
+from ltdi.evaluate import score
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, train_generator
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
+from ltdi.weights import query_logits
 
 # Solved and trained in about the same time on one core each.
 BOTH = Recipe(

@@ -15,7 +15,7 @@ from ltdi.crossdomain import split_domain
 from ltdi.data import folder
 from ltdi.data.text import Columns
 from ltdi.errors import InputError, MismatchError
-from ltdi.evaluate import latency_of_tasks, query_logits, score_tasks
+from ltdi.evaluate import latency_ms, score_tasks
 from ltdi.files import claim_file
 from ltdi.generator import (
     AdapterGenerator,
@@ -29,7 +29,7 @@ from ltdi.report.table import Result, show
 from ltdi.tasks import Episodes, FeatureBank
 from ltdi.tracks.episodes import check_counts
 from ltdi.tracks.measured import leads, scored
-from ltdi.weights import head_space, prototype_head
+from ltdi.weights import head_space, prototype_head, query_logits
 
 
 def evaluate(
@@ -200,7 +200,7 @@ def _on_episodes(
     rows, scores = [], {}
     for name, kind, predict in (("lt-di", "ours", ours), ("protonet", "peer", prototypes)):
         scores[name] = score_tasks(predict, tasks)
-        rows.append(scored(name, kind, scores[name], latency_ms=latency_of_tasks(predict, tasks)))
+        rows.append(scored(name, kind, scores[name], latency_ms=latency_ms(predict, tasks)))
     settings = {
         "way": shape.way,
         "shot": shape.shot,

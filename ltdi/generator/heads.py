@@ -19,7 +19,7 @@ from ltdi.generator.images import ImageGenerator
 from ltdi.generator.linear import LinearHeads
 from ltdi.parts import Host, Parts, Saved, build_network
 from ltdi.tasks import FeatureBank
-from ltdi.weights import head_logits
+from ltdi.weights import query_logits
 
 
 class HeadGenerator(LinearHeads, ImageGenerator):
@@ -66,8 +66,7 @@ class HeadGenerator(LinearHeads, ImageGenerator):
 
     def query_logits(self, theta: Tensor, query: Tensor) -> Tensor:
         """See `ImageGenerator.query_logits`."""
-        logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, query.shape[1:3])
-        return logits
+        return query_logits(theta, query)
 
     def features(self, grid: Tensor) -> Tensor:
         """See `ImageGenerator.features`."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from ltdi.baselines.domains import DomainMethod
 from ltdi.baselines.method import Budget
 from ltdi.crossdomain import Domain
-from ltdi.evaluate import Scores
+from ltdi.evaluate import Scores, across
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
 from ltdi.tasks import Episodes
@@ -104,14 +104,14 @@ def averages(title: str, runs: list[Run]) -> list[Row]:
     """Rows of the mean over held-out domains, whose episodes are independent."""
     out = []
     for same in zip(*(run.rows for run in runs), strict=True):
-        many = len(same)
+        mean, ci95 = across([(r.mean, r.ci95) for r in same])
         out.append(
             replace(
                 same[0],
-                mean=sum(r.mean for r in same) / many,
-                ci95=sum(r.ci95**2 for r in same) ** 0.5 / many,
+                mean=mean,
+                ci95=ci95,
                 episodes=sum(r.episodes for r in same),
-                latency_ms=sum(r.latency_ms for r in same) / many,
+                latency_ms=sum(r.latency_ms for r in same) / len(same),
                 prepare_s=sum(r.prepare_s for r in same),
                 train_s=sum(r.train_s for r in same),
                 peak_mb=max(r.peak_mb for r in same),
@@ -126,9 +126,6 @@ def mean_paired(runs: list[Run]) -> dict[str, dict[str, float]]:
     found = [run.paired() for run in runs]
     out = {}
     for name in found[0]:
-        values = [f[name] for f in found]
-        out[name] = {
-            "mean": round(sum(v["mean"] for v in values) / len(values), 5),
-            "ci95": round(sum(v["ci95"] ** 2 for v in values) ** 0.5 / len(values), 5),
-        }
+        mean, ci95 = across([(f[name]["mean"], f[name]["ci95"]) for f in found])
+        out[name] = {"mean": round(mean, 5), "ci95": round(ci95, 5)}
     return out

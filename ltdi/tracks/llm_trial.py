@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +14,7 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.peers import full_model
 from ltdi.adapters.source import Source
 from ltdi.collect import Preparation
+from ltdi.evaluate import across
 from ltdi.lora import adapter_logits
 from ltdi.memory import peak_mb
 from ltdi.metrics import measure
@@ -96,13 +96,14 @@ class Trial:
                 rows = [r for r in self.rows if r.dataset in names and r.method == method]
                 if not rows or len(rows) < len(names):
                     continue
+                mean, ci95 = across([(r.mean, r.ci95) for r in rows])
                 out.append(
                     replace(
                         rows[0],
                         dataset=", ".join(filter(None, (f"mean of {len(rows)}", kind))),
                         metric="score",
-                        mean=mean_of([r.mean for r in rows]),
-                        ci95=math.sqrt(sum(r.ci95**2 for r in rows)) / len(rows),
+                        mean=mean,
+                        ci95=ci95,
                         episodes=sum(r.episodes for r in rows),
                         latency_ms=mean_of([r.latency_ms for r in rows]),
                         train_s=mean_of([r.train_s for r in rows]),

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from ltdi.evaluate import Scores, latency_of_tasks, paired, score_tasks, summarise
+from ltdi.evaluate import Scores, latency_ms, paired, score_tasks, summarise
 from ltdi.generator import Generator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.report.table import Row
@@ -56,7 +56,7 @@ def measure(
         name,
         kind,
         scores,
-        latency_ms=latency_of_tasks(predict, tasks),
+        latency_ms=latency_ms(predict, tasks),
         prepare_s=method.prepare_s,
         train_s=method.train_s or fit_s,
         dataset=dataset,
@@ -101,11 +101,12 @@ def scored(
     )
 
 
-def leads(scores: Mapping[str, Scores], ours: str = "lt-di") -> dict[str, dict[str, float]]:
-    """`ours` minus every other method on the same episodes: "mean" and "ci95" by name."""
-    if ours not in scores:
+def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+    """lt-di minus every other method on the same episodes: "mean" and "ci95" by name."""
+    if "lt-di" not in scores:
         return {}
-    pairs = {n: paired(scores[ours].accuracy, s.accuracy) for n, s in scores.items() if n != ours}
+    ours = scores["lt-di"].accuracy
+    pairs = {n: paired(ours, s.accuracy) for n, s in scores.items() if n != "lt-di"}
     return {n: {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)} for n, d in pairs.items()}
 
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from ltdi.backbone import InputTransform
 from ltdi.baselines import Budget
 from ltdi.baselines.whole import NetMethod, Tuned
 from ltdi.data import ImageSet
+from ltdi.evaluate import median_ms
 from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
 from ltdi.progress import Log, Progress
 from ltdi.recipe import NET_RECIPE, Recipe
@@ -220,12 +222,7 @@ def flushed() -> Iterator[None]:
         torch.set_flush_denormal(False)
 
 
-def adapt_ms(method: NetMethod, bank: FeatureBank, episodes: Episodes, repeats: int = 30) -> float:
+def adapt_ms(method: NetMethod, bank: FeatureBank, episodes: Episodes) -> float:
     """Median wall time in milliseconds from one task's support to its weights."""
-    times = []
-    for i in range(min(repeats, len(episodes))):
-        support = bank.features[episodes[i : i + 1].support]
-        start = time.perf_counter()
-        method.adapt(support)
-        times.append(time.perf_counter() - start)
-    return 1000 * float(torch.tensor(times).median())
+    tasks = episodes[:30].chunks(1)
+    return median_ms(partial(method.adapt, bank.features[part.support]) for part in tasks)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ltdi.baselines.unseen.method import Coordinates
-from ltdi.evaluate import summarise
+from ltdi.evaluate import across, median_ms, summarise
 from ltdi.memory import peak_mb
 from ltdi.progress import Progress
 from ltdi.report.table import Row
@@ -149,9 +149,7 @@ def measure(
                 add(scene.name, suffix, value, ci, episodes)
     for suffix, values in found.items():
         if values:
-            mean = sum(v for v, _ in values) / len(values)
-            ci = sum(c * c for _, c in values) ** 0.5 / len(values)
-            add("mean", suffix, mean, ci, len(runs[0].batch) if suffix == "/5-way" else 1)
+            add("mean", suffix, *across(values), len(runs[0].batch) if suffix == "/5-way" else 1)
     return scores, rows
 
 
@@ -171,12 +169,9 @@ def _latency(predict: Predict, scenes: Sequence[Scene]) -> float:
     ten = [s for s in scenes if s.batch.way == 10] or list(scenes)
     if not ten:
         return 0.0
-    scene, times = ten[0], []
-    for _ in range(15):
-        start = time.perf_counter()
-        predict(scene.batch, scene.labels.unsqueeze(0), scene.test[:1].unsqueeze(0))
-        times.append(time.perf_counter() - start)
-    return 1000 * float(torch.tensor(times).median())
+    scene = ten[0]
+    call = partial(predict, scene.batch, scene.labels.unsqueeze(0), scene.test[:1].unsqueeze(0))
+    return median_ms([call] * 15)
 
 
 def paired(scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Any]]:
@@ -194,9 +189,7 @@ def paired(scores: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, An
             groups.setdefault("mean" + target[len(target.partition("/")[0]) :], []).append(found)
             out.setdefault(target, {})[name] = _pair(*found)
         for target, pairs in groups.items():
-            mean = sum(v for v, _ in pairs) / len(pairs)
-            ci = sum(c * c for _, c in pairs) ** 0.5 / len(pairs)
-            out.setdefault(target, {})[name] = _pair(mean, ci)
+            out.setdefault(target, {})[name] = _pair(*across(pairs))
     return out
 
 
