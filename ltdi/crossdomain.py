@@ -21,7 +21,7 @@ from ltdi.denoiser import DomainGuide, Guide
 from ltdi.domain import DomainAnchor, DomainView, Scene, level_of, source_head
 from ltdi.engine import Collection, plan_of
 from ltdi.errors import InputError
-from ltdi.evaluate import accuracy, negative_log_likelihood, query_logits
+from ltdi.evaluate import accuracy, negative_log_likelihood
 from ltdi.generator import DomainHeadGenerator
 from ltdi.meta import Batch
 from ltdi.pipeline import (
@@ -31,10 +31,10 @@ from ltdi.pipeline import (
     start_zoo,
     train_generator,
 )
-from ltdi.progress import Log, Progress
+from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.tasks import Episodes, FeatureBank
-from ltdi.weights import head_space
+from ltdi.weights import head_space, query_logits
 from ltdi.zoo import Group, Zoo
 
 RIDGES = (1.0, 3.0)
@@ -370,20 +370,16 @@ def train_domain_generator(
     backbone: Backbone,
     recipe: Recipe,
     *,
-    about: dict[str, Any] | None = None,
     progress: Progress | None = None,
-    log: Log | None = None,
 ) -> DomainHeadGenerator:
     """Meta-train on the folds of `data`; the generator gets `anchor`, which knows all domains."""
-    known = {"classes": list(anchor.classes), **(about or {})}
     generator = train_generator(
         data,
         anchor,
         backbone,
         recipe,
-        about=known,
+        about={"classes": list(anchor.classes)},
         objective=DomainObjective,
         progress=progress,
-        log=log,
     )
     return DomainHeadGenerator(generator.parts)

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from ltdi import cli, data, demonstration
 from ltdi.data import ImageSet
-from ltdi.evaluate import query_logits
 from ltdi.generator import Generator
+from ltdi.weights import query_logits
 
 
 def write_folders(path: Path, images: ImageSet) -> Path:

@@ -14,9 +14,7 @@ from ltdi.baselines.reptile import Reptile
 from ltdi.baselines.simpleshot import SimpleShot
 from ltdi.baselines.tuning import (
     Batch,
-    accuracy,
     choose,
-    cross_entropy,
     validation_episodes,
 )
 
@@ -53,9 +51,7 @@ __all__ = [
     "ProtoNet",
     "Reptile",
     "SimpleShot",
-    "accuracy",
     "choose",
-    "cross_entropy",
     "fitted",
     "validation_episodes",
 ]

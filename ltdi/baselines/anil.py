@@ -13,7 +13,7 @@ from ltdi.baselines.inner import Descent, Weights, adapt, linear, zero_head
 from ltdi.baselines.method import Budget
 from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
-from ltdi.baselines.tuning import cross_entropy
+from ltdi.evaluate import negative_log_likelihood
 from ltdi.tasks import FeatureBank
 
 STEPS = 5
@@ -32,14 +32,13 @@ class Learner(EpisodeNet):
         scaling: Of the features, fixed.
         width: D.
         rate: Step size to start from.
-        steps: Inner steps.
     """
 
-    def __init__(self, scaling: Scaling, width: int, rate: float, steps: int = STEPS) -> None:
+    def __init__(self, scaling: Scaling, width: int, rate: float) -> None:
         super().__init__()
-        self.scaling, self.steps = scaling, steps
+        self.scaling = scaling
         self.body = nn.Parameter(torch.eye(width, device=scaling.mean.device))
-        rates = torch.full((steps,), rate, device=scaling.mean.device).log()
+        rates = torch.full((STEPS,), rate, device=scaling.mean.device).log()
         self.log_rates = nn.ParameterDict({"weight": rates.clone(), "bias": rates.clone()})
 
     def embed(self, features: Tensor) -> Tensor:
@@ -54,10 +53,10 @@ class Learner(EpisodeNet):
         embedded = self.embed(support)
         rates: dict[str, float | Tensor] = {n: r.exp() for n, r in self.log_rates.items()}
         return adapt(
-            lambda head, _: cross_entropy(linear(embedded, head)),
+            lambda head, _: negative_log_likelihood(linear(embedded, head)),
             zero_head(embedded),
             Descent(rates),
-            self.steps,
+            STEPS,
             differentiable=torch.is_grad_enabled(),
         )
 

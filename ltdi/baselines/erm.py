@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +16,14 @@ from torch import Tensor
 
 from ltdi.baselines.domains import DomainMethod, Sources, aligned
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory
-from ltdi.baselines.method import Budget
-from ltdi.baselines.tuning import choose, cross_entropy, score
+from ltdi.baselines.method import Budget, fitted
+from ltdi.baselines.tuning import choose, score
 from ltdi.crossdomain import Domain
 from ltdi.domain import softmax_head
-from ltdi.errors import InputError
-from ltdi.evaluate import calibrate
+from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.progress import Step
 from ltdi.tasks import Episodes
 
-T = TypeVar("T")
 _DECAYS = (1e-6, 1e-5, 1e-4)
 _RATES = (0.01, 0.1, 0.5)
 _PULLS = (0.0, 0.01, 0.1)
@@ -96,7 +93,7 @@ class Erm(DomainMethod):
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
-        head = known(self.head, self.name)
+        head = fitted(self.head, self)
         return self.scale * linear(head.enter(query, pool), head.rows(names))
 
 
@@ -120,7 +117,7 @@ class Tune:
 
         def loss(head: Weights, step: int) -> Tensor:
             apart = (head["weight"] - fixed["weight"]).square().sum((1, 2))
-            return cross_entropy(linear(support, head)) + self.pull * apart
+            return negative_log_likelihood(linear(support, head)) + self.pull * apart
 
         return trajectory(loss, start, Adam(self.rate), steps)
 
@@ -178,7 +175,7 @@ class ErmFineTune(DomainMethod):
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
-        head, tune, steps = known(self.choice, self.name)
+        head, tune, steps = fitted(self.choice, self)
         start = head.rows(names, tune.heat)
         *_, found = tune.heads(start, head.enter(support, pool), steps)
         return self.scale * linear(head.enter(query, pool), found)
@@ -225,14 +222,3 @@ def trial(domain: Domain, budget: Budget) -> Episodes:
     return domain.episodes(
         budget.way, budget.shot, budget.query, budget.valid_episodes, budget.seed
     )
-
-
-def known(value: T | None, name: str) -> T:
-    """What `fit` sets, or an error that says to call it.
-
-    Raises:
-        InputError: If `fit` has not run.
-    """
-    if value is None:
-        raise InputError(f"{name} cannot predict before it is fitted", where=name)
-    return value

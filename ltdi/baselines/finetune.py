@@ -13,8 +13,8 @@ from ltdi.baselines.inner import Adam, Weights, linear, trajectory, zero_head
 from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Reduction, Scaling, scalings
-from ltdi.baselines.tuning import Batch, choose, cross_entropy, score, validation_episodes
-from ltdi.evaluate import calibrate
+from ltdi.baselines.tuning import Batch, choose, score, validation_episodes
+from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 from ltdi.weights import prototype_head
@@ -49,7 +49,7 @@ class Walk:
             else prototype_head(scaled.mean(2), self.prototypes)
         )
         return trajectory(
-            lambda head, _: cross_entropy(linear(scaled, head)),
+            lambda head, _: negative_log_likelihood(linear(scaled, head)),
             start,
             Adam(self.rate, self.decay),
             steps,

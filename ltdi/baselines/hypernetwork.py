@@ -19,6 +19,9 @@ from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
+# Width of a class token.
+_HIDDEN = 64
+
 
 class HeadRegressor(EpisodeNet):
     """Support -> head. Samples are pooled by class, classes attend to each other.
@@ -28,19 +31,19 @@ class HeadRegressor(EpisodeNet):
     Args:
         scaling: Of the features, fixed.
         width: D.
-        hidden: Width of a class token.
-        depth: Attention layers.
     """
 
-    def __init__(self, scaling: Scaling, width: int, hidden: int = 64, depth: int = 1) -> None:
+    def __init__(self, scaling: Scaling, width: int) -> None:
         super().__init__()
         self.scaling = scaling
-        self.sample = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, hidden))
-        layer = nn.TransformerEncoderLayer(
-            hidden, 4, 2 * hidden, dropout=0.0, batch_first=True, norm_first=True
+        self.sample = nn.Sequential(
+            nn.Linear(width, _HIDDEN), nn.GELU(), nn.Linear(_HIDDEN, _HIDDEN)
         )
-        self.attend = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.row, self.direct = nn.Linear(hidden, width), nn.Linear(width, width)
+        layer = nn.TransformerEncoderLayer(
+            _HIDDEN, 4, 2 * _HIDDEN, dropout=0.0, batch_first=True, norm_first=True
+        )
+        self.attend = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.row, self.direct = nn.Linear(_HIDDEN, width), nn.Linear(width, width)
         for added in (self.row.weight, self.row.bias, self.direct.bias):
             nn.init.zeros_(added)
         nn.init.eye_(self.direct.weight)

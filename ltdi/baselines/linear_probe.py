@@ -16,6 +16,7 @@ from ltdi.evaluate import calibrate
 from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
+_MOST = 2000
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
@@ -51,9 +52,7 @@ class LinearProbe(Method):
         return self.scale * _logits(support, query, *fitted(self.choice, self))
 
 
-def logistic_head(
-    support: Tensor, strength: float, *, tolerance: float = 1e-6, most: int = 2000
-) -> Weights:
+def logistic_head(support: Tensor, strength: float, *, tolerance: float = 1e-6) -> Weights:
     """Solve a batch of multinomial logistic regressions.
 
     Minimises sum of cross entropies + |weight|^2 / (2 C), the bias unpenalised, as scikit-learn
@@ -64,9 +63,8 @@ def logistic_head(
     Args:
         support: [E, way, shot, D].
         strength: C, inverse strength of the penalty.
-        tolerance: Largest entry of the gradient at which to stop.
-        most: Largest number of steps; a weak penalty (C well above 100 on features of unit length)
-            may stop here, short of the tolerance.
+        tolerance: Largest entry of the gradient at which to stop. A weak penalty (C well above 100
+            on features of unit length) may stop after 2,000 steps, short of it.
 
     Returns:
         `weight` [E, way, D] and `bias` [E, way].
@@ -80,7 +78,7 @@ def logistic_head(
     factor = torch.linalg.cholesky(design.mT @ design / 2 + penalty.diag())
     solution = torch.zeros(*design.mT.shape[:2], way, dtype=design.dtype, device=design.device)
     ahead, age = solution, design.new_zeros(len(design), 1, 1)
-    for _ in range(most):
+    for _ in range(_MOST):
         wrong = (design @ ahead).softmax(-1) - target
         gradient = design.mT @ wrong + penalty[:, None] * ahead
         if float(gradient.abs().max()) < tolerance:

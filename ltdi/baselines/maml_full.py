@@ -21,7 +21,7 @@ from ltdi.baselines.inner import Descent, Weights, adapt, linear, zero_head
 from ltdi.baselines.method import Budget
 from ltdi.baselines.outer import Recipe, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
-from ltdi.baselines.tuning import cross_entropy
+from ltdi.evaluate import negative_log_likelihood
 from ltdi.tasks import FeatureBank
 
 _FIRST_RATES = (3.0, 10.0, 30.0)
@@ -62,15 +62,12 @@ class FullLearner(Learner):
         width: D.
         rate: Step size of the head to start from.
         body_rate: Step size of the adapter to start from.
-        steps: Inner steps.
     """
 
-    def __init__(
-        self, scaling: Scaling, width: int, rate: float, body_rate: float, steps: int = STEPS
-    ) -> None:
-        super().__init__(scaling, width, rate, steps)
+    def __init__(self, scaling: Scaling, width: int, rate: float, body_rate: float) -> None:
+        super().__init__(scaling, width, rate)
         self.offset = nn.Parameter(torch.zeros_like(scaling.mean))
-        rates = torch.full((steps,), body_rate, device=scaling.mean.device).log()
+        rates = torch.full((STEPS,), body_rate, device=scaling.mean.device).log()
         self.log_rates.update({"body": rates.clone(), "offset": rates.clone()})
 
     def embed(self, features: Tensor) -> Tensor:
@@ -87,10 +84,10 @@ class FullLearner(Learner):
         gram = scaled.flatten(1, 2) @ scaled[:, :, :shot].flatten(1, 2).mT
         update = MapDescent(gram, {n: r.exp() for n, r in self.log_rates.items()}, shot)
         end = adapt(
-            lambda w, _: cross_entropy(linear(w["embedded"][:, :, :shot], w)),
+            lambda w, _: negative_log_likelihood(linear(w["embedded"][:, :, :shot], w)),
             {"embedded": self.embed(samples), **zero_head(support)},
             update,
-            self.steps,
+            STEPS,
             differentiable=torch.is_grad_enabled(),
         )
         return end["embedded"][:, :, :shot], end["embedded"][:, :, shot:], end

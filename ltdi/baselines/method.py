@@ -89,16 +89,17 @@ class Method(ABC):
         """
 
 
-def fitted(value: T | None, method: Method) -> T:
-    """`value`, which `fit` sets, or an error that says to call it.
+def fitted(value: T | None, method: object) -> T:
+    """`value`, which a method's `fit` sets, or an error that says to call it.
 
     Raises:
         InputError: If `fit` has not run.
     """
     if value is None:
+        kind = type(method).__name__
         raise InputError(
-            f"{method.name} cannot predict before it is fitted",
-            where=f"{type(method).__name__}.predict",
-            fix="call fit(train, valid, budget) first",
+            f"{getattr(method, 'name', kind)} cannot predict before it is fitted",
+            where=f"{kind}.predict",
+            fix="call fit first",
         )
     return value

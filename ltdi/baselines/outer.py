@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget, Method, fitted
 from ltdi.baselines.scaling import Reduction
-from ltdi.baselines.tuning import Batch, choose, cross_entropy, draw, score, validation_episodes
+from ltdi.baselines.tuning import Batch, choose, draw, score, validation_episodes
 from ltdi.errors import DivergedError
-from ltdi.evaluate import calibrate
+from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
 
@@ -49,7 +49,7 @@ class EpisodeNet(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """Scalar training loss: by default the cross entropy of the queries."""
         logits: Tensor = self(*batch)
-        return cross_entropy(logits).mean()
+        return negative_log_likelihood(logits).mean()
 
     @torch.no_grad()
     def calibrate(self, episodes: Batch) -> None:

@@ -13,7 +13,8 @@ from ltdi.baselines.inner import Descent, Weights, adapt, linear, trajectory, ze
 from ltdi.baselines.method import Budget
 from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
-from ltdi.baselines.tuning import Batch, choose, cross_entropy, score
+from ltdi.baselines.tuning import Batch, choose, score
+from ltdi.evaluate import negative_log_likelihood
 from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
@@ -69,7 +70,7 @@ class Initialisation(EpisodeNet):
     def walk(self, support: Tensor, plan: Plan) -> Iterator[Weights]:
         """All weights of the network after each step on scaled support [E, way, shot, D]."""
         return trajectory(
-            lambda w, _: cross_entropy(self.apply_to(support, w)),
+            lambda w, _: negative_log_likelihood(self.apply_to(support, w)),
             self._start(support),
             plan.update(),
             plan.steps,
@@ -89,7 +90,7 @@ class Initialisation(EpisodeNet):
         parts = torch.chunk(data, _TRAINING.steps, 2)
 
         def inner(weights: Weights, step: int) -> Tensor:
-            return cross_entropy(self.apply_to(parts[step % len(parts)], weights))
+            return negative_log_likelihood(self.apply_to(parts[step % len(parts)], weights))
 
         adapted = adapt(inner, self._start(data), _TRAINING.update(), _TRAINING.steps)
         body = {"down": self.down, "up": self.up}

@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from ltdi.baselines.method import Budget
 from ltdi.errors import DivergedError
+from ltdi.evaluate import accuracy
 from ltdi.tasks import Episodes, FeatureBank
 
 T = TypeVar("T")
@@ -54,18 +54,6 @@ def validation_episodes(valid: FeatureBank, budget: Budget) -> Batch:
     return draw(valid, budget, episodes=budget.valid_episodes, seed=budget.seed)
 
 
-def accuracy(logits: Tensor) -> Tensor:
-    """Share of correct queries of each episode: [E, way, Q, way] -> [E]."""
-    right = logits.argmax(-1) == _labels(logits)
-    return right.float().mean((1, 2))
-
-
-def cross_entropy(logits: Tensor) -> Tensor:
-    """Mean negative log-likelihood of each episode: [E, way, N, way] -> [E]."""
-    own = logits.diagonal(dim1=1, dim2=3).mT
-    return (logits.logsumexp(-1) - own).mean((1, 2))
-
-
 def score(logits: Tensor) -> float:
     """Mean accuracy over episodes, by which candidates are compared."""
     return float(accuracy(logits).mean())
@@ -85,7 +73,3 @@ def choose(candidates: Iterable[T], score: Callable[[T], float]) -> T:
     if best is None:
         raise DivergedError("no candidate has a finite score", where="choice on validation")
     return best[0]
-
-
-def _labels(logits: Tensor) -> Tensor:
-    return torch.arange(logits.shape[1], device=logits.device)[None, :, None]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ltdi.baselines.chain import centred
 from ltdi.baselines.domains import DomainBank, DomainMethod, Sources
-from ltdi.baselines.erm import SourceHead, known, leave_out
-from ltdi.baselines.method import Budget
+from ltdi.baselines.erm import SourceHead, leave_out
+from ltdi.baselines.method import Budget, fitted
 from ltdi.baselines.ocd import Ocd, Overfitter
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import Batch
@@ -106,5 +106,5 @@ class WDiff(DomainMethod):
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
-        rows = known(self.head, self.name).weight[names].unsqueeze(2)
+        rows = fitted(self.head, self).weight[names].unsqueeze(2)
         return self.chain.predict(torch.cat([support, rows], 2), query)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -19,8 +19,8 @@ from torch.func import grad, vmap
 
 from ltdi.anchor import SharedAnchor
 from ltdi.baselines.method import Budget, Method, fitted
-from ltdi.baselines.tuning import accuracy, choose, draw, validation_episodes
-from ltdi.evaluate import calibrate
+from ltdi.baselines.tuning import Batch, choose, draw, validation_episodes
+from ltdi.evaluate import accuracy, calibrate
 from ltdi.nets import Initial, NetHost
 from ltdi.progress import Step
 from ltdi.tasks import FeatureBank
@@ -110,10 +110,8 @@ class Prototypes(NetMethod):
         progress: Step | None = None,
     ) -> None:
         """See `Method.fit`: its confidence is that of validation episodes."""
-        support, query = validation_episodes(valid, budget)
-        parts = zip(support.split(_AT_ONCE), query.split(_AT_ONCE), strict=True)
-        logits = [self.host.query_logits(self.adapt(s), q) for s, q in parts]
-        self.scale = calibrate(torch.cat(logits))
+        self.scale = 1.0
+        self.scale = calibrate(self.predict(*validation_episodes(valid, budget)))
 
     @torch.no_grad()
     def adapt(self, support: Tensor) -> Tensor:
@@ -239,7 +237,6 @@ class Learner:
         rates[-1] = self.initial.rate
         return rates
 
-    @abstractmethod
     def train(
         self,
         plan: Plan,
@@ -249,7 +246,24 @@ class Learner:
         score: Callable[[Plan], float],
         progress: Step | None,
     ) -> Plan:
-        """Meta-train from a plan; the best of some states by `score`."""
+        """Meta-train from a plan; the best of some states by `score`, the plan among them."""
+        batches = (
+            draw(train, budget, episodes=8, seed=budget.seed * 1_000_003 + done)
+            for done in range(1, budget.iterations + 1)
+        )
+        best, every = (score(plan), plan), max(1, budget.iterations // _CHECKS)
+        for done, state in enumerate(self.states(plan, host, batches, budget.iterations), 1):
+            if done % every == 0:
+                best = max(best, (score(state), state), key=lambda pair: pair[0])
+                if progress:
+                    progress(done, budget.iterations, f"validation accuracy {best[0]:.4f}")
+        return best[1]
+
+    @abstractmethod
+    def states(
+        self, plan: Plan, host: NetHost, batches: Iterator[Batch], iterations: int
+    ) -> Iterator[Plan]:
+        """The plan after each iteration of a meta-training on batches of tasks."""
 
 
 class ReptileLearner(Learner):
@@ -259,20 +273,12 @@ class ReptileLearner(Learner):
         "Reptile on all layers below the head, from the generator's initialisation or that itself"
     )
 
-    def train(
-        self,
-        plan: Plan,
-        host: NetHost,
-        train: FeatureBank,
-        budget: Budget,
-        score: Callable[[Plan], float],
-        progress: Step | None,
-    ) -> Plan:
-        """See `Learner.train`; inner steps see all samples of a task, a different part each."""
-        theta, best = plan.theta_0.clone(), (score(plan), plan)
-        every = max(1, budget.iterations // _CHECKS)
-        for done in range(1, budget.iterations + 1):
-            batch = draw(train, budget, episodes=8, seed=budget.seed * 1_000_003 + done)
+    def states(
+        self, plan: Plan, host: NetHost, batches: Iterator[Batch], iterations: int
+    ) -> Iterator[Plan]:
+        """See `Learner.states`; inner steps see all samples of a task, a different part each."""
+        theta = plan.theta_0
+        for done, batch in enumerate(batches):
             data = torch.cat(batch, 2)
             space = host.space(data.shape[1])
             parts = torch.chunk(data, _STEPS, 2)
@@ -282,14 +288,9 @@ class ReptileLearner(Learner):
                 part = parts[step % len(parts)]
                 mask = torch.ones(part.shape[:3])
                 moved = moved - rates * host.gradient(moved, part, mask, space)
-            outer = 0.5 * (1 - (done - 1) / budget.iterations)
+            outer = 0.5 * (1 - done / iterations)
             theta = theta + outer * (moved - start).mean(0)[: len(theta)]
-            if done % every == 0:
-                now = replace(plan, theta_0=theta.clone())
-                best = max(best, (score(now), now), key=lambda pair: pair[0])
-                if progress:
-                    progress(done, budget.iterations, f"validation accuracy {best[0]:.4f}")
-        return best[1]
+            yield replace(plan, theta_0=theta)
 
 
 class MamlLearner(Learner):
@@ -300,36 +301,22 @@ class MamlLearner(Learner):
         "initialisation or that itself"
     )
 
-    def train(
-        self,
-        plan: Plan,
-        host: NetHost,
-        train: FeatureBank,
-        budget: Budget,
-        score: Callable[[Plan], float],
-        progress: Step | None,
-    ) -> Plan:
-        """See `Learner.train`."""
+    def states(
+        self, plan: Plan, host: NetHost, batches: Iterator[Batch], iterations: int
+    ) -> Iterator[Plan]:
+        """See `Learner.states`."""
         theta = plan.theta_0.clone().requires_grad_()
         log_rates = plan.rates.log().requires_grad_()
         optimiser = torch.optim.Adam(
             [{"params": [theta], "lr": 3e-4}, {"params": [log_rates], "lr": 3e-3}]
         )
-        best = (score(plan), plan)
-        every = max(1, budget.iterations // _CHECKS)
-        for done in range(1, budget.iterations + 1):
-            batch = draw(train, budget, episodes=8, seed=budget.seed * 1_000_003 + done)
+        for batch in batches:
             space = host.space(batch.support.shape[1])
             loss = _after_steps(host, space, theta, log_rates.exp(), batch.support, batch.query)
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            if done % every == 0:
-                now = Plan(theta.detach().clone(), log_rates.detach().exp(), _STEPS)
-                best = max(best, (score(now), now), key=lambda pair: pair[0])
-                if progress:
-                    progress(done, budget.iterations, f"validation accuracy {best[0]:.4f}")
-        return best[1]
+            yield Plan(theta.detach().clone(), log_rates.detach().exp(), _STEPS)
 
 
 def _after_steps(

@@ -12,9 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ltdi.backbone import Backbone
-from ltdi.baselines import Budget
+from ltdi.baselines import Budget, fitted
 from ltdi.baselines.domains import DomainMethod, Sources
-from ltdi.baselines.erm import known
 from ltdi.choice import Trial as Judged
 from ltdi.choice import choose_among
 from ltdi.crossdomain import (
@@ -27,11 +26,11 @@ from ltdi.crossdomain import (
     view_logits,
 )
 from ltdi.domain import DomainAnchor, DomainView
-from ltdi.evaluate import query_logits
 from ltdi.generator import DomainHeadGenerator
 from ltdi.progress import Step, staged
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.tracks.world import Once
+from ltdi.weights import query_logits
 
 
 @dataclass
@@ -178,7 +177,7 @@ class GeneratedForDomain(DomainMethod):
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
-        generator = known(self.generator, self.name)
+        generator = fitted(self.generator, self)
         told = names if self.named else None
         return query_logits(generator.weights(support, pool=pool, names=told), query)
 
@@ -212,7 +211,7 @@ class DomainAnchorOnly(DomainMethod):
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
-        anchor = known(self.anchor, self.name)
+        anchor = fitted(self.anchor, self)
         if self.seen is None or self.seen[0] is not pool:
             self.seen = (pool, anchor.at(pool))
         return view_logits(self.seen[1].told(names if self.named else None), support, query)

@@ -14,7 +14,7 @@ from torch import Tensor
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
-from ltdi.evaluate import calibrate, negative_log_likelihood, query_logits
+from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.progress import Progress, Step
@@ -23,7 +23,7 @@ from ltdi.report.table import Result
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.measured import metrics_of, publish
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
-from ltdi.weights import head_space
+from ltdi.weights import head_space, query_logits
 
 Solved = tuple[Anchor, TrainingSet]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ltdi.baselines import Budget, fitted, validation_episodes
-from ltdi.baselines.tuning import accuracy, choose
+from ltdi.baselines.tuning import choose
 from ltdi.baselines.whole import (
     STEPS,
     MamlLearner,
@@ -24,7 +24,7 @@ from ltdi.baselines.whole import (
     walk,
 )
 from ltdi.errors import unknown
-from ltdi.evaluate import calibrate
+from ltdi.evaluate import accuracy, calibrate
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
 from ltdi.progress import Progress, Step

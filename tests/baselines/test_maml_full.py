@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ltdi.baselines import Batch, MamlFull, cross_entropy
-from ltdi.baselines.anil import Learner
+from ltdi.baselines import Batch, MamlFull
+from ltdi.baselines.anil import STEPS, Learner
 from ltdi.baselines.inner import Descent, adapt, linear, zero_head
 from ltdi.baselines.maml_full import FullLearner
 from ltdi.baselines.scaling import Scaling
+from ltdi.evaluate import negative_log_likelihood
 
 from .conftest import WIDTH
 
@@ -37,10 +38,10 @@ def explicit(net: FullLearner, batch: Batch) -> torch.Tensor:
     shared = {"body": net.body, "offset": net.offset}
     start = {n: w.expand(len(support), *w.shape) for n, w in shared.items()}
     end = adapt(
-        lambda w, _: cross_entropy(logits(w, support)),
+        lambda w, _: negative_log_likelihood(logits(w, support)),
         {**start, **zero_head(support)},
         Descent({n: r.exp() for n, r in net.log_rates.items()}),
-        net.steps,
+        STEPS,
         differentiable=True,
     )
     return logits(end, query)
@@ -53,7 +54,7 @@ def test_the_walk_equals_that_of_a_map_for_each_task(net, fresh):
     gradients = []
     for logits in (ours, theirs):
         net.zero_grad()
-        cross_entropy(logits).mean().backward()
+        negative_log_likelihood(logits).mean().backward()
         gradients.append(
             {n: p.grad.clone() for n, p in net.named_parameters() if p.grad is not None}
         )
@@ -66,9 +67,9 @@ def test_adaptation_lowers_the_loss_of_the_support(banks, budget, fresh):
     method.fit(*banks, replace(budget, iterations=20))
     with torch.no_grad():
         embedded, _, head = method.net.adapted(*fresh)
-        after = cross_entropy(linear(embedded, head))
+        after = negative_log_likelihood(linear(embedded, head))
         start = method.net.embed(fresh.support)
-    before = cross_entropy(linear(start, zero_head(start)))
+    before = negative_log_likelihood(linear(start, zero_head(start)))
     assert (after < before).all()
     assert float((embedded - start).abs().max()) > 1e-4  # the adapter has moved as well
 

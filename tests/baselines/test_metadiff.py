@@ -8,11 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ltdi.baselines import MetaDiff, accuracy, cross_entropy
+from ltdi.baselines import MetaDiff
 from ltdi.baselines.chain import Plan, centred, row_logits
 from ltdi.baselines.metadiff import GradientDenoiser
 from ltdi.baselines.outer import Recipe, meta_train
 from ltdi.baselines.tuning import draw
+from ltdi.evaluate import accuracy, negative_log_likelihood
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,9 @@ def test_targets_fit_all_samples_better_than_prototypes(net, banks, budget):
     samples = net.scaling(torch.cat(batch, 2))
     prototypes = 5 * F.normalize(centred(samples.mean(2)), dim=-1)
     target = net.fit(batch)
-    fitted, start = (cross_entropy(row_logits(samples, rows)) for rows in (target, prototypes))
+    fitted, start = (
+        negative_log_likelihood(row_logits(samples, rows)) for rows in (target, prototypes)
+    )
     assert (fitted < start).all()
     torch.testing.assert_close(target.mean(1), torch.zeros_like(target[:, 0]), atol=1e-5, rtol=0)
 
@@ -35,7 +38,7 @@ def test_targets_fit_all_samples_better_than_prototypes(net, banks, budget):
 def test_an_untrained_chain_descends_the_support_loss(net, fresh, temperature):
     net.plan = Plan(10, temperature, 1)
     rows = net.generate(fresh.support) * net.size
-    loss = cross_entropy(row_logits(net.scaling(fresh.support), rows))
+    loss = negative_log_likelihood(row_logits(net.scaling(fresh.support), rows))
     nothing = torch.tensor(5.0).log()
     assert float((loss < nothing).float().mean()) > 0.95
     assert float(accuracy(net.raw(*fresh)).mean()) > 0.5

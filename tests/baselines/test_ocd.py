@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ltdi.baselines import Batch, Ocd, cross_entropy
+from ltdi.baselines import Batch, Ocd
 from ltdi.baselines.inner import linear
 from ltdi.baselines.linear_probe import logistic_head
 from ltdi.baselines.ocd import Overfitter
 from ltdi.baselines.outer import Recipe, meta_train
 from ltdi.baselines.tuning import draw
+from ltdi.evaluate import negative_log_likelihood
 
 
 @pytest.fixture
@@ -56,7 +57,9 @@ def test_the_true_difference_overfits_the_task(net, banks, budget):
     size = difference.square().mean((1, 2)).sqrt()
     net.generate = lambda support: difference / size[:, None, None]
     net.log_size = Says(size.log())
-    overfit, base = (cross_entropy(logits) for logits in (net.raw(*batch), base_logits(net, batch)))
+    overfit, base = (
+        negative_log_likelihood(logits) for logits in (net.raw(*batch), base_logits(net, batch))
+    )
     assert (overfit < base).float().mean() > 0.95
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ltdi.baselines import PEERS, Budget, cross_entropy
+from ltdi.baselines import PEERS, Budget
 from ltdi.baselines.scaling import Reduction, Scaling, scalings
+from ltdi.evaluate import negative_log_likelihood
 from ltdi.tasks import FeatureBank
 
 from .conftest import WIDTH, drawn, gaussian_bank
@@ -54,8 +55,8 @@ def test_a_wide_copy_of_the_features_changes_no_prediction(name):
     narrow, wide = PEERS[name](), PEERS[name]()
     narrow.fit(*banks, untrained)
     wide.fit(*copies, untrained)
-    here = cross_entropy(narrow.predict(support, query))
-    there = cross_entropy(wide.predict(support @ spread, query @ spread))
+    here = negative_log_likelihood(narrow.predict(support, query))
+    there = negative_log_likelihood(wide.predict(support @ spread, query @ spread))
     # Noise of MetaDiff's start is drawn in coordinates, so it differs.
     torch.testing.assert_close(there, here, rtol=0.15 if name == "metadiff" else 5e-3, atol=0.01)
 

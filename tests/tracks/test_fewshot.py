@@ -13,7 +13,7 @@ from ltdi.backbone import ProtoTraining
 from ltdi.baselines import PEERS
 from ltdi.data import ImageSet
 from ltdi.errors import InputError, MismatchError
-from ltdi.evaluate import query_logits, summarise
+from ltdi.evaluate import summarise
 from ltdi.files import digest
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
@@ -23,7 +23,7 @@ from ltdi.tracks.episodes import hold_out
 from ltdi.tracks.fewshot import ALL_METHODS, Outcome, bench, kind_of
 from ltdi.tracks.generated import Generated
 from ltdi.tracks.presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
-from ltdi.weights import head_space
+from ltdi.weights import head_space, query_logits
 
 RECIPE = Recipe(
     tasks=Tasks(ways=(3,), shots=(1, 5), query=8, per_setting=40, shard=40, folds=4),

@@ -12,12 +12,13 @@ from torch import Tensor
 from ltdi.backbone import Backbone, ConvNet, InputTransform
 from ltdi.baselines import Budget, validation_episodes
 from ltdi.errors import InputError
-from ltdi.evaluate import accuracy, negative_log_likelihood, query_logits
+from ltdi.evaluate import accuracy, negative_log_likelihood
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.fewshot import methods_of
 from ltdi.tracks.generated import Ensemble, Generated, World
+from ltdi.weights import query_logits
 
 WIDTH, ITEMS, WAY = 8, 12, 3
 BUDGET = Budget(iterations=3, way=WAY, shot=1, query=6, valid_episodes=40, seed=0)
@@ -156,6 +157,6 @@ def test_an_ensemble_does_its_job(methods, episodes):
 
 
 def test_it_cannot_predict_before_it_is_fitted(world: World, episodes):
-    (fresh,) = methods_of(["lt-di-16"], RECIPE, world, WAY).values()
-    with pytest.raises(InputError, match="cannot predict before it is fitted"):
-        fresh.predict(*episodes)
+    for fresh in methods_of(["lt-di", "lt-di-16", "anchor"], RECIPE, world, WAY).values():
+        with pytest.raises(InputError, match="cannot predict before it is fitted"):
+            fresh.predict(*episodes)
