@@ -125,8 +125,9 @@ def transformers_backbone(name: str, *, revision: str | None = None) -> Backbone
             "give a hub name (with network access), or the path of a model saved together with "
             "its image processor",
         ) from None
-    pooler = not any(key.startswith("pooler.") for key in loading["missing_keys"])
-    lost = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
+    # The older transformers put the name of the classifier's part in front.
+    lost = sorted(key for key in loading["missing_keys"] if "pooler" not in key.split(".")[:2])
+    pooler = len(lost) == len(loading["missing_keys"])
     if lost or not {"image_mean", "image_std"} <= set(about):
         what = f"no weights for {lost[0]}" if lost else "no image_mean and image_std"
         raise InputError(
