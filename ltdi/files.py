@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import safetensors
@@ -77,7 +77,7 @@ def read_json(path: Path) -> Any:
         raise InputError(
             f"{path.name} not found", where=str(path), fix="check the directory's path"
         ) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or a number of pages
         raise DamagedFileError(
             f"{path.name} is not valid JSON: {error}",
             where=str(path),
@@ -255,3 +255,25 @@ def plain(value: Any) -> Any:
 def tuples(about: Mapping[str, Any]) -> dict[str, Any]:
     """Settings as a dataclass has them: JSON's lists are tuples again."""
     return {k: tuple(v) if isinstance(v, list) else v for k, v in about.items()}
+
+
+_ROOT = re.compile(r"^(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\]")
+_INSIDE = re.compile(r"(?<![\w:/\\.~])(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\][\w.~\\/-]*")
+
+
+def shown(value: Any) -> str:
+    """One line that is safe in Markdown and its tables, and shows no directory of the machine."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{shown(k)}: {shown(v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(shown(item) for item in value)
+    text = " ".join(str(value).split())
+    text = _last(text) if _ROOT.match(text) else _INSIDE.sub(lambda m: _last(m[0]), text)
+    # Neither HTML nor links nor code: names of data and classes are whatever someone wrote.
+    return re.sub(r"([|<`\[])", r"\\\1", text)
+
+
+def _last(path: str) -> str:
+    return PurePosixPath(path.replace("\\", "/")).name

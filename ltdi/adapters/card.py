@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ltdi.files import shown
+
 _FRONT = """\
 ---
 library_name: ltdi
@@ -27,10 +29,10 @@ def generator_card(config: Mapping[str, Any]) -> str:
         config: What the generator saves as its config.json.
     """
     base, about = config["base"], config["about"]
-    lora = base["lora"]
+    lora, name = base["lora"], shown(base["name"])
     targets = ", ".join(f"`{t}`" for t in lora["target_modules"])
     parts = [
-        f"# A generator of LoRA adapters for {base['name']}",
+        f"# A generator of LoRA adapters for {name}",
         "From labelled texts of a task, this model generates a LoRA adapter with its head, rank "
         f"{lora['rank']} on {targets}: no training run, no gradient of the language model. It is "
         f"a diffusion model over adapters with {config['diffusion']['steps']} noise levels, "
@@ -45,7 +47,7 @@ def generator_card(config: Mapping[str, Any]) -> str:
         'generator.save_peft("adapter", weights, texts=rows)  # for PeftModel.from_pretrained\n'
         "```",
         "## Data",
-        f"Tasks that it has learnt from: {about.get('data', 'not recorded')}.",
+        f"Tasks that it has learnt from: {shown(about.get('data', 'not recorded'))}.",
         "## Metrics",
         _metrics(about.get("metrics")),
         "## Limits",
@@ -57,7 +59,7 @@ def generator_card(config: Mapping[str, Any]) -> str:
         f"```json\n{json.dumps({k: config[k] for k in _SHOWN}, indent=2)}\n```",
         f"Revision `{config['revision']}`, a hash of every tensor in `model.safetensors`.",
     ]
-    return _FRONT.format(base=base["name"]) + "\n" + "\n\n".join(parts) + "\n"
+    return _FRONT.format(base=json.dumps(name)) + "\n" + "\n\n".join(parts) + "\n"
 
 
 _SHOWN = ("diffusion", "network", "sampling")
@@ -66,5 +68,7 @@ _SHOWN = ("diffusion", "network", "sampling")
 def _metrics(metrics: Mapping[str, Mapping[str, float]] | None) -> str:
     if not metrics:
         return "None were measured."
-    lines = [f"| {n} | {v['mean']:.4f} | {v.get('ci95', 0):.4f} |" for n, v in metrics.items()]
+    lines = [
+        f"| {shown(n)} | {v['mean']:.4f} | {v.get('ci95', 0):.4f} |" for n, v in metrics.items()
+    ]
     return "\n".join(["| metric | mean | ci95 |", "| --- | --- | --- |", *lines])

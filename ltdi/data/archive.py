@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import lzma
 import os
 import re
 import stat
@@ -24,7 +23,6 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
     struct.error,
     EOFError,
     OSError,
@@ -42,10 +40,12 @@ class FileTree(ABC):
     Attributes:
         where: The directory or archive, for messages.
         names: Every file's name, sorted.
+        folders: The folders that it lists, empty ones too, where it can tell.
     """
 
     where: str
     names: tuple[str, ...]
+    folders: tuple[str, ...] = ()
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -109,7 +109,9 @@ class _Directory(FileTree):
     def __init__(self, root: Path) -> None:
         self.where = str(root)
         self._root = root.resolve()
+        self._folders: list[str] = []
         self.names = tuple(sorted(self._walk()))
+        self.folders = tuple(sorted(self._folders))
 
     def _walk(self) -> Iterator[str]:
         # Linked directories inside the tree are not entered: their files are listed once already.
@@ -119,6 +121,7 @@ class _Directory(FileTree):
             for entry in (*subfolders, *files):
                 if (inside / entry).is_symlink() and not _is_clutter(entry):
                     self._check_link(inside / entry)
+            self._folders += [(inside / s).relative_to(self._root).as_posix() for s in subfolders]
             for file in files:
                 if not _is_clutter(file):
                     yield (inside / file).relative_to(self._root).as_posix()
@@ -134,7 +137,13 @@ class _Directory(FileTree):
     def read(self, name: str) -> bytes:
         file = self._root / name
         try:
-            _check_size(file.stat().st_size, self.label(name))
+            found = file.stat()
+            if not stat.S_ISREG(found.st_mode):
+                # A pipe would be waited for without end.
+                raise InputError(
+                    "is a pipe or a device, not a file", where=self.label(name), fix="remove it"
+                )
+            _check_size(found.st_size, self.label(name))
             return file.read_bytes()
         except OSError as error:
             raise DamagedFileError(
@@ -161,19 +170,23 @@ class _Zip(FileTree):
                 where=where,
                 fix="the file may be cut off or not a zip: fetch or pack it again",
             ) from error
+        self._folders: list[str] = []
         try:
             self._entries = self._list()
         except BaseException:
             self._zip.close()
             raise
-        self.names = tuple(sorted(self._entries))
+        self.names, self.folders = tuple(sorted(self._entries)), tuple(sorted(self._folders))
 
     def _list(self) -> dict[str, zipfile.ZipInfo]:
         entries: dict[str, zipfile.ZipInfo] = {}
         for info in self._zip.infolist():
             self._check_entry(info)
             path = PurePosixPath(info.filename)
-            if info.is_dir() or any(_is_clutter(part) for part in path.parts):
+            if any(_is_clutter(part) for part in path.parts):
+                continue
+            if info.is_dir():
+                self._folders.append(str(path))
                 continue
             if str(path) in entries:
                 raise self._refusal(info, "is there twice")
@@ -189,6 +202,9 @@ class _Zip(FileTree):
             raise self._refusal(info, "is an absolute path")
         if ".." in raw.split("/"):
             raise self._refusal(info, "leads out of the archive with '..'")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks a block of bzip2 at once: four kilobytes may be gigabytes.
+            raise self._refusal(info, "is packed by another method than deflate")
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise self._refusal(info, "is a link or a device, not a file")
 

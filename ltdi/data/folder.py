@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 import torch
 from torch import Tensor
@@ -25,7 +25,8 @@ def load(
 
     Wrapper folders common to all classes are stripped: "data/cat/1.png" and "data/dog/1.png"
     give the classes "cat" and "dog"; nested folders give classes such as "Greek/character01".
-    Files that are not images by their suffix are ignored.
+    Files that are not images by their suffix are ignored; a folder of nothing else beside those of
+    the classes is not.
 
     Args:
         path: A directory or a zip.
@@ -38,7 +39,7 @@ def load(
 
     Raises:
         InputError: When there is no image, an image lies outside a class folder, a class has too
-            few images, or the path is missing or unsafe.
+            few images or its folder none, or the path is missing or unsafe.
         DamagedFileError: For an unreadable image or zip.
     """
     check_geometry(size, channels)
@@ -104,9 +105,27 @@ def _group(tree: FileTree) -> dict[str, list[str]]:
             where=tree.where,
             fix=_LAYOUT,
         )
+    _check_empty(tree, folders)
     # A lone class keeps its own folder's name.
     prefix = top if len(folders) > 1 else posixpath.dirname(top)
     return {posixpath.relpath(f, prefix or "."): names for f, names in folders.items()}
+
+
+def _check_empty(tree: FileTree, classes: Collection[str]) -> None:
+    """Refuse a folder beside those of the classes that holds no image: a class would be lost."""
+    homes = {posixpath.dirname(c) for c in classes}
+    used = {
+        parent.as_posix()
+        for c in classes
+        for parent in (PurePosixPath(c), *PurePosixPath(c).parents)
+    }
+    empty = [f for f in tree.folders if f not in used and posixpath.dirname(f) in homes]
+    if empty:
+        raise InputError(
+            f"the folder {empty[0]!r} lies beside those of the classes and holds no image",
+            where=tree.where,
+            fix=f"add images, or remove it; known suffixes: {', '.join(sorted(SUFFIXES))}",
+        )
 
 
 def _check_counts(groups: Mapping[str, Sequence[str]], least: int, where: str) -> None:

@@ -191,8 +191,11 @@ def decode(data: bytes, *, size: int, channels: int, where: str) -> Tensor:
     except InputError:
         raise
     except _DECODE_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its content is of no known format" if data else "the file is empty"
         raise DamagedFileError(
-            f"not a readable image ({error or type(error).__name__})",
+            f"not a readable image ({reason})",
             where=where,
             fix="restore the file from its source, or remove it",
         ) from error

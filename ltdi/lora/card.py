@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from ltdi.files import shown
 from ltdi.lora.adapter import POOLINGS
 
 _MEAN = """\
@@ -20,6 +21,7 @@ def adapter_card(content: Mapping[str, Any]) -> str:
         content: What `save_adapter` writes as ltdi.json.
     """
     base, about = content["base"], content["about"]
+    name = json.dumps(base["name"], ensure_ascii=False)  # a string in YAML and in Python too
     lora = base["lora"]
     kind, task = POOLINGS[lora["pooling"]]
     code = [
@@ -27,7 +29,7 @@ def adapter_card(content: Mapping[str, Any]) -> str:
         "import torch",
         "import transformers",
         "",
-        f'base = "{base["name"]}"',
+        f"base = {name}",
         "tokenizer = transformers.AutoTokenizer.from_pretrained(base)",
         f"model = transformers.{kind}.from_pretrained(base, num_labels={content['outputs']})",
         'model = peft.PeftModel.from_pretrained(model, "ADAPTER").eval()  # this directory',
@@ -39,7 +41,7 @@ def adapter_card(content: Mapping[str, Any]) -> str:
     ]
     targets = ", ".join(f"`{t}`" for t in lora["target_modules"])
     saved = ", ".join(f"`{m}`" for m in lora["modules_to_save"])
-    front = ["---", f"base_model: {base['name']}", "library_name: peft"]
+    front = ["---", f"base_model: {name}", "library_name: peft"]
     return "\n".join(
         [
             *front,
@@ -48,7 +50,7 @@ def adapter_card(content: Mapping[str, Any]) -> str:
             "- weight-generation",
             "---",
             "",
-            f"# A LoRA adapter of {base['name']}",
+            f"# A LoRA adapter of {shown(base['name'])}",
             "",
             f"Rank {lora['rank']}, alpha {lora['alpha']:g}, on {targets}; head: {saved}, "
             f"{content['outputs']} output(s). Made with ltdi.",
@@ -76,5 +78,5 @@ def _outputs(about: Mapping[str, Any]) -> str:
         low, high = about["label_range"]
         return f"The output is a value scaled to 0..1: {low:g} + {high - low:g} x output."
     if about.get("label_names"):
-        return f"The outputs are logits of: {', '.join(about['label_names'])}."
+        return f"The outputs are logits of: {shown(about['label_names'])}."
     return "The outputs are logits of the classes."

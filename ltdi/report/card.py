@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
+
+from ltdi.files import shown
 
 FRONT = """\
 ---
@@ -86,9 +86,6 @@ INSIDE_IT = {
     "transform are inside",
 }
 
-ROOT = re.compile(r"^(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\]")
-INSIDE = re.compile(r"(?<![\w:/\\.~])(?:~|\.{1,2}|[A-Za-z]:|file:/)?[/\\][\w.~\\/-]*")
-
 
 def model_card(config: Mapping[str, Any]) -> str:
     """The README of a generator: Markdown with the hub's front matter.
@@ -105,7 +102,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         f"## Settings\n\n{_settings(config)}",
         f"## Metrics\n\n{_metrics(_about(config).get('metrics'))}",
         f"## Limits\n\n{_limits(config)}",
-        f"## Revision\n\n`{_text(config.get('revision', 'unknown'))}`, a hash of every tensor in "
+        f"## Revision\n\n`{shown(config.get('revision', 'unknown'))}`, a hash of every tensor in "
         "`model.safetensors`.",
         f"## Citation\n\nThe method is from the paper:\n\n```bibtex\n{PAPER}\n```",
     ]
@@ -117,7 +114,7 @@ def _purpose(config: Mapping[str, Any]) -> str:
     return (
         f"{CONDITION.get(kind, FROM_IMAGES)}, this model generates "
         f"{WHAT[kind]}: no training run. "
-        f"It is a diffusion model over weights with {_text(steps)} noise levels, trained on "
+        f"It is a diffusion model over weights with {shown(steps)} noise levels, trained on "
         f"optimisation trajectories of many solved tasks. {INSIDE_IT[kind]}, "
         "so images can be given as they are."
     )
@@ -152,7 +149,7 @@ def _usage(config: Mapping[str, Any]) -> str:
     host: Mapping[str, Any] = config.get("net", config.get("backbone", {}))
     transform = host.get("transform", {})
     first, last = ("layers.0.weight", "head.bias") if "net" in config else ("weight", "bias")
-    shown = f'{{"{first}": ..., "{last}": ...}}'
+    made = f'{{"{first}": ..., "{last}": ...}}'
     channels, size = transform.get("channels", 1), transform.get("size", 28)
     shape = f"{channels}, {size}, {size}"
     if _kind(config) == "sample":
@@ -193,7 +190,7 @@ import torch
 generator = ltdi.Generator.from_pretrained("GENERATOR")  # a directory or a hub name
 images = torch.rand(10, {shape})  # yours: any size, uint8 or values in 0..1
 labels = torch.arange(5).repeat(2)  # 5 classes, numbered from 0
-weights = generator.generate((images, labels))  # {shown}
+weights = generator.generate((images, labels))  # {made}
 probabilities = generator.classify(weights, torch.rand(3, {shape}))
 ```
 
@@ -211,7 +208,7 @@ def _data(config: Mapping[str, Any]) -> str:
         return "The training data were not recorded."
     if isinstance(data, Mapping):
         return _table(("field", "value"), data.items())
-    return f"Source: {_text(data)}"
+    return f"Source: {shown(data)}"
 
 
 def _settings(config: Mapping[str, Any]) -> str:
@@ -222,7 +219,7 @@ def _settings(config: Mapping[str, Any]) -> str:
     text = _table(("part", "setting", "value"), rows)
     scores = _about(config).get("validation NLL")
     if isinstance(scores, Mapping):
-        tried = ", ".join(f"{choice}: {_text(loss)}" for choice, loss in scores.items())
+        tried = ", ".join(f"{choice}: {shown(loss)}" for choice, loss in scores.items())
         text += (
             "\n\nSteps and strength were chosen on validation classes, by mean negative "
             f"log-likelihood ({tried})."
@@ -242,17 +239,17 @@ def _metrics(metrics: Any) -> str:
 
 def _limits(config: Mapping[str, Any]) -> str:
     tasks, anchor = _group(config, "tasks"), str(config.get("anchor", "none"))
-    ways, shots = (_text(tasks.get(name, "not recorded")) for name in ("ways", "shots"))
+    ways, shots = (shown(tasks.get(name, "not recorded")) for name in ("ways", "shots"))
     recipe = _about(config).get("recipe", {})
     trained = f"Trained ways: {ways}; trained shots: {shots}."
     if _kind(config) == "unseen":
-        trained = f"Trained ways: {_text(recipe.get('ways', 'not recorded'))}; unlabelled images "
-        trained += f"per class in training: {_text(recipe.get('pool', 'not recorded'))}."
+        trained = f"Trained ways: {shown(recipe.get('ways', 'not recorded'))}; unlabelled images "
+        trained += f"per class in training: {shown(recipe.get('pool', 'not recorded'))}."
     limits = [
         f"Tasks may have 2 to 50 classes. {trained} Accuracy at other ways and shots is an "
         "extrapolation: measure it.",
         *FROZEN.get(_kind(config), ()),
-        ANCHORS.get(anchor, f"Generation starts from the anchor {_text(anchor)}."),
+        ANCHORS.get(anchor, f"Generation starts from the anchor {shown(anchor)}."),
         "Probabilities were not calibrated: check them before relying on them."
         if anchor == "none"
         else "Probabilities are calibrated only on the validation classes of the training data, "
@@ -281,22 +278,5 @@ def _group(config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [head, ["---"] * len(head), *([_text(cell) for cell in row] for row in rows)]
+    lines = [head, ["---"] * len(head), *([shown(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _text(value: Any) -> str:
-    """One line that is safe in a Markdown table and shows no directory of the machine."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_text(k)}: {_text(v)}" for k, v in value.items())
-    if isinstance(value, list | tuple):
-        return ", ".join(_text(item) for item in value)
-    text = " ".join(str(value).split())
-    text = _last(text) if ROOT.match(text) else INSIDE.sub(lambda m: _last(m[0]), text)
-    return text.replace("|", "\\|")
-
-
-def _last(path: str) -> str:
-    return PurePosixPath(path.replace("\\", "/")).name

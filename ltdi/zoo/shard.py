@@ -31,6 +31,18 @@ TYPES = {
 }
 
 
+_HEADER_ERRORS = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
+    RecursionError,
+    OverflowError,
+)
+
+
 @dataclass(frozen=True)
 class Shard:
     """A safetensors file, mapped: its columns are views of the file.
@@ -60,7 +72,7 @@ class Shard:
                 header = json.loads(mapped[8 : 8 + length])
                 metadata = header.pop("__metadata__", {})
                 columns = {n: _view(mapped, 8 + length, e) for n, e in header.items()}
-            except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+            except _HEADER_ERRORS as error:
                 raise DamagedFileError(
                     f"{path.name} is not a readable safetensors file: {error}", where=str(path)
                 ) from None

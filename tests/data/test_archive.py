@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import zipfile
 from pathlib import Path
@@ -115,3 +116,19 @@ def test_zip_within_a_zip(tmp_path: Path) -> None:
     for path in (outer, tmp_path):
         with open_tree(path) as tree, tree.open_zip("in.zip") as nested:
             assert nested.read("a/1.png") == b"1"
+
+
+def test_only_what_unpacks_in_bounded_memory_is_read(tmp_path: Path) -> None:
+    """Four kilobytes of bzip2 can be gigabytes, which zipfile would unpack at once."""
+    for method in (zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w", method) as packed:
+            packed.writestr("a/1.png", b"1")
+        with pytest.raises(InputError, match="another method than deflate"):
+            open_tree(tmp_path / "x.zip")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="PIPES NOT TESTED: none on this system")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(write(tmp_path, {"a/1.png": b"1"}) / "a" / "2.png")
+    with pytest.raises(InputError, match="pipe or a device"):
+        contents(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -71,4 +72,22 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
     files = layout("cat/1.png", "dog/1.png") | {"dog/2.png": png()[:60]}
     for path in (write(tmp_path / "d", files), zipped(tmp_path / "d.zip", files)):
         with pytest.raises(DamagedFileError, match=r"dog/2\.png"):
+            folder.load(path, size=4, channels=1)
+
+
+@pytest.mark.parametrize(
+    ("more", "lost"), [("dog/", "dog"), ("dog/1.heic", "dog"), ("../notes/1.txt", None)]
+)
+def test_a_class_without_an_image_is_not_passed_over(
+    tmp_path: Path, more: str, lost: str | None
+) -> None:
+    top = write(tmp_path / "d", layout("w/cat/1.png", "w/cow/a.png"))
+    extra = top / "w" / more
+    extra.mkdir(parents=True) if more.endswith("/") else write(extra.parent, {extra.name: b""})
+    packed = Path(shutil.make_archive(str(tmp_path / "d"), "zip", top))
+    for path in (top, packed):
+        if lost is None:
+            assert folder.load(path, size=4, channels=1).classes == ("cat", "cow")
+            continue
+        with pytest.raises(InputError, match=f"'w/{lost}' lies beside those of the classes"):
             folder.load(path, size=4, channels=1)

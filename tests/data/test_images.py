@@ -155,6 +155,14 @@ def test_cut_off_png_is_damaged(keep: float) -> None:
         decode(data[: int(keep * len(data))], size=4, channels=3, where="some.png")
 
 
+@pytest.mark.parametrize(
+    ("data", "reason"), [(b"", "the file is empty"), (b"text", "of no known format")]
+)
+def test_what_is_wrong_is_said_without_pythons_words(data: bytes, reason: str) -> None:
+    with pytest.raises(DamagedFileError, match=reason):
+        decode(data, size=4, channels=1, where="some.png")
+
+
 def test_bombs_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "MAX_PIXELS", 100)
     with pytest.raises(InputError, match="too large"):

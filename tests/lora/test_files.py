@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
@@ -142,6 +145,19 @@ def test_the_card_says_what_outputs_mean(base: Base, tmp_path: Path) -> None:
     value = make_adapter(base, LoraSpec(), 1)
     save_adapter(tmp_path / "b", value, value.theta_0, about={"label_range": [1.0, 5.0]})
     assert "1 + 4 x output" in (tmp_path / "b" / CARD).read_text()
+
+
+def test_the_card_cannot_be_written_by_names(base: Base, tmp_path: Path) -> None:
+    name = 'x"\nlicense: mine\n---\n<b>'
+    adapter = make_adapter(replace(base, name=name), LoraSpec(), 2)
+    about = {"label_names": ["a\n# b", "<i>"]}
+    save_adapter(tmp_path / "a", adapter, adapter.theta_0, about=about)
+    card = (tmp_path / "a" / CARD).read_text()
+    front, text = card.split("---\n", 2)[1:]
+    assert yaml.safe_load(front)["base_model"] == name and "license" not in yaml.safe_load(front)
+    assert "logits of: a # b, \\<i>." in text and "\n<b>" not in text
+    code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[0]
+    assert ast.literal_eval(re.findall("^base = (.*)$", code, re.M)[0]) == name
 
 
 def test_other_files_are_left_alone(base: Base, tmp_path: Path) -> None:

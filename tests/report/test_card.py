@@ -102,6 +102,7 @@ def test_limits_name_ways_shots_and_the_anchor() -> None:
         ("glyphs", "Source: glyphs"),
         ("from https://example.org/a/b and/or c", "Source: from https://example.org/a/b and/or c"),
         ({"path": "/some/pets", "split": "a|b"}, "| split | a\\|b |"),
+        ("<script>\n# [x](http://y)", "Source: \\<script> # \\[x](http://y)"),
     ],
 )
 def test_data_are_named_without_directories(data: Any, shown: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -172,9 +173,21 @@ def _distinct(written: Sequence[str], where: str) -> tuple[str, ...]:
         numbers = [float(v) for v in values]
     except ValueError:
         return tuple(values)
-    example = next(v for v, x in zip(values, numbers, strict=True) if not x.is_integer())
-    raise InputError(
-        f"labels such as {example!r} are values, not classes",
-        where=where,
-        fix="read them with regression=True",
-    )
+    example = next((v for v, x in zip(values, numbers, strict=True) if not x.is_integer()), "")
+    if example:
+        shown = example if len(example) < 30 else example[:27] + "..."
+        raise InputError(
+            f"labels such as {shown!r} are values, not classes",
+            where=where,
+            fix="read them with regression=True (--columns.regression true)",
+        )
+    # Whole numbers as other programs write them: 0.0, 1.0.
+    ordered = sorted(zip(numbers, values, strict=True))
+    for (number, one), (next_number, other) in pairwise(ordered):
+        if number == next_number:
+            raise InputError(
+                f"the labels {one!r} and {other!r} are the same number",
+                where=where,
+                fix="write every class in one way",
+            )
+    return tuple(value for _, value in ordered)

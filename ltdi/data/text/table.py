@@ -159,6 +159,12 @@ def rows_of(
     for line, record in records:
         at = f"{where}, line {line}"
         label = _cell(record, columns.label, at) if labelled or columns.label in record else None
+        if isinstance(label, list | dict):
+            raise InputError(
+                f"column {columns.label!r} holds a {type(label).__name__}, not a label",
+                where=at,
+                fix="write one label in each row, as text or a number",
+            )
         rows.append(
             Row(
                 line,
@@ -185,8 +191,9 @@ def _jsonl(text: str, where: str) -> Iterator[_Record]:
             continue
         try:
             record = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise _unparsed(f"not valid JSON ({error.msg})", line, where) from None
+        except (ValueError, RecursionError) as error:
+            reason = getattr(error, "msg", str(error).partition(";")[0])
+            raise _unparsed(f"not valid JSON ({reason})", line, where) from None
         if not isinstance(record, dict):
             raise _unparsed(f"a JSON {type(record).__name__}, not an object", line, where)
         yield line, record
@@ -234,4 +241,12 @@ def _text(record: dict[str, Any], column: str, where: str) -> str:
             where=where,
             fix="choose the column of the text, or write it as a string",
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"column {column!r} holds half a character, {value[error.start]!a}",
+            where=where,
+            fix="repair the text; JSON writes such characters as two escapes",
+        ) from None
     return value

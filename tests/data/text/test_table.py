@@ -67,6 +67,8 @@ def test_classes_are_sorted_and_numbers_by_value(tmp_path: Path) -> None:
     assert (found.label_names, found.targets.tolist()) == (("9", "10"), [1, 0, 1])
     found = read(tmp_path, "text,label\na,pos\nb,neg\n")
     assert (found.label_names, found.targets.tolist()) == (("neg", "pos"), [1, 0])
+    found = read(tmp_path, "text,label\na,10.0\nb,9.0\n")  # as pandas writes whole numbers
+    assert (found.label_names, found.targets.tolist()) == (("9.0", "10.0"), [1, 0])
     found = read(tmp_path, '{"text": "a", "label": 1}\n\n{"text": "b", "label": 0}', "t.jsonl")
     assert (found.label_names, found.targets.tolist()) == (("0", "1"), [1, 0])
 
@@ -109,6 +111,11 @@ def test_values_have_the_range_of_the_file_or_the_given_one(tmp_path: Path) -> N
             "label is missing",
         ),
         ("t.jsonl", '{"text": "a", "label": 1}\n{"text": "b"}\n', r"column 'label'[\s\S]*line 2"),
+        ("t.jsonl", '{"text": "a", "label": [1]}\n', r"holds a list, not a label[\s\S]*line 1"),
+        ("t.jsonl", '{"text": "\\ud800", "label": 1}\n', r"half a character[\s\S]*line 1"),
+        ("t.jsonl", "[" * 100_000, r"not valid JSON[\s\S]*line 1"),
+        ("t.jsonl", '{"label": ' + "1" * 5_000 + "}", r"not valid JSON[\s\S]*line 1"),
+        ("t.csv", "text,label\na,1\nb,1.0\n", r"'1' and '1\.0' are the same number"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(
