@@ -13,9 +13,13 @@ def main() -> int:
     must be set before torch is loaded, and gives way to the user's own.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from ltdi.cli import main as run
+    try:
+        from ltdi.cli import main as run
 
-    return run()
+        return run()
+    except KeyboardInterrupt:  # while torch was being loaded; later the command says more
+        print("\ninterrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

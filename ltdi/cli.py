@@ -7,7 +7,6 @@ import inspect
 import os
 import re
 import sys
-from argparse import HelpFormatter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import fields
 from importlib import metadata
@@ -17,7 +16,8 @@ import jsonargparse
 from rich.console import Console
 
 from ltdi import commands
-from ltdi.errors import LtdiError
+from ltdi.errors import InputError, LtdiError
+from ltdi.seeding import check_seed
 from ltdi.tracks import TRACKS
 from ltdi.tracks.track import SHARED
 
@@ -81,15 +81,21 @@ COMMANDS: dict[str, Callable[..., None]] = {
 
 
 RESUMABLE = ("collect", "train")
+# What names files; an empty one would mean the directory that the command runs in.
+PATHS = frozenset(
+    {"backbone", "cache", "data", "data_dir", "dataset", "generator", "json", "out", "support"}
+    | {"task", "unlabelled", "weights", "work", "zoo", "zoos"}
+)
+OUT_OF_MEMORY = "allocate memory|out of memory"
 _EXAMPLES = "examples:"
 
 
 class Parser(jsonargparse.ArgumentParser):
     """Names the nearest option when one is unknown; `--data-dir` is the same as `--data_dir`."""
 
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
+    def format_help(self, *formatter: Any) -> str:  # the older jsonargparse takes none
         """Show options with dashes; both spellings are read."""
-        shown = super().format_help(formatter)
+        shown = super().format_help(*formatter)
         return re.sub(r"--[\w.\-]+", lambda m: m[0].replace("_", "-"), shown)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -139,10 +145,17 @@ def explain(message: str, known: Sequence[str], choices: Collection[str] = ()) -
         return f"no {kind} was given\n  to do: choose one of: {', '.join(choices)}"
     if found := re.search(r"arguments are required: (.+)", text):
         names = [n.strip().partition(".")[2] or n.strip() for n in found[1].split(",")]
-        return f"needed but not given: {', '.join(map(_dashed, names))}\n  to do: see --help"
+        wanted = [_dashed(n) if n in known else n.upper() for n in names]
+        return f"needed but not given: {', '.join(wanted)}\n  to do: see --help"
     if found := re.match(r"Parser key \"([\w.]+)\": (.+)", text):
-        reason = re.sub(r"<class '(\w+)'>", r"\1", found[2])
-        return f"{reason}\n  where: {_dashed(found[1])}\n  to do: see --help"
+        reason, fix = re.sub(r"<class '(\w+)'>", r"\1", found[2]), "see --help"
+        if "Union subtypes" in reason:  # an option that may be left out
+            kinds = [k for k in re.findall(r"Expected an? (\w+)", reason) if k != "NoneType"]
+            given = reason.rpartition("Given value: ")[2]
+            reason = f"Expected {' or '.join(kinds)}. Got value: {given}"
+        if "Expected a tuple" in reason:
+            fix = "write a list, such as [3] or [3,5]"
+        return f"{reason}\n  where: {_dashed(found[1])}\n  to do: {fix}"
     return f"{text}\n  to do: see --help"
 
 
@@ -239,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     config = parser.parse_args(arguments)
     name = config.subcommand
     try:
+        _check_values(config)
         values = vars(parser.instantiate(config)[name])
         if name == "bench":
             values = _of_track(values["subcommand"], vars(values[values["subcommand"]]))
@@ -252,6 +266,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         COMMANDS[name](**values)
     except LtdiError as error:
         Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        print(
+            "error: the memory of this machine is not enough\n"
+            "  to do: give fewer or smaller things at once (images, samples, episodes, batches)",
+            file=sys.stderr,
+        )
         return 2
     except KeyboardInterrupt:
         goes_on = "goes on from what is on disk" if name in RESUMABLE else "starts again"
@@ -269,6 +292,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _check_values(config: jsonargparse.Namespace) -> None:
+    """Refuse seeds that torch does not take, and empty paths, which would mean "here".
+
+    Raises:
+        InputError: With the option.
+    """
+    for key, value in config.items():
+        option = key.rpartition(".")[2]
+        if option == "seed":
+            check_seed(value, where=_dashed(option))
+        if option in PATHS and (value == "" or (isinstance(value, list) and "" in value)):
+            raise InputError(
+                f"{_dashed(option)} is empty", where=_dashed(option), fix="give a path or a name"
+            )
 
 
 def _resolved(parser: jsonargparse.ArgumentParser, config: jsonargparse.Namespace) -> str:

@@ -100,6 +100,14 @@ class Preparation:
                 where="prepare.steps and prepare.segments",
                 fix="choose steps as a multiple of segments",
             )
+        for name, low in (("lr", 0.0), ("weight_decay", -1e-30), ("sam_rho", -1e-30)):
+            # Written so that NaN is refused too.
+            if not low < getattr(self, name) < float("inf"):
+                raise InputError(
+                    f"{name} = {getattr(self, name)} is no step size, penalty or radius",
+                    where=f"prepare.{name}",
+                    fix="give a finite number, not below 0; above 0 for lr",
+                )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -115,6 +115,7 @@ def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
     Raises:
         InputError: With the field and its range.
     """
+    check_types(asdict(chosen))
     # Written so that NaN is refused too.
     if not (0 < chosen.end <= 1 and (chosen.end == 1 or chosen.segments == 1)):
         raise InputError(
@@ -138,6 +139,21 @@ def check_sampling(chosen: Sampling, diffusion: Diffusion) -> None:
         raise InputError(
             f"sharpness must be positive and finite, got {chosen.sharpness}", where="sharpness"
         )
+
+
+def check_types(options: Mapping[str, Any]) -> None:
+    """Refuse options of another type than the defaults of `Sampling` have.
+
+    Raises:
+        InputError: With the first.
+    """
+    for name, value in options.items():
+        default = getattr(Sampling(), name)
+        kinds = (int, float) if isinstance(default, float) else (type(default),)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise InputError(
+                f"{name} must be {kinds[-1].__name__}, got {value!r}", where=name, fix="convert it"
+            )
 
 
 def check_shape(shape: Network) -> None:
@@ -253,6 +269,12 @@ def read_config(path: Path) -> dict[str, Any]:
             where=str(path / CONFIG),
             fix="give a directory that `ltdi train` or Generator.save wrote",
         )
+    if not isinstance(config.get("kind"), str) or "revision" not in config:
+        raise DamagedFileError(
+            f"{CONFIG} does not say what kind of generator it is of, or which revision",
+            where=str(path / CONFIG),
+            fix="restore the file from a copy, or train the generator anew",
+        )
     if config.get("format") != FORMAT:
         raise MismatchError(
             f"the generator has format {config.get('format')}, this version reads {FORMAT}",
@@ -277,6 +299,7 @@ def load_parts(path: Path, config: dict[str, Any], build: Build) -> Parts:
     tensors = read_tensors(path / WEIGHTS)
     try:
         parts = _assemble(config, tensors, build)
+        check_sampling(parts.sampling, parts.diffusion)
     except LtdiError:
         raise
     except (KeyError, RuntimeError, TypeError, ValueError) as error:

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
+from ltdi.errors import InputError
+
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
@@ -18,3 +20,17 @@ def seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def check_seed(seed: object, where: str = "seed") -> None:
+    """Refuse what cannot seed torch's generators.
+
+    Raises:
+        InputError: For anything but a whole number of 63 bits.
+    """
+    if not isinstance(seed, int) or abs(seed) >= 1 << 63:
+        raise InputError(
+            f"a seed is a whole number of at most 63 bits, got {seed!r}",
+            where=where,
+            fix="take a small one, such as 0",
+        )

@@ -135,6 +135,8 @@ class Support:
                 where="support",
                 fix="pass (images [n, channels, height, width], labels [n])",
             )
+        for name, tensor in (("images", images), ("labels", labels)):
+            check_dense(tensor, f"support.{name}")
         if images.ndim != 4 or labels.shape != images.shape[:1] or not len(labels):
             raise InputError(
                 f"support images have shape {list(images.shape)} and labels "
@@ -148,6 +150,8 @@ class Support:
                 where="support.labels",
                 fix="convert with .long()",
             )
+        labels = labels.long()
+        object.__setattr__(self, "labels", labels)
         low, high = int(labels.min()), int(labels.max())
         # A task cannot have more classes than samples; bincount would reserve them all.
         if low < 0 or high >= max(len(labels), 2):
@@ -157,7 +161,7 @@ class Support:
                 where="support.labels",
                 fix="number the classes of the task from 0",
             )
-        counts = torch.bincount(labels.long(), minlength=2)
+        counts = torch.bincount(labels, minlength=2)
         if not bool(counts.all()):
             absent = int((counts == 0).nonzero()[0])
             raise InputError(
@@ -178,6 +182,7 @@ class Support:
                 where="support.unlabelled",
                 fix="give at least one image, or leave them out",
             )
+        check_dense(images, "support.unlabelled")
 
     @property
     def way(self) -> int:
@@ -260,6 +265,20 @@ class Unseen:
         )
 
 
+def check_dense(tensor: Tensor, where: str) -> None:
+    """Refuse a tensor that is sparse, or not in the memory of the CPU.
+
+    Raises:
+        InputError: With the remedy.
+    """
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise InputError(
+            f"a {tensor.layout} tensor on {tensor.device} is not read",
+            where=where,
+            fix="convert with .to_dense() and .cpu()",
+        )
+
+
 def check_names(
     names: Sequence[str], way: int, *, where: str = "support.classes"
 ) -> tuple[str, ...]:
@@ -324,6 +343,8 @@ def sample_episodes(
     among = torch.arange(len(counts)) if among is None else among
     start, counts = start[among], counts[among]
     _check(counts, way, shot, query)
+    if episodes < 1:
+        raise InputError(f"episodes must be at least 1, got {episodes}", where="episodes")
     parts = []
     # Chunks bound the memory of the [episodes, classes] ranking.
     for size in _sizes(episodes, max(1, 4_000_000 // len(counts))):

@@ -15,7 +15,7 @@ from PIL import Image
 from ltdi import cli
 from ltdi.backbone import Backbone, ConvNet
 from ltdi.data import ImageSet
-from ltdi.errors import InputError
+from ltdi.errors import InputError, LtdiError
 from ltdi.files import own_directory, write_tensors
 from ltdi.generator import Generator
 from ltdi.tasks import Support
@@ -28,6 +28,9 @@ SMALL = (
     "--network.width 16 --network.depth 1 --network.heads 2 --meta.meta-batch 2 --meta.tasks 2 "
     "--meta.iterations 3 --meta.warmup 1"
 )
+
+
+SMALL_TASK = (torch.rand(4, 1, 28, 28), torch.tensor([0, 0, 1, 1]))
 
 
 def write_folders(path: Path, images: ImageSet, per_class: int) -> Path:
@@ -117,6 +120,10 @@ def place(tmp_path_factory, glyphs: dict[str, ImageSet], demo_generator: Path) -
         entry = zipfile.ZipInfo("a/0.png")
         entry.external_attr = (stat.S_IFLNK | 0o777) << 16
         file.writestr(entry, "/etc/hostname")
+    shutil.copytree(p / "support", p / "no-images")
+    (p / "no-images" / "class99").mkdir()
+    bad_names = {**marks, "task": "[" * 100_000}
+    write_tensors(p / "no-names.safetensors", gen.generate(SMALL_TASK), bad_names)
     (p / "torn.zip").write_bytes((p / "escape.zip").read_bytes()[:-10])
     return p
 
@@ -157,6 +164,7 @@ CASES = {
     f"{GENERATE} --support {{p}}/escape.zip": "leads out of the archive",
     f"{GENERATE} --support {{p}}/absolute.zip": "is an absolute path",
     f"{GENERATE} --support {{p}}/link.zip": "is a link or a device",
+    f"{GENERATE} --support {{p}}/no-images": "the folder 'class99' lies beside",
     f"{GENERATE} --support {{p}}/torn.zip": "not a readable zip",
     f"{GENERATE} --support {{p}}/file": "not a readable zip",
     # sampling
@@ -166,7 +174,14 @@ CASES = {
     f"{GENERATE} --temperature .nan": "temperature >= 0",
     f"{GENERATE} --samples 0": "samples must be >= 1",
     f"{GENERATE} --sampler dim": "did you mean 'ddim'?",
+    f"{GENERATE} --steps 2.5": "Expected int. Got value: 2.5",
+    f"{GENERATE} --sharpness 1e39": "generated weights are not finite",
+    f"{GENERATE} --seed 99999999999999999999": "a seed is a whole number",
+    f"{GENERATE} --samples 1000000000000 --temperature 1": "memory of this machine is not enough",
+    f"{GENERATE} --description spam": "--description and --columns are for",
+    f"{GENERATE} --support ''": "--support is empty",
     # generators
+    f"{GENERATE} --generator ''": "--generator is empty",
     f"{GENERATE} --generator {{p}}/empty": "it has no config.json",
     f"{GENERATE} --generator {{p}}/zoo": "it has no config.json",
     f"{GENERATE} --generator {{p}}/no/such/one": "there is no generator at",
@@ -189,6 +204,7 @@ CASES = {
     f"{EVALUATE} --shot 0": "shot must be at least 1",
     f"{EVALUATE} --query 0": "query must be at least 1",
     f"{EVALUATE} --episodes 0": "episodes must be at least 1",
+    f"{EVALUATE} --episodes 100000000000": "episodes must be at most 1,000,000",
     f"{EVALUATE} --data-dir {{p}}/uneven": "'class03' (1)",
     f"{EVALUATE} --data-dir {{p}}/empty": "no image among 0 files",
     f"{EVALUATE} --data-dir {{p}}/escape.zip": "leads out of the archive",
@@ -201,6 +217,7 @@ CASES = {
     f"{EXPORT} --weights {{p}}/file": "is not a readable safetensors file",
     f"{EXPORT} --weights {{p}}/foreign.safetensors": "these weights belong to backbone",
     f"{EXPORT} --weights {{p}}/narrow.safetensors": "'weight' has shape (3, 7)",
+    f"{EXPORT} --weights {{p}}/no-names.safetensors": "do not name classes",
     f"{EXPORT} --format npy": "did you mean 'npz'?",
     f"{EXPORT} --out {{p}}/theirs": "was not made by ltdi; it is left as it is",
     f"{EXPORT} --out {{p}}/gen": "holds a generator",
@@ -241,7 +258,12 @@ CASES = {
     f"{COLLECT} --data {{p}}/escape.zip": "leads out of the archive",
     f"{COLLECT} --data omniglot --data-dir {{p}}/empty": "to do:",
     f"{COLLECT} --tasks.ways [30]": "needs 30 classes",
+    f"{COLLECT} --tasks.ways [9]": "of 25 classes",
     f"{COLLECT} --tasks.ways []": "no ways were given",
+    f"{COLLECT} --tasks.ways 3": "write a list, such as [3]",
+    f"{COLLECT} --prepare.lr=-1": "lr = -1.0 is no step size",
+    f"{COLLECT} --prepare.weight-decay .inf": "weight_decay = inf",
+    f"{COLLECT} --target adapter --data ''": "--data is empty",
     f"{COLLECT} --tasks.query 20": "needs 21 items per class",
     f"{COLLECT} --tasks.per-setting 0": "per_setting must be at least 1",
     f"{COLLECT} --prepare.steps 5": "multiple of segments",
@@ -270,6 +292,7 @@ CASES = {
     f"{DOMAIN} --dataset pcas": "did you mean 'pacs'?",
     f"{DOMAIN} --methods emr": "did you mean 'erm'?",
     "bench fewshto --dataset glyphs --out {t}/b": "did you mean 'fewshot'?",
+    "zoo info": "needed but not given: ZOOS",
     # the demo
     "demo --out {p}/theirs": "was not made by ltdi; it is left as it is",
     "demo --out {p}/file": "is a file",
@@ -315,7 +338,7 @@ def test_a_run_that_made_something_keeps_it(place: Path, tmp_path: Path):
 
 # ---- supports in Python -------------------------------------------------------------------------
 
-GREY, LABELS = torch.rand(4, 1, 28, 28), torch.tensor([0, 0, 1, 1])
+GREY, LABELS = SMALL_TASK
 NAN = GREY.clone()
 NAN[2, 0, 5, 5] = torch.nan
 
@@ -338,6 +361,9 @@ NAN[2, 0, 5, 5] = torch.nan
         ((GREY * torch.inf, LABELS), "NaN or infinite"),
         ((GREY, LABELS.float()), "labels must be integers"),
         ((GREY, LABELS.bool()), "labels must be integers"),
+        ((GREY, LABELS.to_sparse()), r"sparse[\s\S]*to_dense"),
+        ((GREY.to("meta"), LABELS), r"on meta[\s\S]*cpu"),
+        ((GREY, LABELS, GREY.to_sparse()), r"unlabelled[\s\S]*to_dense"),
         ((GREY, torch.tensor([0, 0, 2, 2])), "class 1 of 0..2 has no support sample"),
         ((GREY, torch.tensor([1, 1, 2, 2])), "class 0 of 0..2 has no support sample"),
         ((GREY, torch.tensor([0, 0, 0, 0])), "class 1 of 0..1 has no support sample"),
@@ -361,6 +387,68 @@ def test_a_support_that_cannot_be(support, message: str, demo_generator: Path):
         with pytest.raises(InputError, match=message) as caught:
             gen.generate(given)
         assert caught.value.where and caught.value.fix
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": "2"}, "steps must be int, got '2'"),
+        ({"steps": 2.0}, "steps must be int, got 2.0"),
+        ({"samples": True}, "samples must be int, got True"),
+        ({"temperature": None}, "temperature must be float, got None"),
+        ({"sampler": 3}, "sampler must be str, got 3"),
+        ({"seed": 0.5}, "a seed is a whole number"),
+        ({"seed": 1 << 64}, "a seed is a whole number"),
+        ({"strength": 1e39}, "generated weights are not finite"),
+        ({"temperature": 1e39}, "generated weights are not finite"),
+    ],
+)
+def test_an_option_that_cannot_be(options: dict, message: str, demo_generator: Path):
+    with pytest.raises(InputError, match=message):
+        Generator.from_pretrained(demo_generator).generate(SMALL_TASK, **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.uint16, torch.uint64])
+def test_labels_of_any_integer_type(dtype: torch.dtype, demo_generator: Path):
+    gen = Generator.from_pretrained(demo_generator)
+    wanted, found = gen.generate((GREY, LABELS)), gen.generate((GREY, LABELS.to(dtype)))
+    assert all(torch.equal(wanted[name], found[name]) for name in wanted)
+
+
+def test_features_that_cannot_be(demo_generator: Path):
+    gen = Generator.from_pretrained(demo_generator)
+    grid, ones = torch.rand(1, 3, 2, gen.width), torch.ones(1, 3, 2)
+    for features, mask, message in (
+        (grid.double(), None, "float64"),
+        (grid.long(), None, "int64"),
+        (grid[:, :, :0], None, r"\[1, 3, 0,"),
+        (grid, ones[:, :2], "mask of shape"),
+        (grid, ones * torch.tensor([1, 1, 0])[:, None], "each class"),
+    ):
+        with pytest.raises(LtdiError, match=message):
+            gen.weights(features, mask)
+    assert gen.weights(grid, ones).isfinite().all()
+
+
+def test_saved_weights_replace_nothing_of_others(demo_generator: Path, tmp_path: Path):
+    gen = Generator.from_pretrained(demo_generator)
+    head = gen.generate(SMALL_TASK)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not a weights file of ours"):
+        gen.save_weights(tmp_path / "notes.txt", head)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    with pytest.raises(InputError, match="not finite"):
+        gen.save_weights(tmp_path / "h.safetensors", {k: v * torch.nan for k, v in head.items()})
+    for _ in range(2):
+        gen.save_weights(tmp_path / "h.safetensors", head)
+
+
+def test_an_export_leaves_no_other_head(place: Path, tmp_path: Path):
+    for kind, other in (("safetensors", "npz"), ("npz", "safetensors")):
+        command = f"{EXPORT} --format {kind}".format(p=place, t=tmp_path)
+        assert run(*shlex.split(command))[0] == 0
+        assert (tmp_path / "c" / f"model.{kind}").is_file()
+        assert not (tmp_path / "c" / f"model.{other}").exists()
 
 
 def test_the_sound_support_next_to_these_is_taken(demo_generator: Path):

@@ -142,6 +142,7 @@ def test_only_the_named_classes_are_drawn() -> None:
         ({"way": 1}, "way must be at least 2, got 1"),
         ({"shot": 0}, "shot must be at least 1, got 0"),
         ({"query": -1}, "query must be at least 0, got -1"),
+        ({"episodes": 0}, "episodes must be at least 1, got 0"),
     ],
 )
 def test_impossible_episodes_are_refused(changes: dict[str, int], message: str) -> None:

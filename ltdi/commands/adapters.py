@@ -17,6 +17,7 @@ from ltdi.adapters.source import Source, prepare_source
 from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import AdapterRecipe, train_network
 from ltdi.collect import Preparation
+from ltdi.commands.common import class_names
 from ltdi.data import text
 from ltdi.data.text import Columns, TextSet
 from ltdi.errors import InputError, MismatchError
@@ -171,9 +172,14 @@ def export_adapter(gen: AdapterGenerator, weights: str, out: str, format: str) -
             fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
         )
     gen.check(tensors)
-    classes = jsonlib.loads(metadata.get("task", "[]"))
+    classes = class_names(metadata, path)
     if format == "peft":
-        gen.save_peft(out, tensors, classes=classes, seed=int(metadata.get("seed", 0)))
+        gen.save_peft(
+            out,
+            tensors,
+            classes=classes,
+            seed=int(seed) if (seed := metadata.get("seed", "")).isdecimal() else 0,
+        )
     else:
         file = claim_file(out, "weights")
         # The names that the model has under PEFT, without the wrapper that makes logits of it.

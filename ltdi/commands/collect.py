@@ -151,7 +151,7 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
     held = parts["train"]
     if o.backbone is None:
         _, held = hold_out(held, o.held_out, o.seed)
-    _check_tasks(recipe, held.offsets)
+    _check_tasks(recipe, held.offsets, sum(len(part.classes) for part in parts.values()))
     if o.target == "head":
         return _begin_heads(path, parts, o, body, about, progress)
     return begin_nets(
@@ -281,7 +281,7 @@ def _mean(entries: list[dict[str, Any]], column: str) -> float:
     return sum(e["mean"][column] * e["tasks"] for e in known) / tasks if tasks else math.nan
 
 
-def _check_tasks(recipe: Recipe, offsets: torch.Tensor) -> None:
+def _check_tasks(recipe: Recipe, offsets: torch.Tensor, classes: int) -> None:
     """Refuse tasks that the classes cannot give, before time is spent on a backbone."""
     t = recipe.tasks
     for name in ("ways", "shots"):
@@ -298,9 +298,18 @@ def _check_tasks(recipe: Recipe, offsets: torch.Tensor) -> None:
     make_empty_anchor(recipe.anchor, 1)
     for way in t.ways:
         for shot in t.shots:
-            sample_episodes(
-                offsets, way=way, shot=shot, query=t.query + t.probe, episodes=1, seed=0
-            )
+            try:
+                sample_episodes(
+                    offsets, way=way, shot=shot, query=t.query + t.probe, episodes=1, seed=0
+                )
+            except InputError as error:
+                raise InputError(
+                    error.what,
+                    where="--tasks.ways, --tasks.shots and --tasks.query",
+                    fix=f"choose smaller ones, or give more: of {classes} classes "
+                    f"{len(offsets) - 1} are for tasks, the others are for validation and test, "
+                    "and for the backbone where it is trained here",
+                ) from None
 
 
 def _given_backbone(name: str | None, zoo: Path) -> Backbone | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
 
-from ltdi.errors import InputError, LtdiError, MismatchError
+from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
 from ltdi.files import (
     MARKER,
     own_directory,
@@ -55,6 +56,25 @@ def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path
                 folder_made.rmdir()
         raise
     write_text(options, resolved)
+
+
+def class_names(metadata: Mapping[str, str], path: Path) -> list[str]:
+    """The names of a task's classes, from the metadata of a file of weights.
+
+    Raises:
+        DamagedFileError: If they are not a list of names.
+    """
+    try:
+        names = json.loads(metadata.get("task", "[]"))
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        raise DamagedFileError(
+            f"the metadata of {path.name} do not name classes",
+            where=str(path),
+            fix="generate the weights anew",
+        )
+    return names
 
 
 @contextmanager

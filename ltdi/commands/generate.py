@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 from dataclasses import asdict
 from pathlib import Path
 
 from ltdi.commands.adapters import export_adapter, generate_adapter
-from ltdi.commands.common import OUT, check_domain, check_target
+from ltdi.commands.common import ERR, OUT, check_domain, check_target, class_names
 from ltdi.data import folder
 from ltdi.data.text import Columns
 from ltdi.errors import InputError, MismatchError, unknown
@@ -28,6 +27,8 @@ from ltdi.generator import (
     UnseenGenerator,
 )
 from ltdi.tasks import Support, Unseen
+
+MOST_CLASSES = 50
 
 
 def generate(
@@ -111,10 +112,17 @@ def generate(
         OUT.print(made, soft_wrap=True)
         return
     if not isinstance(gen, ImageGenerator):
+        named_only = isinstance(gen, UnseenGenerator)
         raise InputError(
             f"this generator ({gen.kind}) does not go by labelled images",
             where="--support",
-            fix="give what its card (README.md) says",
+            fix="give --classes" if named_only else "give what its card (README.md) says",
+        )
+    if description or columns != Columns():
+        raise InputError(
+            "--description and --columns are for generators of adapters, this one reads images",
+            where="--description and --columns",
+            fix="leave them out",
         )
     file = claim_file(out, "weights")
     t = gen.transform
@@ -126,6 +134,11 @@ def generate(
         pool = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
     named = isinstance(gen, DomainHeadGenerator) and names is not False
     given_support = Support(images.images, labels, pool, images.classes if named else None)
+    if len(images.classes) > MOST_CLASSES:
+        ERR.print(
+            f"note: {len(images.classes)} classes; generators are made for at most {MOST_CLASSES}: "
+            "compare with class means (`ltdi evaluate`)"
+        )
     head = gen.generate(given_support, seed=seed, **options)
     gen.save_weights(file, head, classes=images.classes, seed=seed)
     OUT.print(
@@ -178,9 +191,13 @@ def export(
             fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
         )
     gen.check(head)
+    classes = class_names(metadata, path)
     folder_out = own_directory(out, "classifier")
     tensors = {f"backbone.{k}": v for k, v in gen.backbone.net.state_dict().items()}
     tensors |= {f"head.{k}": v for k, v in head.items()}
+    # What an earlier export left in the other format is another head's.
+    for stale in {"safetensors", "npz"} - {format}:
+        (folder_out / f"model.{stale}").unlink(missing_ok=True)
     if format == "safetensors":
         write_tensors(folder_out / "model.safetensors", tensors, {"format": "pt"})
     else:
@@ -190,7 +207,7 @@ def export(
     write_json(
         folder_out / "config.json",
         {
-            "classes": jsonlib.loads(metadata.get("task", "[]")),
+            "classes": classes,
             "backbone": gen.backbone.config,
             "transform": asdict(gen.backbone.transform),
             "generator": metadata.get("generator"),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ltdi.anchor import Anchor
 from ltdi.diffusion import make_schedule, sample
 from ltdi.errors import InputError, MismatchError, unknown
-from ltdi.files import own_directory, write_tensors, write_text
+from ltdi.files import claim_file, own_directory, write_tensors, write_text
 from ltdi.parts import (
     CONFIG,
     WEIGHTS,
@@ -26,6 +26,7 @@ from ltdi.parts import (
     Saved,
     chain_end,
     check_sampling,
+    check_types,
     load_parts,
     read_config,
     revision_of,
@@ -34,6 +35,7 @@ from ltdi.parts import (
 from ltdi.products import MANY, fast_products
 from ltdi.recipe import Sampling
 from ltdi.report.card import model_card
+from ltdi.seeding import check_seed
 from ltdi.weights import WeightSpace
 
 CARD = "README.md"
@@ -129,13 +131,23 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             State dict of the generated parameters; a list for a list.
 
         Raises:
-            InputError: For a support or an option that cannot be used.
+            InputError: For a support or an option that cannot be used, or options that lead to
+                weights that are not finite.
         """
         supports = support if isinstance(support, list) else [support]
         if not supports:
             raise InputError("no task was given", where="generate", fix="give at least one support")
+        check_seed(seed)
         taken = [self.read(s) for s in supports]
         out = self.generate_many(taken, seed=seed, **asdict(self.sampling(**options)))
+        # The defaults were tried on validation tasks.
+        if options and not all(bool(v.isfinite().all()) for w in out for v in w.values()):
+            raise InputError(
+                "the generated weights are not finite: strength, sharpness or temperature is too "
+                "large",
+                where="generate",
+                fix="leave them out, or take values near 1",
+            )
         return out if isinstance(support, list) else out[0]
 
     @torch.no_grad()
@@ -207,6 +219,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         for name in options:
             if name not in known:
                 raise unknown("option of generate", name, [*known, "seed"])
+        check_types(options)
         d, chosen = self.parts.diffusion, replace(self.parts.sampling, **options)
         if "end" not in options and (
             chosen.steps > chain_end(chosen.end, d) or chosen.segments > 1
@@ -278,9 +291,13 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             seed: That they were generated with.
 
         Raises:
+            InputError: If they are not finite, or the file exists and holds something else.
             MismatchError: If they are not of this generator's weight space.
         """
         self.check(weights)
+        if not all(bool(value.isfinite().all()) for value in weights.values()):
+            raise InputError("the weights are not finite", where="weights", fix="generate anew")
+        path = claim_file(path, "weights")
         metadata = {
             "ltdi": "weights",
             "architecture": self.architecture(weights),
@@ -289,7 +306,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             "generator": self.revision,
             self.host.group: self.host.fingerprint,
         }
-        write_tensors(Path(path), weights, metadata)
+        write_tensors(path, weights, metadata)
 
     def save(self, path: Path | str) -> Path:
         """Write the generator into a directory of its own; see `own_directory` for refusals."""

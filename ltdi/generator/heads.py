@@ -157,12 +157,18 @@ class HeadGenerator(LinearHeads, ImageGenerator):
     def check_grid(self, grid: Tensor) -> None:
         """See `ImageGenerator.check_grid`."""
         width = self.width
-        if grid.ndim != 4 or grid.shape[-1] != width:
+        if grid.ndim != 4 or grid.shape[-1] != width or not grid.numel():
             raise MismatchError(
                 f"support features have shape {list(grid.shape)}, this generator expects "
                 f"[tasks, way, shot, {width}]",
                 where="features",
                 fix="take them from this generator's own backbone",
+            )
+        if grid.dtype != torch.float32:
+            raise InputError(
+                f"support features are {grid.dtype}, not torch.float32",
+                where="features",
+                fix="convert with .float()",
             )
         if not bool(grid.isfinite().all()):
             raise InputError(

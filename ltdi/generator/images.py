@@ -95,6 +95,13 @@ class ImageGenerator(Generator):
         chosen = self.sampling(**options)
         self.check_grid(grid)
         real = torch.ones(grid.shape[:3]) if mask is None else mask
+        if mask is not None and (mask.shape != grid.shape[:3] or not bool(mask.any(-1).all())):
+            raise InputError(
+                f"a mask of shape {list(mask.shape)} does not give each class of a support "
+                f"{list(grid.shape[:3])} a sample",
+                where="mask",
+                fix="give [tasks, way, shot] with a 1 for every real sample",
+            )
         if len(grid) > TOGETHER and chosen.temperature == 0 and callback is None:
             # Without noise no task knows of another, and few of them stay in the cache.
             parts = zip(grid.split(TOGETHER), real.split(TOGETHER), strict=True)

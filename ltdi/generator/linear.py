@@ -26,7 +26,7 @@ class LinearHeads(Generator):
     def classify(self, head: Weights, images: Tensor) -> Tensor:
         """Class probabilities [n, way] of images under a generated head."""
         self.check(head)
-        logits = self.backbone.features(images) @ head["weight"].T + head["bias"]
+        logits = self.backbone.features(images) @ head["weight"].float().T + head["bias"].float()
         return logits.softmax(-1)
 
     def architecture(self, weights: Weights) -> str:

@@ -83,7 +83,7 @@ class NetGenerator(ImageGenerator):
     def check_grid(self, grid: Tensor) -> None:
         """See `ImageGenerator.check_grid`."""
         t = self.transform
-        if grid.ndim != 6 or grid.shape[3:] != (t.channels, t.size, t.size):
+        if grid.ndim != 6 or not grid.numel() or grid.shape[3:] != (t.channels, t.size, t.size):
             raise MismatchError(
                 f"support images have shape {list(grid.shape)}, this generator expects "
                 f"[tasks, way, shot, {t.channels}, {t.size}, {t.size}]",

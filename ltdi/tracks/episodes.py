@@ -13,9 +13,11 @@ from ltdi.data import load as load_data
 from ltdi.errors import InputError
 from ltdi.tracks.presets import Preset
 
+MOST = 1_000_000
+
 
 def check_counts(**counts: int) -> None:
-    """Refuse counts below one.
+    """Refuse counts below one, and such as no memory holds.
 
     Raises:
         InputError: With the name of the first.
@@ -23,6 +25,8 @@ def check_counts(**counts: int) -> None:
     for name, value in counts.items():
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}", where=f"--{name}")
+        if value > MOST:
+            raise InputError(f"{name} must be at most {MOST:,}, got {value:,}", where=f"--{name}")
 
 
 def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, ImageSet]:

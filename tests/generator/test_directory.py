@@ -97,6 +97,8 @@ def test_files_of_two_generators_are_not_mixed(gen: Generator, copy: Path, tmp_p
         ({"format": 99}, r"format 99, this version reads 2[\s\S]*train it anew"),
         ({"library": "other"}, "not that of a generator"),
         ({"kind": "heda"}, r"unknown kind of generator 'heda'[\s\S]*'head'"),
+        ({"kind": []}, "does not say what kind"),
+        ({"diffusion": {"steps": "a"}}, "do not belong together"),
         ({"anchor": "gausian"}, r"unknown anchor 'gausian'[\s\S]*'gaussian'"),
         ({"network": {"kind": "transfomer", "width": 32}}, r"'transfomer'[\s\S]*'transformer'"),
         ({"space": {}}, "do not belong together"),
@@ -110,6 +112,10 @@ def test_foreign_or_edited_configurations(copy: Path, change: dict, message: str
     (copy / CONFIG).write_text("[]")
     with pytest.raises(MismatchError, match="not that of a generator"):
         Generator.from_pretrained(copy)
+    for text in ("[" * 100_000, "1" * 5_000):
+        (copy / CONFIG).write_text(text)
+        with pytest.raises(DamagedFileError, match="not valid JSON"):
+            Generator.from_pretrained(copy)
 
 
 def test_the_kind_in_the_files_is_the_kind_that_is_loaded(copy: Path):
