@@ -361,13 +361,7 @@ def _calibrate(
     anchor.scale.fill_(1.0)
     logits = []
     for shot in shots:
-        query = min(15, int(valid.offsets.diff().min()) - shot)
-        if query < 1:
-            raise InputError(
-                f"validation classes have too few samples for {shot} shots and a query",
-                where="tasks.shots",
-                fix="choose fewer shots, or give more images per class",
-            )
+        query = valid.queries_left(shot, 15)
         episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=seed)
         support = valid.features[episodes.support]
         theta = anchor(support, torch.ones(support.shape[:3]), space)

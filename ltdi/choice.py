@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdi.errors import InputError
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import ImageGenerator
 from ltdi.parts import EQUIVARIANT, chain_end
@@ -52,13 +51,7 @@ def choose_sampling(
     trials: list[Trial] = []
     for way, shot in settings:
         way = min(way, len(valid.classes))
-        query = min(15, int(valid.offsets.diff().min()) - shot)
-        if query < 1:
-            raise InputError(
-                f"validation classes have too few samples for {shot} shots and a query",
-                where="tasks.shots",
-                fix="choose fewer shots, or give validation classes of more samples",
-            )
+        query = valid.queries_left(shot, 15)
         episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
         support, q = valid.features[episodes.support], valid.features[episodes.query]
         trials.append((partial(generator.weights, support), partial(_judge, generator, q)))

@@ -20,7 +20,6 @@ from ltdi.crossfit import Fold
 from ltdi.denoiser import DomainGuide, Guide
 from ltdi.domain import DomainAnchor, DomainView, Scene, level_of, source_head
 from ltdi.engine import Collection, plan_of
-from ltdi.errors import InputError
 from ltdi.evaluate import accuracy, negative_log_likelihood
 from ltdi.generator import DomainHeadGenerator
 from ltdi.meta import Batch
@@ -67,28 +66,10 @@ class Domain:
         return self.bank.episodes(
             way=min(way, len(self.bank.classes)),
             shot=shot,
-            query=queries_left(self.bank, shot, query),
+            query=self.bank.queries_left(shot, query),
             episodes=episodes,
             seed=seed,
         )
-
-
-def queries_left(bank: FeatureBank, shot: int, wanted: int, classes: Tensor | None = None) -> int:
-    """Queries a class that the smallest class leaves beside the support, at most `wanted`.
-
-    Raises:
-        InputError: If it leaves none.
-    """
-    counts = bank.offsets.diff() if classes is None else bank.offsets.diff()[classes]
-    room = int(counts.min()) - shot
-    if room < 1:
-        raise InputError(
-            f"the smallest class has {int(counts.min())} labelled images: with {shot} shots none "
-            "is left for a query",
-            where="shot",
-            fix="choose fewer shots, or give that class more images",
-        )
-    return min(wanted, room)
 
 
 def split_domain(name: str, bank: FeatureBank, *, share: float, seed: int) -> Domain:
@@ -274,7 +255,7 @@ class DomainFold(Fold):
 
     def queries(self, bank: FeatureBank, shot: int, wanted: int) -> int:
         """See `Fold.queries`: as many as the smallest class leaves."""
-        return queries_left(bank, shot, wanted, self.classes)
+        return bank.queries_left(shot, wanted, self.classes)
 
 
 def domain_folds(

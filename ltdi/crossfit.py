@@ -112,7 +112,7 @@ def likeness(
         n = min(way, len(fold.classes))
         space = head_space(bank.width, n)
         for shot in shots:
-            query = min(15, int(bank.offsets.diff().min()) - shot)
+            query = bank.queries_left(shot, 15)
             drawn = sample_episodes(
                 bank.offsets,
                 way=n,

@@ -46,6 +46,28 @@ class FeatureBank:
         sums = x.new_zeros(len(self.classes), x.shape[1]).index_add(0, self.labels, x)
         return sums / self.offsets.diff()[:, None]
 
+    def queries_left(self, shot: int, wanted: int, classes: Tensor | None = None) -> int:
+        """Queries a class that the smallest class leaves beside the support, at most `wanted`.
+
+        Args:
+            shot: Support items per class.
+            wanted: Query items per class.
+            classes: Numbers of the classes that tasks are drawn from; all by default.
+
+        Raises:
+            InputError: If it leaves none.
+        """
+        counts = self.offsets.diff()
+        fewest = int((counts if classes is None else counts[classes]).min())
+        if fewest <= shot:
+            raise InputError(
+                f"the smallest class has {fewest} labelled images: with {shot} shots none is left "
+                "for a query",
+                where="shots",
+                fix="choose fewer shots, or give that class more images",
+            )
+        return min(wanted, fewest - shot)
+
     def groups(self) -> list[Tensor]:
         """The features of each class."""
         return list(self.features.split(self.offsets.diff().tolist()))
@@ -169,20 +191,9 @@ class Support:
                 where="support.labels",
                 fix="add a sample of it, or number the classes without a gap",
             )
-        if self.unlabelled is not None:
-            self._check_unlabelled(self.unlabelled)
+        _check_unlabelled(self.unlabelled, "support.unlabelled", "leave them out")
         if self.classes is not None:
             object.__setattr__(self, "classes", check_names(self.classes, len(counts)))
-
-    def _check_unlabelled(self, images: Tensor) -> None:
-        if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
-            shown = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(
-                f"unlabelled images must be a tensor [m, channels, height, width], got {shown}",
-                where="support.unlabelled",
-                fix="give at least one image, or leave them out",
-            )
-        check_dense(images, "support.unlabelled")
 
     @property
     def way(self) -> int:
@@ -231,16 +242,8 @@ class Unseen:
         object.__setattr__(self, "classes", check_names(names, len(names), where="classes"))
         if len(names) < 2:
             raise InputError(f"a task needs at least 2 classes, got {len(names)}", where="classes")
-        images = self.unlabelled
-        if images is not None and (
-            not isinstance(images, Tensor) or images.ndim != 4 or not len(images)
-        ):
-            shown = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise InputError(
-                f"unlabelled images must be a tensor [n, channels, height, width], got {shown}",
-                where="unlabelled",
-                fix="give at least one image, or leave them out to go by the names alone",
-            )
+        instead = "leave them out to go by the names alone"
+        _check_unlabelled(self.unlabelled, "unlabelled", instead)
 
     @property
     def way(self) -> int:
@@ -310,6 +313,20 @@ def check_names(
             fix="give every class a name of its own",
         )
     return tuple(names)
+
+
+def _check_unlabelled(images: Any, where: str, instead: str) -> None:
+    """Refuse what is neither images nor None."""
+    if images is None:
+        return
+    if not isinstance(images, Tensor) or images.ndim != 4 or not len(images):
+        shown = list(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise InputError(
+            f"unlabelled images must be a tensor [m, channels, height, width], got {shown}",
+            where=where,
+            fix=f"give at least one image, or {instead}",
+        )
+    check_dense(images, where)
 
 
 def sample_episodes(

@@ -349,7 +349,7 @@ def test_fitting_is_deterministic() -> None:
 
 def test_too_few_validation_samples_are_named() -> None:
     bank = gaussian_bank(covariance(5), covariance(6), classes=10, images=(5,))
-    with pytest.raises(InputError, match="too few samples for 5 shots"):
+    with pytest.raises(InputError, match="with 5 shots none is left"):
         fit_anchor("prototype", bank, bank, way=5, shots=(1, 5), seed=0)
 
 

@@ -16,7 +16,6 @@ from ltdi.crossdomain import (
     domain_folds,
     fit_domain_anchor,
     prepare_domains,
-    queries_left,
     split_domain,
     together,
     train_domain_generator,
@@ -78,9 +77,9 @@ def test_together_keeps_domains_apart():
 
 
 def test_queries_are_what_the_smallest_class_leaves():
-    assert queries_left(TARGET.bank, 1, 15) == 15 and queries_left(TARGET.bank, 8, 15) == 12
+    assert TARGET.bank.queries_left(1, 15) == 15 and TARGET.bank.queries_left(8, 15) == 12
     with pytest.raises(InputError, match="with 20 shots none is left"):
-        queries_left(TARGET.bank, 20, 15)
+        TARGET.bank.queries_left(20, 15)
 
 
 def test_an_anchor_of_a_fold_does_not_know_its_domain():

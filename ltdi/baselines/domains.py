@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ltdi.baselines.method import Budget, Method
-from ltdi.crossdomain import Domain, queries_left, together
+from ltdi.crossdomain import Domain, together
 from ltdi.progress import Step
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 
@@ -148,7 +148,7 @@ class FewShot(DomainMethod):
         if self.align:
             train, valid = [aligned(d) for d in train], [aligned(d) for d in valid]
         bank = DomainBank.of(train)
-        room = queries_left(bank, budget.shot, budget.query)
+        room = bank.queries_left(budget.shot, budget.query)
         self.method.fit(bank, DomainBank.of(valid), replace(budget, query=room), progress)
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:

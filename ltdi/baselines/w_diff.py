@@ -22,7 +22,7 @@ from ltdi.baselines.ocd import Ocd, Overfitter
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import Batch
 from ltdi.condition import Condition
-from ltdi.crossdomain import Domain, queries_left
+from ltdi.crossdomain import Domain
 from ltdi.progress import Step
 from ltdi.seeding import seeded
 from ltdi.tasks import Episodes, FeatureBank
@@ -101,7 +101,7 @@ class WDiff(DomainMethod):
         train = [i for i in range(len(heads)) if i != sources.held]
         bank = RowBank.with_rows([sources.domains[i] for i in train], [heads[i] for i in train])
         valid = RowBank.with_rows([sources.valid], [heads[sources.held]])
-        room = queries_left(bank, budget.shot, budget.query)
+        room = bank.queries_left(budget.shot, budget.query)
         self.chain.fit(bank, valid, replace(budget, query=room), progress)
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
