@@ -17,6 +17,7 @@ from ltdi.collect import (
     Trajectories,
     module_predictor,
     optimise,
+    solving,
 )
 from ltdi.errors import InputError
 from ltdi.weights import WeightSpace, head_space
@@ -73,7 +74,7 @@ def test_each_task_follows_torch_optim(
 ) -> None:
     """With torch's own kernel, and where a version of torch has none."""
     if not fused:
-        monkeypatch.setattr("ltdi.collect.FUSED", None)
+        monkeypatch.setattr("ltdi.collect.preparation.FUSED", None)
     theta_0, inputs, labels = problem()
     preparation = Preparation(
         name, lr=0.05, steps=12, segments=4, weight_decay=decay, label_smoothing=smoothing
@@ -302,11 +303,9 @@ def test_minibatches_are_drawn_per_task_without_replacement() -> None:
         seen.append(original(y, size, rng))
         return seen[-1]
 
-    import ltdi.collect as collect
-
-    original = collect._minibatch
+    original = solving._minibatch
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "_minibatch", spy)
+        patch.setattr(solving, "_minibatch", spy)
         rng = torch.Generator().manual_seed(0)
         found = optimise(PREDICT, theta_0, inputs, labels, preparation, rng=rng).theta[:, 0]
     (pick,) = seen
@@ -330,7 +329,7 @@ def test_the_closed_form_of_heads_is_their_gradient(
     )
     paths = []
     for predict, cache in ((PREDICT, 1 << 22), (PREDICT, 1), (lambda t, x: PREDICT(t, x), 1)):
-        monkeypatch.setattr("ltdi.collect.CACHE", cache)
+        monkeypatch.setattr("ltdi.collect.predictors.CACHE", cache)
         rng = torch.Generator().manual_seed(0)
         paths.append(optimise(predict, theta_0, inputs, labels, preparation, rng=rng))
     for other in paths[1:]:

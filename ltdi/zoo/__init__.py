@@ -5,9 +5,10 @@ shard, appended) and shards in safetensors, whose columns are read by row throug
 Killing the collector at any moment loses at most the shards in flight.
 """
 
+from ltdi.zoo.common import BANK, FRAMES
 from ltdi.zoo.header import HEADER, SCHEMA
 from ltdi.zoo.merge import merge
 from ltdi.zoo.solved import Group, SolvedTasks
-from ltdi.zoo.store import BANK, FRAMES, Zoo
+from ltdi.zoo.store import Zoo
 
 __all__ = ["BANK", "FRAMES", "HEADER", "SCHEMA", "Group", "SolvedTasks", "Zoo", "merge"]

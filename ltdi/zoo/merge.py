@@ -10,10 +10,11 @@ from torch import Tensor
 
 from ltdi.errors import InputError, MismatchError
 from ltdi.frame import Frame
+from ltdi.zoo.common import LOCK
 from ltdi.zoo.header import HEADER
 from ltdi.zoo.index import NAME as INDEX
 from ltdi.zoo.index import Entry
-from ltdi.zoo.store import LOCK, Zoo
+from ltdi.zoo.store import Zoo
 
 # What may differ between the zoos: how many tasks, and which.
 FREE = ("seed", "tasks")

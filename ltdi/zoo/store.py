@@ -1,4 +1,4 @@
-"""The zoo itself: what all tasks share, and the shards with what each has of its own."""
+"""The zoo itself: shards with what each task has of its own."""
 
 from __future__ import annotations
 
@@ -11,25 +11,20 @@ import torch
 from torch import Tensor
 
 from ltdi.errors import DamagedFileError, InputError, MismatchError
-from ltdi.files import locked, own_directory, read_tensors, write_tensors
-from ltdi.frame import Frame
-from ltdi.tasks import FeatureBank
+from ltdi.files import locked, own_directory, write_tensors
 from ltdi.weights import WeightSpace
-from ltdi.zoo.header import COPY, HEADER, SCHEMA, read_header, write_header
+from ltdi.zoo.common import LOCK, Common
+from ltdi.zoo.header import COPY, HEADER, SCHEMA, read_header
 from ltdi.zoo.index import NAME as INDEX
 from ltdi.zoo.index import Entry, Index
 from ltdi.zoo.remote import Remote, is_url
 from ltdi.zoo.shard import Shards
 from ltdi.zoo.solved import Group, SolvedTasks
 
-BANK = "bank.safetensors"
-FRAMES = "frames.safetensors"
-LOCK = ".lock"
-
 AGAIN = "collect again with the same settings: only this shard is made anew"
 
 
-class Zoo:
+class Zoo(Common):
     """A zoo of solved tasks, of whatever kind of weights.
 
     Every task is a row of named columns. One column, `theta` [E, k, n], is needed: the local
@@ -54,7 +49,7 @@ class Zoo:
     """
 
     def __init__(self, path: Path, header: dict[str, Any], remote: Remote | None = None) -> None:
-        self.path, self.header, self.remote = path, header, remote
+        super().__init__(path, header, remote)
         self.index = Index(path / INDEX)
         self.maps = Shards()
         self.verified: set[str] = set()
@@ -129,20 +124,6 @@ class Zoo:
                 fix="make one with `ltdi collect --out DIR`",
             )
         return cls(here, read_header(here / HEADER), remote)
-
-    @property
-    def space(self) -> WeightSpace:
-        """Weight space of the tasks, at the way it was created with."""
-        return WeightSpace.from_dict(self.header["space"])
-
-    def space_of(self, setting: Mapping[str, Any]) -> WeightSpace:
-        """Weight space of the tasks of one setting, which may give the way."""
-        return self.space.with_way(int(setting["way"])) if "way" in setting else self.space
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """Settings, seeds and versions."""
-        return dict(self.header["about"])
 
     @property
     def shards(self) -> list[Entry]:
@@ -327,107 +308,6 @@ class Zoo:
             self.index.rewrite(self._latest.values())
         return spare
 
-    def keep(self, name: str, tensors: Mapping[str, Tensor], note: Any = None) -> dict[str, Tensor]:
-        """Store what all tasks share, once, or read what is there already.
-
-        Args:
-            name: Such as "start"; the file is `<name>.safetensors`.
-            tensors: What is to be stored.
-            note: JSON-able; see `note`.
-
-        Returns:
-            What was stored first.
-        """
-        with locked(self.path / LOCK):
-            self.header = read_header(self.path / HEADER)
-            file = self.path / f"{name}.safetensors"
-            if name not in self.header["shared"] or not file.is_file():
-                mark = write_tensors(file, tensors)
-                self.header["shared"][name] = {"digest": mark, "note": note}
-                self._write_header()
-        return self.shared(name)
-
-    def shared(self, name: str) -> dict[str, Tensor]:
-        """What `keep` stored.
-
-        Raises:
-            InputError: If the file is missing.
-            DamagedFileError: If it is truncated or altered.
-        """
-        known = self.header["shared"].get(name, {})
-        return read_tensors(self.file(f"{name}.safetensors"), expected=known.get("digest"))
-
-    def note(self, name: str) -> Any:
-        """The note that `keep` stored, or None."""
-        return self.header["shared"].get(name, {}).get("note")
-
-    def file(self, name: str) -> Path:
-        """A file or folder beside the shards, fetched where the zoo is remote."""
-        if self.remote:
-            self.remote.fetch(name)
-        return self.path / name
-
-    def keep_bank(self, bank: FeatureBank) -> None:
-        """Store the features that tasks refer to by number, or check that they are these.
-
-        Raises:
-            MismatchError: If the zoo was made from others.
-        """
-        held = self.keep(
-            "bank",
-            {"features": bank.features, "offsets": bank.offsets},
-            {"classes": list(bank.classes)},
-        )
-        # Not bit by bit: another number of threads rounds differently.
-        near = held["features"].shape == bank.features.shape and torch.allclose(
-            held["features"], bank.features, rtol=0.02, atol=0.05 * float(bank.features.std())
-        )
-        named = self.note("bank")["classes"] == list(bank.classes)
-        if not (named and near and torch.equal(held["offsets"], bank.offsets)):
-            raise MismatchError(
-                "the zoo was made from other images: its feature bank is not the one given",
-                where=str(self.path / BANK),
-                fix="collect from the same data, or into a new directory",
-            )
-
-    def bank(self) -> FeatureBank:
-        """The features that the tasks refer to."""
-        held = self.shared("bank")
-        return FeatureBank(held["features"], held["offsets"], tuple(self.note("bank")["classes"]))
-
-    def keep_frames(self, frames: list[Frame], held: list[list[int]] | None = None) -> list[Frame]:
-        """Store the frames of the tasks to come, or read those that are there already.
-
-        Args:
-            frames: In the order of `SolvedTasks.frame`.
-            held: The classes of every frame's tasks.
-        """
-        names = ("mean", "basis", "between")
-        stacked = {n: torch.stack([getattr(f, n) for f in frames]) for n in names}
-        return _frames(self.keep("frames", stacked, {"held": held or self.held}))
-
-    def frames(self) -> list[Frame]:
-        """The frames that `SolvedTasks.frame` counts; see `shared` for the errors."""
-        return _frames(self.shared("frames"))
-
-    @property
-    def held(self) -> list[list[int]]:
-        """The classes of every frame's tasks; empty before `keep_frames`."""
-        return list((self.note("frames") or {}).get("held", []))
-
-    def check(self, space: WeightSpace) -> None:
-        """Refuse another weight space.
-
-        Raises:
-            MismatchError: If names, shapes or tokens differ; the way may.
-        """
-        if space.fingerprint != self.space.fingerprint:
-            raise MismatchError(
-                f"the zoo holds {_describe(self.space)}, not {_describe(space)}",
-                where=str(self.path),
-                fix="use the zoo with the backbone and weight space that it was collected for",
-            )
-
     def _check_columns(
         self, name: str, columns: Mapping[str, Tensor], setting: Mapping[str, Any]
     ) -> None:
@@ -447,21 +327,9 @@ class Zoo:
                     f"column {other!r} has {len(value)} rows, theta has {len(theta)}", where=name
                 )
 
-    def _write_header(self) -> None:
-        write_header(self.path / HEADER, self.header)
-
-
-def _frames(stacked: Mapping[str, Tensor]) -> list[Frame]:
-    rows = zip(stacked["mean"], stacked["basis"], stacked["between"], strict=True)
-    return [Frame(*row) for row in rows]
-
 
 def _narrow(column: Tensor) -> Tensor:
     """Integers are stored in 32 bits where they fit; they are numbers of items and tokens."""
     if column.dtype != torch.int64 or (column.numel() and int(column.abs().max()) >= 1 << 31):
         return column
     return column.int()
-
-
-def _describe(space: WeightSpace) -> str:
-    return ", ".join(f"{p.name}{list(p.shape)}" for p in space.params[:4])

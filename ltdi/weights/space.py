@@ -1,8 +1,4 @@
-"""Which parameters are generated, and how they become vectors and tokens.
-
-A `WeightSpace` is a description only: it holds names and shapes, never values. The same class
-serves a classifier head, all weights of a small network and LoRA factors.
-"""
+"""A description of weights, and how they become vectors and tokens."""
 
 from __future__ import annotations
 
@@ -320,90 +316,6 @@ class WeightSpace:
                 f"which has {self.size}",
                 fix="use the weight space the vector was made with (see its way and layers)",
             )
-
-
-@dataclass(frozen=True)
-class Normaliser:
-    """Per-parameter affine map to zero mean and unit scale.
-
-    Attributes:
-        mean: [params].
-        std: [params], positive.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    @classmethod
-    def fit(cls, theta: Tensor, space: WeightSpace, *, centre: bool = True) -> Normaliser:
-        """Fit to weights [..., n] of a zoo; `centre=False` keeps zero where it is."""
-        flat = theta.reshape(-1, theta.shape[-1]).double()
-        groups = [space.param_of == i for i in range(len(space.params))]
-        mean = torch.stack([flat[:, g].mean() for g in groups])
-        mean = mean if centre else torch.zeros_like(mean)
-        std = torch.stack(
-            [(flat[:, g] - m).square().mean().sqrt() for g, m in zip(groups, mean, strict=True)]
-        )
-        # A parameter that never moves keeps its value: scale one, not zero.
-        std = torch.where(std > 1e-12, std, torch.ones_like(std))
-        return cls(mean.float(), std.float())
-
-    def scale(self, space: WeightSpace) -> Tensor:
-        """[n] standard deviation of every entry of the flat vector."""
-        return self.std[space.param_of.to(self.std.device)]
-
-    def normalise(self, theta: Tensor, space: WeightSpace) -> Tensor:
-        """Weights [..., n] -> normalised weights [..., n]."""
-        return (theta - self.mean[space.param_of.to(self.mean.device)]) / self.scale(space)
-
-    def denormalise(self, theta: Tensor, space: WeightSpace) -> Tensor:
-        """The inverse of `normalise`."""
-        return theta * self.scale(space) + self.mean[space.param_of.to(self.mean.device)]
-
-
-def head_space(features: int, way: int) -> WeightSpace:
-    """The weight space of a linear classifier head on `features` inputs."""
-    return WeightSpace.from_shapes(
-        {"weight": (way, features), "bias": (way,)}, per_class=("weight", "bias")
-    )
-
-
-def prototype_head(prototypes: Tensor, scale: Tensor | float) -> dict[str, Tensor]:
-    """The linear head of a nearest-prototype classifier (Snell et al., 2017, section 2.4).
-
-    Its logits differ from `-scale * |x - p_c|^2` by a number that is the same for all classes.
-    The mean over classes is taken out of weight and bias, because softmax does not see it.
-
-    Args:
-        prototypes: [..., way, features] class means.
-        scale: Inverse temperature.
-
-    Returns:
-        `weight` [..., way, features] and `bias` [..., way].
-    """
-    weight = 2 * scale * prototypes
-    bias = -scale * prototypes.square().sum(-1)
-    return centre_classes({"weight": weight, "bias": bias})
-
-
-def head_logits(theta: Tensor, features: Tensor) -> Tensor:
-    """Logits of flat heads [..., n] on features [..., P, D] -> [..., P, way]."""
-    rows = theta.unflatten(-1, (-1, features.shape[-1] + 1))
-    logits: Tensor = features @ rows[..., :-1].mT + rows[..., -1].unsqueeze(-2)
-    return logits
-
-
-def query_logits(theta: Tensor, query: Tensor) -> Tensor:
-    """Logits [E, way, Q, way] of flat heads [E, n] on query features [E, way, Q, D]."""
-    way, count = query.shape[1:3]
-    logits: Tensor = head_logits(theta, query.flatten(1, 2)).unflatten(1, (way, count))
-    return logits
-
-
-def centre_classes(head: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Take softmax's shift freedom out of a head: subtract the mean over classes."""
-    weight, bias = head["weight"], head["bias"]
-    return {"weight": weight - weight.mean(-2, keepdim=True), "bias": bias - bias.mean(-1, True)}
 
 
 def _matches(name: str, patterns: str | Sequence[str]) -> bool:
