@@ -36,7 +36,7 @@ from ltdi.anchor import PrototypeAnchor
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
 from ltdi.collect import Preparation
-from ltdi.engine import Engine
+from ltdi.engine import Engine, Runtime
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, begin_zoo, prepare_zoo, train_generator
 from ltdi.recipe import Network, Recipe, Tasks
@@ -77,7 +77,7 @@ def train(path: Path) -> None:
     out = path / "generator"
     out.mkdir(exist_ok=True)
     data = TrainingSet.of(Zoo.open(path / "zoo"))
-    generator = train_generator(data, PrototypeAnchor(0.5), backbone, RECIPE, out=out)
+    generator = train_generator(data, PrototypeAnchor(0.5), backbone, RECIPE, runtime=Runtime(out))
     generator.save(path / "saved")
 
 
@@ -90,7 +90,9 @@ def overlap(path: Path, engine: Engine = Engine(workers=1)) -> None:
     with collection.start(engine) as running:
         seen = collection.arrivals(RECIPE.meta.iterations, running)
         data = TrainingSet.of(collection.zoo, seen)
-        generator = train_generator(data, PrototypeAnchor(0.5), backbone, RECIPE, out=out)
+        generator = train_generator(
+            data, PrototypeAnchor(0.5), backbone, RECIPE, runtime=Runtime(out)
+        )
     generator.save(path / "saved")
 
 

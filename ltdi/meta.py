@@ -204,8 +204,6 @@ class MetaTrainer:
         """
         c = self.config
         learners, inner, tasks = c.learners
-        if self.before:
-            self.before(self.step)
         batches = [self._batch(learners, tasks) for _ in range(inner)]
         with self.team.cast():
             moved, loss = reptile_displacement(self.phi, batches, self.loss, c.inner_lr)
@@ -260,6 +258,8 @@ class MetaTrainer:
         total = self.config.iterations
         try:
             while self.step < total:
+                if self.before:
+                    self.before(self.step)
                 with _unbroken():
                     loss = self.iterate()
                 if progress:

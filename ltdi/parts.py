@@ -21,8 +21,8 @@ from ltdi.denoiser import (
 from ltdi.diffusion import make_schedule
 from ltdi.diffusion.sampler import SAMPLERS, time_grid
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError, unknown
-from ltdi.files import digest, read_json, read_tensors, write_json, write_tensors
-from ltdi.recipe import Diffusion, Network, Sampling
+from ltdi.files import digest, plain, read_json, read_tensors, write_json, write_tensors
+from ltdi.recipe import Diffusion, Network, Sampling, Varied
 from ltdi.weights import Normaliser, WeightSpace
 
 FORMAT = 2
@@ -76,6 +76,22 @@ class Parts:
     sampling: Sampling
     host: Host
     about: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Varied,
+        space: WeightSpace,
+        network: nn.Module,
+        anchor: Anchor,
+        normaliser: Normaliser,
+        host: Host,
+        about: Mapping[str, Any] | None = None,
+    ) -> Parts:
+        """With chain, sizes and sampling of a recipe, which the card shows."""
+        shown = plain({"recipe": asdict(recipe), **(about or {})})
+        chain, shape, sampling = recipe.diffusion, recipe.network, recipe.sampling
+        return cls(space, network, anchor, normaliser, chain, shape, sampling, host, shown)
 
 
 EQUIVARIANT = {"equivariant": EquivariantDenoiser, "domain": DomainDenoiser}

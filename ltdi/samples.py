@@ -22,12 +22,13 @@ from ltdi.collect import Adam, optimise
 from ltdi.data import ImageSet
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
+from ltdi.engine import Runtime
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided, sample_space
 from ltdi.losses import Probe, check_net_loss, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
-from ltdi.parts import chain_end
+from ltdi.parts import Parts, chain_end
 from ltdi.pipeline import train_parts
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
@@ -341,10 +342,8 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
     normaliser = Normaliser.fit(apart, zoo.space, centre=False)
     moving = Moving(network, zoo.centres())
     objective = CheckpointObjective(zoo, moving, anchor, normaliser, recipe)
-    host, space = zoo.host, zoo.space
-    parts = train_parts(
-        moving, objective, recipe, host, anchor, normaliser, space, progress=progress
-    )
+    parts = Parts.of(recipe, zoo.space, moving, anchor, normaliser, zoo.host)
+    train_parts(parts, objective, recipe, Runtime(progress=progress))
     moved = Centres(anchor.theta + moving.moves.detach())
     return SampleGenerator(replace(parts, network=network, anchor=moved))
 

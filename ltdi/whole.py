@@ -22,7 +22,7 @@ from ltdi.backbone.augment import distort
 from ltdi.collect import optimise
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
-from ltdi.engine import Arrivals, Collection, Engine, plan_of, recipe_of, settings_of
+from ltdi.engine import Arrivals, Collection, Engine, Runtime, plan_of, recipe_of, settings_of
 from ltdi.errors import MismatchError
 from ltdi.files import plain
 from ltdi.generator import NetGenerator
@@ -30,13 +30,12 @@ from ltdi.generator.nets import NetTask, build_rows
 from ltdi.losses import Probe, check_net_loss, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost, NetPredictor
-from ltdi.parts import check_sampling
+from ltdi.parts import Parts, check_sampling
 from ltdi.pipeline import train_parts, tuned
-from ltdi.progress import Log, Progress
+from ltdi.progress import Progress
 from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank, sample_episodes
-from ltdi.team import ALONE, Team
 from ltdi.weights import Normaliser, WeightSpace
 from ltdi.zoo import Group, Zoo
 
@@ -328,13 +327,10 @@ def train_net_generator(
     data: NetSet,
     recipe: Recipe,
     *,
-    out: Path | None = None,
     valid: FeatureBank | None = None,
     judged: Sequence[tuple[int, int]] = (),
     about: dict[str, Any] | None = None,
-    progress: Progress | None = None,
-    log: Log | None = None,
-    team: Team = ALONE,
+    runtime: Runtime = Runtime(),
 ) -> NetGenerator:
     """Meta-train a generator of whole networks; see `ltdi.pipeline.train_generator`."""
     d = recipe.diffusion
@@ -345,22 +341,14 @@ def train_net_generator(
     normaliser = _fit_normaliser(data)
     standardise(network, data, normaliser)
     parts = train_parts(
-        network,
+        Parts.of(recipe, data.space, network, data.anchor, normaliser, data.host, about),
         NetObjective(data, network, normaliser, recipe),
         recipe,
-        data.host,
-        data.anchor,
-        normaliser,
-        data.space,
-        out=out,
-        about=about,
-        progress=progress,
-        log=log,
-        arrivals=data.arrivals,
-        team=team,
+        runtime,
+        data.arrivals,
     )
     generator = NetGenerator(parts)
-    return generator if valid is None else tuned(generator, valid, recipe, judged, log)
+    return generator if valid is None else tuned(generator, valid, recipe, judged, runtime.log)
 
 
 def _fit_normaliser(data: NetSet) -> Normaliser:

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import recovery
-from ltdi.engine import Engine
-from ltdi.pipeline import meta_train
+from ltdi.engine import Engine, meta_train
 from ltdi.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parents[1]

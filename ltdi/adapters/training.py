@@ -3,27 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
 from ltdi.adapters.condition import facts
+from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.runs import Runs
-from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.collect import Preparation
 from ltdi.diffusion import draw, make_schedule
+from ltdi.engine import Arrivals, Runtime, meta_train
 from ltdi.errors import InputError, unknown
-from ltdi.lora import Adapter, Base
-from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params
+from ltdi.meta import Batch, MetaConfig, Params
 from ltdi.recipe import VARIANTS, Diffusion, Network, Sampling, variant
 from ltdi.seeding import seeded
-from ltdi.team import ALONE, Team
-from ltdi.weights import Normaliser, WeightSpace
+from ltdi.weights import Normaliser
+from ltdi.zoo import Group
 
 
 @dataclass(frozen=True)
@@ -111,33 +109,54 @@ class Solved:
         return Solved(**{name: value[which] for name, value in vars(self).items()})
 
 
+# The runs of a zoo that are to be learnt from.
+Read = Callable[[list[Group]], list[Solved]]
+
+
 class AdapterObjective:
     """The training loss: draws batches of noised coordinates, and scores them.
 
     Args:
         groups: Runs, by number of outputs.
-        spaces: Weight space of each group.
-        network: Encoder, basis and denoiser.
+        host: For the weight space of each group.
+        network: Encoder, basis and denoiser; it remembers the tasks of the runs.
         normaliser: Of coordinates.
         recipe: For the chain.
+        read: Takes runs out of a zoo that is being filled.
     """
 
     def __init__(
         self,
         groups: Sequence[Solved],
-        spaces: Sequence[WeightSpace],
+        host: LanguageHost,
         network: AdapterDenoiser,
         normaliser: Normaliser,
         recipe: AdapterRecipe,
+        read: Read | None = None,
     ) -> None:
-        self.groups, self.network, self.recipe = list(groups), network, recipe
+        self.host, self.network, self.normaliser, self.recipe = host, network, normaliser, recipe
         d = recipe.diffusion
         self.schedule = make_schedule(d.schedule, d.steps)
-        self.z = [
-            normaliser.normalise(network.basis.enter(g.theta, s), network.latent(g.outputs))
-            for g, s in zip(groups, spaces, strict=True)
-        ]
-        self.features = [network.encoder.project(g.features) for g in groups]
+        self.read = read
+        self._take(groups)
+
+    def see(self, groups: list[Group]) -> None:
+        """Draw from these tasks from now on; basis and normaliser stay."""
+        assert self.read is not None
+        self._take(self.read(groups))
+
+    def _take(self, groups: Sequence[Solved]) -> None:
+        network, number = self.network, 0
+        self.groups, self.z, self.features = list(groups), [], []
+        for g in groups:
+            z = network.basis.enter(g.theta, self.host.adapter(g.outputs).space)
+            self.z.append(self.normaliser.normalise(z, network.latent(g.outputs)))
+            self.features.append(network.encoder.project(g.features))
+            for task in g.task.unique().tolist():
+                of = g.task == task
+                known = facts(self.features[-1][of], g.targets[of], g.outputs, g.text[of])
+                network.remember(number, known, labelled=bool(g.labelled[of].all()))
+                number += 1
         self.share = torch.tensor([float(len(g)) for g in groups])
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
@@ -192,7 +211,7 @@ class Trained:
 
 
 def empty_network(
-    groups: Sequence[Solved], adapters: Mapping[int, Adapter], recipe: AdapterRecipe
+    groups: Sequence[Solved], host: LanguageHost, recipe: AdapterRecipe
 ) -> AdapterDenoiser:
     """The network that `train_network` trains, as it is initialised.
 
@@ -201,7 +220,7 @@ def empty_network(
     """
     if not groups:
         raise InputError("there is no run to learn from", where="zoo", fix="collect text tasks")
-    adapter = adapters[groups[0].outputs]
+    adapter = host.adapter(groups[0].outputs)
     with seeded(recipe.meta.seed):
         return AdapterDenoiser(
             adapter.space,
@@ -217,64 +236,40 @@ def empty_network(
 
 def train_network(
     groups: Sequence[Solved],
-    adapters: Mapping[int, Adapter],
+    host: LanguageHost,
     recipe: AdapterRecipe,
-    *,
-    out: Path | None = None,
-    progress: Callable[[int, int, float], None] | None = None,
-    log: Callable[[dict[str, Any]], None] | None = None,
-    team: Team = ALONE,
+    runtime: Runtime = Runtime(),
+    arrivals: Arrivals | None = None,
+    read: Read | None = None,
 ) -> Trained:
     """Meta-train an adapter generator's network.
 
     Args:
         groups: Runs, by number of outputs.
-        adapters: The kind of adapter, by number of outputs.
+        host: The language model.
         recipe: Chain, network, meta-training.
-        out: Directory for a checkpoint; none is written without it.
-        progress: Called as progress(iteration, iterations, loss).
-        log: Called with JSON-able records.
-        team: Processes that share the base learners, on the CPU.
+        runtime: Checkpoint, progress, processes that share the base learners, on the CPU.
+        arrivals: Where the zoo is being filled: what is seen of it at which iteration. Basis and
+            normaliser are those of the runs that there are at first.
+        read: Takes runs out of it.
 
     Raises:
         InputError: If there is no run.
         DivergedError: If the loss leaves the finite numbers.
     """
-    network = empty_network(groups, adapters, recipe)
-    spaces = [adapters[g.outputs].space for g in groups]
-    base: Base = adapters[groups[0].outputs].base
+    network = empty_network(groups, host, recipe)
+    spaces = [host.adapter(g.outputs).space for g in groups]
     network.basis.fit([(g.theta.flatten(0, 1), s) for g, s in zip(groups, spaces, strict=True)])
     network.encoder.fit(torch.cat([g.features.flatten(0, 1) for g in groups]))
-    number = 0
-    for g in groups:
-        features = network.encoder.project(g.features)
-        for task in g.task.unique().tolist():
-            of = g.task == task
-            known = facts(features[of], g.targets[of], g.outputs, g.text[of])
-            network.remember(number, known, labelled=bool(g.labelled[of].all()))
-            number += 1
     largest = max(range(len(groups)), key=lambda i: len(groups[i]))
     normaliser = Normaliser.fit(
         network.basis.enter(groups[largest].theta, spaces[largest]),
         network.latent(groups[largest].outputs),
         centre=False,
     )
-    objective = AdapterObjective(groups, spaces, network, normaliser, recipe)
-    trainer = MetaTrainer(
-        network,
-        objective,
-        objective.draw,
-        recipe.meta,
-        run={
-            **asdict(recipe.diffusion),
-            **asdict(recipe.network),
-            "rank": recipe.rank,
-            "base": base.fingerprint,
-            "runs": [len(g) for g in groups],
-        },
-        team=team,
-    )
-    trainer.fit(out / CHECKPOINT if out else None, progress=progress, log=log)
+    objective = AdapterObjective(groups, host, network, normaliser, recipe, read)
+    about = {"rank": recipe.rank, "base": host.fingerprint, "runs": [len(g) for g in groups]}
+    meta_train(network, objective, recipe, about, runtime, arrivals)
     return Trained(network, normaliser, recipe)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from ltdi.collect import Preparation
 from ltdi.commands.common import class_names
 from ltdi.data import text
 from ltdi.data.text import Columns, TextSet
+from ltdi.engine import Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
 from ltdi.generator import AdapterGenerator, TextSupport
@@ -28,10 +28,9 @@ from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
 from ltdi.meta import MetaConfig
 from ltdi.metrics import measure
-from ltdi.progress import Bars, Log
+from ltdi.progress import Bars
 from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.report.table import Result, Row
-from ltdi.team import ALONE, Team
 from ltdi.zoo import Zoo
 
 DEFAULT = AdapterRecipe()
@@ -93,15 +92,12 @@ def collect_adapters(
 
 def train_adapters(
     zoo: Zoo,
-    out: Path,
+    runtime: Runtime,
     *,
     diffusion: Diffusion,
     network: Network,
     meta: MetaConfig,
     sampling: Sampling,
-    progress: Bars,
-    log: Log,
-    team: Team = ALONE,
 ) -> AdapterGenerator:
     """Meta-train a generator of adapters; settings that were left alone are those of adapters."""
     recipe = replace(
@@ -114,18 +110,8 @@ def train_adapters(
     )
     host = LanguageHost.from_config(zoo.about["base"])
     groups = read_runs(zoo, host)
-    adapters = {g.outputs: host.adapter(g.outputs) for g in groups}
-    trained = train_network(
-        groups,
-        adapters,
-        recipe,
-        out=out,
-        progress=lambda i, n, loss: progress("meta-training", i, n, f"loss {loss:.4f}"),
-        log=log,
-        team=team,
-    )
-    about = {"data": ", ".join(zoo.about["names"]), "recipe": asdict(recipe)}
-    return assemble(trained, host, jsonlib.loads(jsonlib.dumps(about)))
+    trained = train_network(groups, host, recipe, runtime)
+    return assemble(trained, host, {"data": ", ".join(zoo.about["names"])})
 
 
 def generate_adapter(

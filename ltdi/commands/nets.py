@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ltdi.data import ImageSet
-from ltdi.engine import Arrivals
+from ltdi.engine import Arrivals, Runtime
 from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetHost, learn_initial
-from ltdi.progress import Bars, Log
+from ltdi.progress import Bars
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
-from ltdi.team import ALONE, Team
 from ltdi.tracks.episodes import hold_out
 from ltdi.whole import (
     NetCollection,
@@ -58,24 +57,17 @@ def begin_nets(
 def train_nets(
     zoo: Zoo,
     recipe: Recipe,
-    out: Path,
-    *,
+    runtime: Runtime,
     arrivals: Arrivals | None = None,
-    progress: Bars,
-    log: Log,
-    team: Team = ALONE,
 ) -> NetGenerator:
     """Meta-train a generator of whole networks on a zoo of them."""
     held = zoo.shared(VALID)
     return train_net_generator(
         NetSet.of(zoo, arrivals),
         recipe,
-        out=out,
         valid=FeatureBank(held["features"], held["offsets"], tuple(zoo.note(VALID)))
-        if team.main
+        if runtime.team.main
         else None,
         about={"data": zoo.about["data"], "zoo": zoo.about},
-        progress=progress,
-        log=log,
-        team=team,
+        runtime=runtime,
     )

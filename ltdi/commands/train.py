@@ -11,14 +11,13 @@ from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
 from ltdi.commands.common import OUT, run_in, silent
 from ltdi.commands.nets import train_nets
-from ltdi.engine import Arrivals, Engine, recipe_of
+from ltdi.engine import Arrivals, Engine, Runtime, recipe_of
 from ltdi.engine.arrivals import JOURNAL
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, load_shared, train_generator
-from ltdi.progress import Bars, Log
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling
 from ltdi.team import Team, tracked
 from ltdi.zoo import Zoo
@@ -91,8 +90,9 @@ def train(
         path, progress, plain_log = stack.enter_context(place)
         told = trackers or [] if team.main else []
         log = stack.enter_context(tracked(plain_log, told, path, settings))
+        runtime = Runtime(path, progress, log, team)
         if whole is not None:
-            made = _train(whole, None, chosen, path, progress, log, team)
+            made = _train(whole, None, chosen, runtime)
         else:
             assert collect is not None
             collection = begin(own_directory(zoo, "zoo"), collect, progress)
@@ -101,7 +101,7 @@ def train(
                 seen = collection.arrivals(
                     iterations, running, rule=arrivals, journal=path / JOURNAL
                 )
-                made = _train(collection.zoo, seen, chosen, path, progress, log, team)
+                made = _train(collection.zoo, seen, chosen, runtime)
         if team.main:
             made.save(path)
     if team.main:
@@ -113,15 +113,12 @@ def _train(
     zoo: Zoo,
     arrivals: Arrivals | None,
     chosen: tuple[Diffusion, Network, MetaConfig, Sampling],
-    path: Path,
-    progress: Bars,
-    log: Log,
-    team: Team,
+    runtime: Runtime,
 ) -> Generator:
     """A generator of the kind that the zoo holds, with what was chosen or suits the kind."""
     diffusion, network, meta, sampling = chosen
     if kind_of(zoo) == AdapterGenerator.kind:
-        if team.device.type != "cpu":
+        if runtime.team.device.type != "cpu":
             raise InputError(
                 "a generator of adapters is trained on the CPU",
                 where="--device",
@@ -129,32 +126,24 @@ def _train(
             )
         return train_adapters(
             zoo,
-            path,
+            runtime,
             diffusion=diffusion,
             network=network,
             meta=meta,
             sampling=sampling,
-            progress=progress,
-            log=log,
-            team=team,
         )
     recipe = _recipe(zoo, chosen)
     if kind_of(zoo) == NetGenerator.kind:
-        return train_nets(
-            zoo, recipe, path, arrivals=arrivals, progress=progress, log=log, team=team
-        )
+        return train_nets(zoo, recipe, runtime, arrivals)
     shared = load_shared(zoo)
     return train_generator(
         TrainingSet.of(zoo, arrivals),
         shared.anchor,
         shared.backbone,
         recipe,
-        out=path,
-        valid=shared.valid if team.main else None,
+        valid=shared.valid if runtime.team.main else None,
         about={"data": zoo.about["data"], "zoo": zoo.about},
-        progress=progress,
-        log=log,
-        team=team,
+        runtime=runtime,
     )
 
 

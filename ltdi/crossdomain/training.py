@@ -15,7 +15,7 @@ from ltdi.crossdomain.domains import Domain, together
 from ltdi.crossfit import Fold
 from ltdi.denoiser import DomainGuide, Guide
 from ltdi.domain import DomainAnchor, Scene
-from ltdi.engine import Collection, plan_of
+from ltdi.engine import Collection, Runtime, plan_of
 from ltdi.generator import DomainHeadGenerator
 from ltdi.meta import Batch
 from ltdi.pipeline import HeadCollection, HeadObjective, TrainingSet, start_zoo, train_generator
@@ -152,6 +152,6 @@ def train_domain_generator(
         recipe,
         about={"classes": list(anchor.classes)},
         objective=DomainObjective,
-        progress=progress,
+        runtime=Runtime(progress=progress),
     )
     return DomainHeadGenerator(generator.parts)

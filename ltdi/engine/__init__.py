@@ -6,6 +6,7 @@ Scheduling is the standard library's or Ray's.
 
 from ltdi.engine.arrivals import Arrivals, planned
 from ltdi.engine.collection import Collection, Piece, plan_of, recipe_of, settings_of
+from ltdi.engine.training import Objective, Runtime, meta_train
 from ltdi.engine.workers import ENGINES, Engine, Job, Running
 
 __all__ = [
@@ -14,8 +15,11 @@ __all__ = [
     "Collection",
     "Engine",
     "Job",
+    "Objective",
     "Piece",
     "Running",
+    "Runtime",
+    "meta_train",
     "plan_of",
     "planned",
     "recipe_of",

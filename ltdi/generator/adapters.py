@@ -270,20 +270,8 @@ class AdapterGenerator(Generator):
 
 def assemble(found: Trained, host: LanguageHost, about: Mapping[str, Any]) -> AdapterGenerator:
     """A generator of a trained network."""
-    recipe = found.recipe
-    return AdapterGenerator(
-        Parts(
-            host.adapter(2).space,
-            found.network,
-            Anchor(),
-            found.normaliser,
-            recipe.diffusion,
-            recipe.network,
-            recipe.sampling,
-            host,
-            {
-                **about,
-                "condition": {"rank": recipe.rank, "rows": recipe.rows, "text": recipe.text},
-            },
-        )
-    )
+    r = found.recipe
+    condition = {"rank": r.rank, "rows": r.rows, "text": r.text}
+    about = {**about, "condition": condition}
+    space, network = host.adapter(2).space, found.network
+    return AdapterGenerator(Parts.of(r, space, network, Anchor(), found.normaliser, host, about))

@@ -11,7 +11,7 @@ from ltdi.pipeline.collecting import (
     solve,
     start_zoo,
 )
-from ltdi.pipeline.meta_training import Objective, meta_train, train_parts, tuned
+from ltdi.pipeline.meta_training import train_parts, tuned
 from ltdi.pipeline.objective import HeadObjective, TrainingSet, fit_normaliser
 from ltdi.pipeline.shared import Shared, load_shared, save_shared
 from ltdi.pipeline.training import train_generator
@@ -19,7 +19,6 @@ from ltdi.pipeline.training import train_generator
 __all__ = [
     "HeadCollection",
     "HeadObjective",
-    "Objective",
     "Shared",
     "TrainingSet",
     "begin_zoo",
@@ -29,7 +28,6 @@ __all__ = [
     "load_shared",
     "make_anchor",
     "make_folds",
-    "meta_train",
     "prepare_zoo",
     "save_shared",
     "solve",

@@ -1,161 +1,31 @@
-"""Meta-training of any kind of weights, and the sampling that suits validation classes."""
+"""Meta-training of a generator's parts, and the sampling that suits validation classes."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
-import torch
-from torch import Tensor
-
-from ltdi.anchor import Anchor
-from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.choice import choose_sampling
-from ltdi.engine import Arrivals
-from ltdi.files import plain
+from ltdi.engine import Arrivals, Objective, Runtime, meta_train
 from ltdi.generator import ImageGenerator
-from ltdi.meta import Batch, MetaTrainer, Params
-from ltdi.parts import Host, Parts
-from ltdi.progress import Log, Progress
+from ltdi.parts import Parts
+from ltdi.progress import Log
 from ltdi.recipe import Recipe, Varied
 from ltdi.tasks import FeatureBank
-from ltdi.team import ALONE, Team
-from ltdi.weights import Normaliser, WeightSpace
-from ltdi.zoo import Group
-
-
-class Objective(Protocol):
-    """What meta-training needs to know of a kind of weights: how batches are drawn and scored."""
-
-    def see(self, groups: list[Group]) -> None:
-        """Draw from these tasks from now on."""
-
-    def draw(self, rng: torch.Generator, tasks: int) -> Batch:
-        """Noised targets; every tensor [tasks, ...]."""
-
-    def __call__(self, params: Params, batch: Batch) -> Tensor:
-        """Loss of one base learner."""
-
-
-def meta_train(
-    network: torch.nn.Module,
-    objective: Objective,
-    recipe: Varied,
-    host: str,
-    space: WeightSpace,
-    out: Path | None,
-    progress: Progress | None,
-    log: Log | None,
-    arrivals: Arrivals | None = None,
-    team: Team = ALONE,
-) -> None:
-    """Meta-train a network, with a checkpoint in `out` where there is one.
-
-    Args:
-        network: Initialised; afterwards it holds the average of its weights.
-        objective: The training loss.
-        recipe: Chain, network, meta-training.
-        host: Fingerprint of what the weights live in; a resumed run must share it.
-        space: Likewise.
-        out: Directory for the checkpoint.
-        progress: Called as progress(stage, done, total, text).
-        log: Called with JSON-able records.
-        arrivals: Where the zoo is being filled: what is seen of it at which iteration.
-        team: Device and processes.
-    """
-    network.to(team.device)
-    run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
-    run |= arrivals.settings if arrivals else {}
-    trainer = MetaTrainer(
-        network,
-        objective,
-        objective.draw,
-        recipe.meta,
-        run=plain({**run, "space": space.fingerprint, "backbone": host}),
-        before=functools.partial(_see_arrivals, arrivals, objective, progress, log),
-        team=team,
-    )
-
-    def finished(i: int, n: int, loss: float) -> None:
-        if progress:
-            progress("meta-training", i, n, f"loss {loss:.4f}")
-
-    trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=log)
-    network.to("cpu")
-    if arrivals:
-        arrivals.end()
 
 
 def train_parts(
-    network: torch.nn.Module,
+    parts: Parts,
     objective: Objective,
     recipe: Varied,
-    host: Host,
-    anchor: Anchor,
-    normaliser: Normaliser,
-    space: WeightSpace,
-    *,
-    out: Path | None = None,
-    about: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-    log: Log | None = None,
+    runtime: Runtime = Runtime(),
     arrivals: Arrivals | None = None,
-    team: Team = ALONE,
 ) -> Parts:
-    """Meta-train a network, and put it together with what its generator is made of beside it.
-
-    Args:
-        network: Initialised.
-        objective: The training loss.
-        recipe: Chain, network, meta-training; kept in the card.
-        host: What the weights live in.
-        anchor: Where generation starts.
-        normaliser: Of residuals to the anchor.
-        space: Of the weights, at any way.
-        out: Directory for the checkpoint; none is written without it.
-        about: More for the card.
-        progress: Called as progress(stage, done, total, text).
-        log: Called with JSON-able records.
-        arrivals: Where the zoo is being filled.
-        team: Device and processes.
-
-    Raises:
-        DivergedError: If the loss leaves the finite numbers.
-    """
-    meta_train(
-        network, objective, recipe, host.fingerprint, space, out, progress, log, arrivals, team
-    )
-    return Parts(
-        space,
-        network,
-        anchor,
-        normaliser,
-        recipe.diffusion,
-        recipe.network,
-        recipe.sampling,
-        host,
-        plain({"recipe": asdict(recipe), **(about or {})}),
-    )
-
-
-def _see_arrivals(
-    arrivals: Arrivals | None,
-    objective: Objective,
-    progress: Progress | None,
-    log: Log | None,
-    step: int,
-) -> None:
-    """Before an iteration: draw from the tasks that are visible at it."""
-    groups = arrivals.at(step) if arrivals else None
-    if arrivals and groups is not None:
-        objective.see(groups)
-        if progress:
-            progress("shards", arrivals.visible, len(arrivals.plan), "visible to training")
-        if log:
-            log({"event": "arrivals", "step": step, "shards": arrivals.visible})
+    """Meta-train the network of a generator's parts; see `ltdi.engine.meta_train`."""
+    about = {"space": parts.space.fingerprint, "backbone": parts.host.fingerprint}
+    meta_train(parts.network, objective, recipe, about, runtime, arrivals)
+    return parts
 
 
 G = TypeVar("G", bound=ImageGenerator)

@@ -27,6 +27,7 @@ from ltdi.adapters.training import (
     train_network,
 )
 from ltdi.collect import Preparation
+from ltdi.engine import Runtime
 from ltdi.files import digest
 from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.generator.adapters import assemble
@@ -174,21 +175,20 @@ class Bench:
         recipe = named_recipe(name, self.recipe)
         recipe = replace(recipe, meta=replace(recipe.meta, seed=self.seed + seed))
         groups = self.known(known)
-        adapters = {g.outputs: self.host.adapter(g.outputs) for g in groups}
         label = f"{name} on {len(known)} tasks, seed {seed}"
 
-        def moved(i: int, n: int, loss: float) -> None:
+        def moved(stage: str, i: int, n: int, text: str) -> None:
             if self.progress:
-                self.progress(label, i, n, f"loss {loss:.4f}")
+                self.progress(label, i, n, text)
 
         def make() -> dict[str, Tensor]:
-            found = train_network(groups, adapters, recipe, progress=moved)
+            found = train_network(groups, self.host, recipe, Runtime(progress=moved))
             state = {f"network.{n}": t for n, t in found.network.state_dict().items()}
             return {**state, "mean": found.normaliser.mean, "std": found.normaliser.std}
 
         piece = f"network/{self.mark}-{name}-{'.'.join(map(str, known))}-{seed}"
         state = self.kept(piece, make)
-        network = empty_network(groups, adapters, recipe)
+        network = empty_network(groups, self.host, recipe)
         network.load_state_dict(
             {n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")}
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, Method, fitted, validation_episodes
+from ltdi.engine import Runtime
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
@@ -54,7 +55,8 @@ class World(SharedWorld[Solved, HeadGenerator]):
     ) -> HeadGenerator:
         """See `SharedWorld.meta_train`."""
         anchor, data = solved
-        return train_generator(data, anchor, self.backbone, recipe, progress=progress)
+        runtime = Runtime(progress=progress)
+        return train_generator(data, anchor, self.backbone, recipe, runtime=runtime)
 
 
 class Generated(GeneratorMethod[HeadGenerator]):

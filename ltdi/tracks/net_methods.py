@@ -23,6 +23,7 @@ from ltdi.baselines.whole import (
     Tuned,
     walk,
 )
+from ltdi.engine import Runtime
 from ltdi.errors import unknown
 from ltdi.evaluate import accuracy, calibrate
 from ltdi.generator import NetGenerator
@@ -61,7 +62,7 @@ class NetWorld(SharedWorld[NetSet, NetGenerator]):
 
     def meta_train(self, solved: NetSet, recipe: Recipe, progress: Progress | None) -> NetGenerator:
         """See `SharedWorld.meta_train`."""
-        return train_net_generator(solved, recipe, progress=progress)
+        return train_net_generator(solved, recipe, runtime=Runtime(progress=progress))
 
 
 class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):

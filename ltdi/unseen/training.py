@@ -21,12 +21,14 @@ from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, Preparation, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion import draw, make_schedule
+from ltdi.engine import Runtime
 from ltdi.files import plain
 from ltdi.frame import Frame
 from ltdi.generator import NamedHost, UnseenGenerator
 from ltdi.losses import Probe, loss_of
 from ltdi.meta import Batch, MetaConfig, Params
 from ltdi.names import NameEncoder
+from ltdi.parts import Parts
 from ltdi.pipeline import train_parts
 from ltdi.prior import NamePrior
 from ltdi.progress import Progress
@@ -322,15 +324,12 @@ def train_unseen(
     # Logits of the start are `scale` times those of expectation maximisation.
     network.hardness.copy_(prior.settings.hardness / prior.scale)
     known = {"sizes": prior.sizes, "settings": prior.described}
+    host = NamedHost(backbone, encoder, known, pooled=recipe.pool[1] > 0)
     parts = train_parts(
-        network,
+        Parts.of(recipe, zoo.space, network, prior, normaliser, host),
         UnseenObjective(zoo, network, normaliser, recipe),
         recipe,
-        NamedHost(backbone, encoder, known, pooled=recipe.pool[1] > 0),
-        prior,
-        normaliser,
-        zoo.space,
-        progress=progress,
+        Runtime(progress=progress),
     )
     return UnseenGenerator(parts)
 

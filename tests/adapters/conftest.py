@@ -65,8 +65,7 @@ def groups(zoo: Zoo, host: LanguageHost) -> list[Solved]:
 
 @pytest.fixture(scope="session")
 def generator(groups: list[Solved], host: LanguageHost) -> AdapterGenerator:
-    adapters = {o: host.adapter(o) for o in (1, 2)}
-    trained = train_network(groups, adapters, RECIPE)
+    trained = train_network(groups, host, RECIPE)
     return assemble(trained, host, {"data": "tone, amount"})
 
 

@@ -92,7 +92,7 @@ def test_all_projections_of_attention(rank: int, sources: list[Source], tmp_path
         torch.arange(6) // 2,
         torch.ones(6, dtype=torch.bool),
     )
-    gen = assemble(train_network([group], {2: adapter}, RECIPE), host, {"data": "random"})
+    gen = assemble(train_network([group], host, RECIPE), host, {"data": "random"})
     weights = gen.generate(texts)
     place = gen.save_peft(tmp_path / "adapter", weights, texts=texts)
     base.encoder.save_pretrained(tmp_path / "base")  # type: ignore[operator]

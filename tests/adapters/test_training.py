@@ -23,6 +23,7 @@ from ltdi.adapters.training import (
     named_recipe,
     train_network,
 )
+from ltdi.engine import Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_tensors
 from ltdi.lora import adapter_logits, fit_adapter
@@ -107,13 +108,16 @@ def test_renaming_classes_is_the_run_of_the_renamed_task(
 
 
 def test_training_learns_and_is_fixed_by_its_seed(groups: list[Solved], host: LanguageHost) -> None:
-    adapters = {o: host.adapter(o) for o in (1, 2)}
     losses: list[float] = []
+
+    def told(stage: str, done: int, total: int, text: str) -> None:
+        losses.append(float(text.removeprefix("loss ")))
+
     recipe = quick(iterations=40, meta_lr=5e-3)
-    one = train_network(groups, adapters, recipe, progress=lambda i, n, x: losses.append(x))
+    one = train_network(groups, host, recipe, Runtime(progress=told))
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
-    again = train_network(groups, adapters, quick(iterations=2))
-    other = train_network(groups, adapters, quick(iterations=2))
+    again = train_network(groups, host, quick(iterations=2))
+    other = train_network(groups, host, quick(iterations=2))
     for a, b in zip(again.network.parameters(), other.network.parameters(), strict=True):
         assert torch.equal(a, b)
     assert one.network.recall(2).outputs.shape[:2] == (2, 2)
@@ -121,7 +125,7 @@ def test_training_learns_and_is_fixed_by_its_seed(groups: list[Solved], host: La
 
 def test_nothing_to_learn_from(host: LanguageHost) -> None:
     with pytest.raises(InputError, match="no run to learn from"):
-        train_network([], {}, RECIPE)
+        train_network([], host, RECIPE)
 
 
 def test_a_control_changes_one_idea() -> None:
@@ -144,11 +148,13 @@ def test_a_hypernetwork_sees_the_description_alone(
 ) -> None:
     recipe = named_recipe("hypernetwork", RECIPE)
     spaces = [host.adapter(g.outputs).space for g in groups]
-    network = AdapterDenoiser(spaces[0], host.base.width, recipe.network, 1, rank=4, rows=False)
+    network = AdapterDenoiser(
+        spaces[0], host.base.width, recipe.network, 1, rank=4, rows=False, tasks=2
+    )
     network.basis.fit([(g.theta.flatten(0, 1), s) for g, s in zip(groups, spaces, strict=True)])
     latent = network.latent(1)
     normaliser = Normaliser(torch.zeros(len(latent.params)), torch.ones(len(latent.params)))
-    objective = AdapterObjective(groups, spaces, network, normaliser, recipe)
+    objective = AdapterObjective(groups, host, network, normaliser, recipe)
     batch = objective.draw(torch.Generator().manual_seed(0), 6)
     assert batch["text"][:, -1].all()
 
@@ -215,6 +221,7 @@ from pathlib import Path
 import torch
 from ltdi.adapters.collect import read_runs
 from ltdi.adapters.training import train_network
+from ltdi.engine import Runtime
 from ltdi.files import write_tensors
 from ltdi.team import Team
 from ltdi.zoo import Zoo
@@ -226,7 +233,7 @@ assert team.size == 2
 zoo = Zoo.open({zoo!r})
 host = LanguageHost.from_config(zoo.about["base"])
 groups = read_runs(zoo, host, worse=10.0)
-trained = train_network(groups, {{o: host.adapter(o) for o in (1, 2)}}, RECIPE, team=team)
+trained = train_network(groups, host, RECIPE, Runtime(team=team))
 if team.main:
     write_tensors(Path({out!r}), dict(trained.network.state_dict()))
 team.leave()
@@ -252,7 +259,7 @@ def test_two_processes_train_as_one(
         timeout=200,
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    alone = train_network(groups, {o: host.adapter(o) for o in (1, 2)}, RECIPE)
+    alone = train_network(groups, host, RECIPE)
     two = read_tensors(out)
     for name, value in alone.network.state_dict().items():
         torch.testing.assert_close(two[name], value, rtol=1e-4, atol=1e-6)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ltdi.backbone import Backbone, ConvNet, InputTransform
+from ltdi.engine import Runtime
 from ltdi.generator import HeadGenerator
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import (
@@ -62,10 +63,11 @@ def zoo(tmp_path_factory, train, valid, backbone, recipe) -> Zoo:
 def run(zoo: Zoo, train, valid, backbone, recipe) -> Train:
     anchor, data = make_anchor(recipe, train, valid), TrainingSet.of(zoo)
 
-    def go(out: Path | None = None, changed: Recipe = recipe, **options) -> HeadGenerator:
+    def go(out: Path | None = None, changed: Recipe = recipe, progress=None) -> HeadGenerator:
         if out:
             out.mkdir(exist_ok=True)
-        return train_generator(data, anchor, backbone, changed, out=out, valid=valid, **options)
+        runtime = Runtime(out, progress)
+        return train_generator(data, anchor, backbone, changed, valid=valid, runtime=runtime)
 
     return go
 

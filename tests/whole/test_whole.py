@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ltdi.denoiser import RowDenoiser
+from ltdi.engine import Runtime
 from ltdi.errors import MismatchError
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
@@ -104,7 +105,8 @@ def test_training_is_fixed_by_its_seed_and_chooses_on_validation(
 ):
     log = []
     data = NetSet.of(net_zoo)
-    made = train_net_generator(data, net_recipe, valid=net_valid, judged=[(3, 1)], log=log.append)
+    runtime = Runtime(log=log.append)
+    made = train_net_generator(data, net_recipe, valid=net_valid, judged=[(3, 1)], runtime=runtime)
     own, other = (dict(g.parts.network.named_parameters()) for g in (net_gen, made))
     assert all(torch.equal(own[n], other[n]) for n in own)
     chosen = next(r for r in log if r["event"] == "sampling")
