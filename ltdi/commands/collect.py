@@ -148,22 +148,15 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
         seed=0 if named else o.seed,
     )
     about = {"data": o.data, "split": o.split, "held_out": o.held_out}
-    held = parts["train"]
-    if o.backbone is None:
-        _, held = hold_out(held, o.held_out, o.seed)
-    _check_tasks(recipe, held.offsets, sum(len(part.classes) for part in parts.values()))
+    rest = train = parts["train"]
+    if o.backbone is None or o.target == "net":
+        rest, train = hold_out(train, o.held_out, o.seed)
+    _check_tasks(recipe, train.offsets, sum(len(part.classes) for part in parts.values()))
+    parts |= {"rest": rest, "train": train}
     if o.target == "head":
         return _begin_heads(path, parts, o, body, about, progress)
-    return begin_nets(
-        path,
-        parts,
-        recipe,
-        NetHost(o.net, transform),
-        o.initial,
-        held_out=o.held_out,
-        about=about,
-        progress=progress,
-    )
+    host = NetHost(o.net, transform)
+    return begin_nets(path, parts, recipe, host, o.initial, about=about, progress=progress)
 
 
 def _begin_heads(
@@ -174,19 +167,17 @@ def _begin_heads(
     about: dict[str, Any],
     progress: Bars,
 ) -> Collection:
-    """Train a backbone where none was named; then features, anchor and folds."""
-    o, recipe, train = options, options.recipe, parts["train"]
-    if o.backbone is None:
-        rest, train = hold_out(train, o.held_out, o.seed)
+    """Train a backbone on the rest where none was named; then features, anchor and folds."""
+    o, recipe = options, options.recipe
     if net is None:
         net = train_backbone(
-            rest,
+            parts["rest"],
             replace(o.training, seed=o.seed),
             transform=InputTransform(),
             progress=lambda i, n, loss: progress("backbone", i, n, f"loss {loss:.3f}"),
         )
         net.save(path / "backbone")
-    bank = net.bank(train, progress=lambda i, n: progress("features", i, n, ""))
+    bank = net.bank(parts["train"], progress=lambda i, n: progress("features", i, n, ""))
     if o.backbone is not None and net.config["kind"] not in ("conv", "mapped"):
         learned = FeatureMap(bank.width, o.mapping).fit(bank.features)
         net, bank = net.mapped(learned), learned.bank(bank)

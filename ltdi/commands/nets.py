@@ -13,7 +13,6 @@ from ltdi.nets import InitialTraining, NetHost, learn_initial
 from ltdi.progress import Bars
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
-from ltdi.tracks.episodes import hold_out
 from ltdi.whole import (
     NetCollection,
     NetSet,
@@ -34,15 +33,13 @@ def begin_nets(
     host: NetHost,
     training: InitialTraining,
     *,
-    held_out: float,
     about: dict[str, Any],
     progress: Bars,
 ) -> NetCollection:
-    """Learn the shared initialisation, once: everything before the shards."""
-    seen, held = hold_out(parts["train"], held_out, recipe.meta.seed)
+    """Learn the shared initialisation on the rest, once: everything before the shards."""
     zoo = start_net_zoo(path, host, recipe, about=about)
     initial = initial_of(zoo) or learn_initial(
-        seen,
+        parts["rest"],
         host,
         replace(training, seed=recipe.meta.seed),
         lambda i, n, loss: progress("initialisation", i, n, f"loss {loss:.3f}"),
@@ -50,7 +47,7 @@ def begin_nets(
     valid = host.bank(parts["val"])
     tensors = {"features": valid.features, "offsets": valid.offsets}
     zoo.keep(VALID, tensors, list(valid.classes))
-    bank = host.bank(held)
+    bank = host.bank(parts["train"])
     return begin_net_zoo(path, bank, host, initial, recipe, about=about)
 
 
