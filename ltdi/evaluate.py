@@ -123,12 +123,42 @@ class Scores:
         nll: [E] nats.
         ece: Expected calibration error over all queries.
         seconds: Wall time of all episodes together.
+        classes: [E, way] numbers of the episodes' classes.
     """
 
     accuracy: Tensor
     nll: Tensor
     ece: float
     seconds: float
+    classes: Tensor
+
+
+def class_ci95(difference: Tensor, classes: Tensor) -> float:
+    """Half width of the 95 % interval of a mean had other classes been drawn as well.
+
+    Episodes draw again and again from the same few classes, so the interval over episodes says
+    nothing about others. To first order a class adds an effect, of variance v, to every episode it
+    is in (Hoeffding, 1948), so two episodes covary by v times the classes they share: v is fitted
+    to all pairs by least squares. The mean over C classes has variance way^2 v / C beside that of
+    the episodes.
+
+    Args:
+        difference: [E] values of episodes.
+        classes: [E, way] their classes.
+    """
+    episodes, way = classes.shape
+    found, number = classes.unique(return_inverse=True)
+    total, rest = len(found), (difference - difference.double().mean()).double()
+    within = torch.zeros(episodes, total, dtype=torch.double).scatter_(1, number, 1.0)
+    # Sums over pairs of different episodes.
+    pairs, of_each = max(1, episodes * (episodes - 1)), within.sum(0)
+    shared = float(of_each.square().sum() - within.sum()) / pairs
+    spread = float((within.T @ within).square().sum() - within.sum(1).square().sum())
+    spread -= pairs * shared**2
+    product = float((within.T @ rest).square().sum() - (way - shared) * rest.square().sum())
+    v = max(0.0, product / spread) if spread > 1e-9 * pairs else 0.0
+    sampled = float(rest.square().sum()) / pairs
+    return float(1.96 * (way**2 * v / total + sampled) ** 0.5)
 
 
 def on_bank(predict: Predict, bank: FeatureBank) -> Callable[[Episodes], Tensor]:
@@ -160,7 +190,11 @@ def score_tasks(
     seconds = time.perf_counter() - start
     whole = torch.cat(logits)
     return Scores(
-        accuracy(whole), negative_log_likelihood(whole), calibration_error(whole), seconds
+        accuracy(whole),
+        negative_log_likelihood(whole),
+        calibration_error(whole),
+        seconds,
+        episodes.classes,
     )
 
 

@@ -13,6 +13,7 @@ from ltdi.evaluate import (
     accuracy,
     across,
     calibration_error,
+    class_ci95,
     latency_ms,
     negative_log_likelihood,
     on_bank,
@@ -65,6 +66,35 @@ def test_a_paired_interval_is_that_of_the_differences():
 def test_a_pairing_of_other_episodes_is_refused():
     with pytest.raises(InputError, match="got 3 and 4"):
         paired(torch.zeros(3), torch.zeros(4))
+
+
+def test_an_interval_over_classes_covers_what_other_classes_would_have_given():
+    rng = torch.Generator().manual_seed(5)
+    covered, naive = [], []
+    for _ in range(400):
+        # Each class has an effect of its own; no number of episodes averages it out.
+        classes = torch.rand(600, 20, generator=rng).argsort(1)[:, :5]
+        effect = 0.01 * torch.randn(20, generator=rng)
+        values = 0.01 + effect[classes].sum(1) + 0.05 * torch.randn(600, generator=rng)
+        off = abs(float(values.mean()) - 0.01)
+        covered.append(off <= class_ci95(values, classes))
+        naive.append(off <= summarise(values).ci95)
+    assert np.mean(covered) == pytest.approx(0.93, abs=0.04)  # v is an estimate from 20 classes
+    assert np.mean(naive) < 0.6
+
+
+def test_classes_without_an_effect_leave_the_interval_of_the_episodes():
+    rng = torch.Generator().manual_seed(6)
+    ratios = []
+    for _ in range(50):
+        values = torch.randn(1000, generator=rng)
+        classes = torch.rand(1000, 50, generator=rng).argsort(1)[:, :5]
+        ratios.append(class_ci95(values, classes) / summarise(values).ci95)
+    assert np.median(ratios) < 1.3
+    # Where all episodes have the same classes, nothing tells what others would do.
+    same = torch.arange(5).expand(1000, 5)
+    assert class_ci95(values, same) == pytest.approx(summarise(values).ci95, rel=1e-3)
+    assert class_ci95(torch.ones(1), same[:1]) == 0.0
 
 
 def test_accuracy_counts_the_label_on_the_first_way_axis():

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
-from ltdi.evaluate import Scores, latency_ms, paired, score_tasks, summarise
+from ltdi.evaluate import Scores, class_ci95, latency_ms, paired, score_tasks, summarise
 from ltdi.generator import Generator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.report.table import Row
@@ -102,12 +102,20 @@ def scored(
 
 
 def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
-    """lt-di minus every other method on the same episodes: "mean" and "ci95" by name."""
+    """lt-di minus every other method on the same episodes, by name.
+
+    "mean" and "ci95" over episodes, and "classes_ci95" had other classes been drawn.
+    """
     if "lt-di" not in scores:
         return {}
-    ours = scores["lt-di"].accuracy
-    pairs = {n: paired(ours, s.accuracy) for n, s in scores.items() if n != "lt-di"}
-    return {n: {"mean": round(d.mean, 5), "ci95": round(d.ci95, 5)} for n, d in pairs.items()}
+    out, own = {}, scores["lt-di"]
+    for name, other in scores.items():
+        if name != "lt-di":
+            lead = paired(own.accuracy, other.accuracy)
+            classes = class_ci95(own.accuracy - other.accuracy, own.classes)
+            facts = {"mean": lead.mean, "ci95": lead.ci95, "classes_ci95": classes}
+            out[name] = {key: round(value, 5) for key, value in facts.items()}
+    return out
 
 
 def facts_of(scores: Mapping[str, Scores]) -> dict[str, Any]:

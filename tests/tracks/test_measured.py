@@ -11,7 +11,9 @@ from ltdi.tracks.measured import leads, metrics_of, scored
 
 def scores(*accuracy: float) -> Scores:
     values = torch.tensor(accuracy, dtype=torch.double)
-    return Scores(values, torch.zeros(len(values)), 0.0, 1.0)
+    return Scores(
+        values, torch.zeros(len(values)), 0.0, 1.0, torch.arange(5).expand(len(values), 5)
+    )
 
 
 def test_a_row_has_the_mean_and_its_interval():
@@ -24,7 +26,7 @@ def test_a_row_has_the_mean_and_its_interval():
 def test_leads_are_paired_not_differences_of_intervals():
     # The episodes vary by 0.4, the difference not at all.
     found = leads({"lt-di": scores(0.3, 0.7), "b": scores(0.2, 0.6), "c": scores(0.7, 0.3)})
-    assert found["b"] == {"mean": 0.1, "ci95": 0.0}
+    assert found["b"] == {"mean": 0.1, "ci95": 0.0, "classes_ci95": 0.0}
     assert found["c"]["mean"] == 0 and found["c"]["ci95"] > 0.5
     assert leads({"b": scores(1.0)}) == {}
 
