@@ -27,5 +27,7 @@ def optional(name: str, *, purpose: str, install: str, where: str = "") -> Any:
         raise InputError(
             f"{purpose} needs {name}, and importing it failed: {error}",
             where=where,
-            fix=f"pip install '{install}'",
+            fix=f"pip install '{install}'"
+            if not install.startswith("ltdi[")
+            else f"in the directory of ltdi: pip install -e '.{install.removeprefix('ltdi')}'",
         ) from None

@@ -16,6 +16,7 @@ from torch import Tensor
 from ltdi.adapters.source import Source, word_features
 from ltdi.collect import Preparation
 from ltdi.data.text import SubTask, subtasks
+from ltdi.errors import InputError
 from ltdi.lora import Adapter, Fitted, fit_adapter
 
 # Slices of a task that branches are fitted to.
@@ -139,4 +140,10 @@ def _sub_tasks(
     words = word_features(adapter.base, source.inputs[source.fit]) if kind == "topic" else None
     rng = torch.Generator().manual_seed(3_000_017 * (seed + 1))
     size = max(texts.outputs, min(size, runs.rows))
-    return iter(subtasks(texts, rng, n, size, kind=kind, slices=SLICES, embeddings=words))
+    try:
+        return iter(subtasks(texts, rng, n, size, kind=kind, slices=SLICES, embeddings=words))
+    except InputError:
+        if kind == "rows":
+            raise
+        # A small task may have no slice with every class.
+        return iter(subtasks(texts, rng, n, size))

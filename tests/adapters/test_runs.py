@@ -56,6 +56,15 @@ def test_a_plan_grows_without_changing(host: LanguageHost, sources: list[Source]
     assert all(torch.isin(r.rows, s.fit).all() for r in many)
 
 
+def test_a_task_whose_lengths_tell_its_classes_has_runs_too(host: LanguageHost) -> None:
+    """No slice by length has every class: such branches draw from all rows."""
+    texts = tuple((("one", "and two", "and then three")[i % 3], None) for i in range(48))
+    only = TextSet("told", texts, torch.arange(48) % 3, ("a", "b", "c"), ("accuracy",))
+    s = prepare_source(host.base, "told", {"all": only})
+    runs = plan(host.adapter(3), s, Runs(trunks=1, branches=6))
+    assert len(runs) == 7 and all(len(s.train.targets[r.rows].unique()) == 3 for r in runs)
+
+
 def test_a_branch_shares_the_beginning_of_its_trunk(
     host: LanguageHost, sources: list[Source]
 ) -> None:
