@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ltdi.backbone import Backbone, InputTransform, train_backbone
-    from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
-    from ltdi.generator import Generator
+    from ltdi.errors import DamagedFileError, DivergedError, InputError, LtdiError, MismatchError
+    from ltdi.generator import Generator, TextSupport
     from ltdi.recipe import Recipe, named_recipe
     from ltdi.tasks import Episodes, FeatureBank, Support, Unseen, sample_episodes
     from ltdi.weights import Normaliser, WeightSpace
@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Backbone",
     "DamagedFileError",
+    "DivergedError",
     "Episodes",
     "FeatureBank",
     "Generator",
@@ -26,6 +27,7 @@ __all__ = [
     "Normaliser",
     "Recipe",
     "Support",
+    "TextSupport",
     "Unseen",
     "WeightSpace",
     "Zoo",
@@ -35,8 +37,8 @@ __all__ = [
 ]
 _ROOMS = {
     "backbone": ("Backbone", "InputTransform", "train_backbone"),
-    "errors": ("DamagedFileError", "InputError", "LtdiError", "MismatchError"),
-    "generator": ("Generator",),
+    "errors": ("DamagedFileError", "DivergedError", "InputError", "LtdiError", "MismatchError"),
+    "generator": ("Generator", "TextSupport"),
     "recipe": ("Recipe", "named_recipe"),
     "tasks": ("Episodes", "FeatureBank", "Support", "Unseen", "sample_episodes"),
     "weights": ("Normaliser", "WeightSpace"),

@@ -180,7 +180,13 @@ class DomainAnchor(Anchor):
 
 
 class DomainView(Anchor):
-    """A `DomainAnchor` in a domain, and for tasks with names, if they have any."""
+    """A `DomainAnchor` in a domain, and for tasks with names, if they have any.
+
+    Args:
+        anchor: Of all domains.
+        pool: [P, D] unlabelled features of this one.
+        names: [B, way] numbers of the tasks' classes; None where they are not told.
+    """
 
     name = DomainAnchor.name
 

@@ -45,7 +45,14 @@ def _lines(what: str, where: str, fix: str) -> Iterable[str]:
 
 
 def unknown(kind: str, given: str, known: Iterable[str], *, where: str = "") -> InputError:
-    """An `InputError` for a name that is not among `known`, naming the nearest one."""
+    """An `InputError` for a name that is not among `known`, naming the nearest one.
+
+    Args:
+        kind: What the name is of, such as "preset".
+        given: The name.
+        known: Those that there are.
+        where: The option, field or file that it was given in.
+    """
     options = sorted(known)
     near = difflib.get_close_matches(given, options, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""

@@ -121,6 +121,12 @@ class Recipe:
     """Everything between a feature bank and a generator.
 
     Attributes:
+        tasks: Which tasks are solved.
+        prepare: How they are solved.
+        diffusion: The chain.
+        network: The denoiser.
+        meta: Meta-training.
+        sampling: What a generator samples with, where validation classes do not choose.
         anchor: "gaussian", "prototype" or "none".
         refine: Candidate numbers of iterations of the Gaussian anchor's refinement; validation
             classes choose among them and none.

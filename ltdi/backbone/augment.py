@@ -115,6 +115,9 @@ def mix(x: Tensor, target: Tensor, kind: str, rng: torch.Generator) -> tuple[Ten
         kind: "none"; "mixup", a weighted mean of pixels (Zhang et al., arXiv 1710.09412); or
             "cutmix", a square taken from the partner (Yun et al., arXiv 1905.04899).
         rng: Partners, shares and squares.
+
+    Raises:
+        InputError: For another kind.
     """
     if kind not in MIXES:
         raise unknown("mix", kind, MIXES, where="training.mix")

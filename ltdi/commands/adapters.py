@@ -188,6 +188,9 @@ def evaluate_adapter(
     """Generate from rows of a task's training part, and score on its dev part.
 
     Beside it: the base model with a head fitted to the same rows.
+
+    Raises:
+        InputError: If the part to measure on has no labels.
     """
     host = gen.language
     source = prepare_source(

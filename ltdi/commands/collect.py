@@ -123,6 +123,10 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
         path: Directory of the zoo.
         options: What is collected.
         progress: Bars.
+
+    Raises:
+        InputError: For adapters, or data that do not suffice.
+        MismatchError: If the zoo there was made with other settings.
     """
     o, recipe = options, options.recipe
     if o.target == "adapter":
@@ -204,6 +208,10 @@ def collect(
         engine: Who solves: "processes" of this machine, or "ray".
         workers: Number of workers, of one thread each; 0 solves in this process.
         resolved: The command's options, saved beside the run.
+
+    Raises:
+        InputError: If an option cannot be, or the data do not suffice.
+        MismatchError: If the zoo there was made with other settings.
     """
     made_by = Engine(engine, workers)
     if options.target == "adapter":

@@ -78,6 +78,10 @@ def evaluate(
         support: For adapters: rows of the part train that are generated from.
         columns: Which columns of a text file hold what.
         description: What a text task is, in a sentence.
+
+    Raises:
+        InputError: If an option is missing or does not fit the generator, or data cannot be read.
+        MismatchError: If the generator or its backbone is another than the one asked for.
     """
     check_counts(shot=shot, query=query, episodes=episodes)
     file = claim_file(json, "result") if json else None

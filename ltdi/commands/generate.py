@@ -75,6 +75,10 @@ def generate(
         target: "head", "net" or "adapter": what the generator must generate; a check for scripts.
         columns: Which columns of a text file hold what.
         description: What a text task is, in a sentence.
+
+    Raises:
+        InputError: If an option does not fit the generator, or the task cannot be read.
+        MismatchError: If the generator is of another kind than the one asked for.
     """
     given = {
         "steps": steps,
@@ -169,6 +173,10 @@ def export(
         weights: File written by `ltdi generate`.
         out: Directory of the classifier or of PEFT's adapter; a file for an adapter's safetensors.
         format: "safetensors", "npz" for numpy, or "peft" for adapters.
+
+    Raises:
+        InputError: If the format is unknown, or the output is not ours.
+        MismatchError: If the weights are not of this generator.
     """
     any_kind = Generator.from_pretrained(generator)
     adapter = isinstance(any_kind, AdapterGenerator)

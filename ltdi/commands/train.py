@@ -66,6 +66,12 @@ def train(
         precision: Of the denoiser's products: "auto" (bfloat16 on a GPU), "float32" or "bfloat16".
         trackers: Any of tensorboard, trackio and wandb, through Accelerate.
         resolved: The command's options, saved beside the run.
+
+    Raises:
+        InputError: If options exclude each other, or the zoo cannot be trained on.
+        DamagedFileError: If a file of the zoo is truncated or altered.
+        MismatchError: If the zoo or a checkpoint there is another than the one asked for.
+        DivergedError: If the loss leaves the finite numbers.
     """
     if collect is not None and (is_url(zoo) or backbone is not None or target is not None):
         raise InputError(

@@ -27,6 +27,11 @@ def zoo(
         zoos: Directories, or URLs that fsspec reads.
         out: Directory of the merged zoo.
         json: File for what "info" shows.
+
+    Raises:
+        InputError: If the action is unknown, or an option does not belong to it.
+        DamagedFileError: If "verify" finds a file that is missing, truncated or altered.
+        MismatchError: If zoos to merge do not fit together.
     """
     if action not in ACTIONS:
         raise unknown("action", action, ACTIONS, where="ltdi zoo")

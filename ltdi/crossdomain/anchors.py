@@ -107,7 +107,14 @@ class Trial:
     def of(
         cls, domain: Domain, shapes: Sequence[tuple[int, int]], episodes: int, seed: int
     ) -> Trial:
-        """Draw them."""
+        """Draw them.
+
+        Args:
+            domain: Their domain.
+            shapes: Ways and shots.
+            episodes: For each shape.
+            seed: Of the draw.
+        """
         return cls(domain, [domain.episodes(w, s, 15, episodes, seed) for w, s in shapes])
 
     def logits(self, anchor: DomainAnchor, named: bool) -> list[Tensor]:
@@ -127,7 +134,15 @@ class Trial:
 def anchor_logits(
     anchor: DomainAnchor, pool: Tensor, support: Tensor, query: Tensor, names: Tensor | None
 ) -> Tensor:
-    """Logits [E, way, Q, way] of the anchor's heads."""
+    """Logits [E, way, Q, way] of the anchor's heads.
+
+    Args:
+        anchor: Of other domains.
+        pool: [P, D] unlabelled features of the tasks' domain.
+        support: [E, way, shot, D].
+        query: [E, way, Q, D].
+        names: [E, way] numbers of the classes; None where they are not told.
+    """
     return view_logits(anchor.at(pool, names), support, query)
 
 

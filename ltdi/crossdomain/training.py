@@ -107,7 +107,16 @@ def prepare_domains(
     *,
     progress: Progress | None = None,
 ) -> DomainSet:
-    """Solve tasks of every fold into a zoo at `path`."""
+    """Solve tasks of every fold into a zoo; see `ltdi.pipeline.start_zoo` for the errors.
+
+    Args:
+        path: Directory of the zoo.
+        domains: The source domains.
+        folds: One for each of them; see `domain_folds`.
+        recipe: Which tasks, and how they are solved.
+        backbone: That the features came from.
+        progress: Called as progress(stage, done, total, text).
+    """
     zoo = start_zoo(path, together(domains), recipe, backbone)
     zoo.keep_frames([fold.frame for fold in folds], [fold.classes.tolist() for fold in folds])
     DomainCollection(zoo, recipe, folds).fill(progress=progress)
@@ -144,7 +153,15 @@ def train_domain_generator(
     *,
     progress: Progress | None = None,
 ) -> DomainHeadGenerator:
-    """Meta-train on the folds of `data`; the generator gets `anchor`, which knows all domains."""
+    """Meta-train on the folds of `data`; see `ltdi.pipeline.train_generator` for the errors.
+
+    Args:
+        data: Solved tasks.
+        anchor: The generator's own, which knows all domains.
+        backbone: That the features came from.
+        recipe: Chain, network, meta-training.
+        progress: Called as progress(stage, done, total, text).
+    """
     generator = train_generator(
         data,
         anchor,

@@ -203,7 +203,11 @@ def decode(data: bytes, *, size: int, channels: int, where: str) -> Tensor:
 
 
 def check_geometry(size: int, channels: int) -> None:
-    """Raise `InputError` unless `size` is positive and `channels` is 1 or 3."""
+    """Refuse sizes of images that cannot be.
+
+    Raises:
+        InputError: Unless `size` is positive and `channels` is 1 or 3.
+    """
     if size < 1:
         raise InputError(f"image size {size} is not positive", where="size")
     if channels not in (1, 3):

@@ -94,7 +94,11 @@ class Tar(FileTree):
             return file.read()
 
     def open_zip(self, name: str) -> FileTree:
-        """Refuse: no data set is packed like this."""
+        """No data set is packed like this.
+
+        Raises:
+            InputError: Always.
+        """
         raise InputError("a zip inside a tar is not read", where=self.label(name), fix="unpack it")
 
     def close(self) -> None:

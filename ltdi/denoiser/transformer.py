@@ -21,7 +21,12 @@ def time_features(t: Tensor, steps: int, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP; scale, shift and gate come from the task (adaLN-zero)."""
+    """Pre-norm attention and MLP; scale, shift and gate come from the task (adaLN-zero).
+
+    Args:
+        width: Of a token.
+        heads: Of attention; they divide the width.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

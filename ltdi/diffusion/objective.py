@@ -44,7 +44,14 @@ class Draw:
 
 @dataclass(frozen=True)
 class Plan:
-    """What an objective draws for each task: target i in 1..k, step t and chain end, all [B]."""
+    """What an objective draws for each of B tasks.
+
+    Attributes:
+        target: [B] i in 1..k of the target theta_id.
+        t: [B] step.
+        end: [B] where the chain ends whose noise is added.
+        weighted: Whether a residual counts by the noise of that chain.
+    """
 
     target: Tensor
     t: Tensor

@@ -20,7 +20,15 @@ from ltdi.zoo import Zoo
 
 @dataclass(frozen=True)
 class Piece:
-    """One shard of a plan: so many tasks of a fold (0 where there are none), way and shot."""
+    """One shard of a plan.
+
+    Attributes:
+        name: Of the shard.
+        fold: Number of the fold that its tasks are of; 0 where there are none.
+        way: Classes per task.
+        shot: Support samples per class.
+        tasks: How many.
+    """
 
     name: str
     fold: int
@@ -131,7 +139,14 @@ class Collection(ABC):
         rule: str = "planned",
         journal: Path | None = None,
     ) -> Arrivals:
-        """What a training of so many iterations sees of the shards that are being made."""
+        """What a training sees of the shards that are being made; see `Arrivals`.
+
+        Args:
+            iterations: Of the training.
+            running: Who makes the shards.
+            rule: "planned" or "landed".
+            journal: File for the rule "landed".
+        """
         names = [piece.name for piece in self.plan]
         return Arrivals(self.zoo, names, iterations, rule=rule, journal=journal, running=running)
 

@@ -27,8 +27,14 @@ FRAMED = 1 << 28
 class TrainingSet:
     """What meta-training reads: solved tasks by way, shot and frame, and their features.
 
-    The tasks stay on disk; a batch reads its own rows. Where there are `arrivals`, `groups` are
-    those that are visible at first.
+    The tasks stay on disk; a batch reads its own rows.
+
+    Attributes:
+        bank: Features that tasks refer to by number.
+        groups: The tasks; where there are arrivals, those that are visible at first.
+        space: Weight space, at the zoo's own way.
+        frames: By the number that groups have in their setting.
+        arrivals: Where the zoo is being filled.
     """
 
     bank: FeatureBank

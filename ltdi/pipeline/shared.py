@@ -17,7 +17,13 @@ from ltdi.zoo import Zoo
 
 @dataclass(frozen=True)
 class Shared:
-    """What a zoo's directory keeps besides the zoo: all that training needs."""
+    """What a zoo's directory keeps besides the zoo: all that training needs.
+
+    Attributes:
+        anchor: Of all training classes.
+        backbone: That the features came from.
+        valid: Features of validation classes.
+    """
 
     anchor: Anchor
     backbone: Backbone
