@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
+from torch import Tensor
+
+from ltdi.backbone import InputTransform
 from ltdi.commands.adapters import export_adapter, generate_adapter
 from ltdi.commands.common import ERR, OUT, check_domain, check_target, class_names
 from ltdi.data import folder
@@ -99,22 +103,53 @@ def generate(
     gen = Generator.from_pretrained(generator)
     check_target(gen, target)
     if support is None:
-        file = claim_file(out, "weights")
-        if not isinstance(gen, UnseenGenerator):
-            raise InputError(
-                f"this generator goes by labelled samples ({gen.kind}), not by class names",
-                where="--classes",
-                fix="give --support",
-            )
-        task = _named_task(gen, str(classes), unlabelled)
-        head = gen.generate(task, seed=seed, **options)
-        gen.save_weights(file, head, classes=task.classes, seed=seed)
-        OUT.print(f"{task.way}-way head from names  ->  {file}", soft_wrap=True)
-        return
-    if isinstance(gen, AdapterGenerator):
+        made = _from_names(gen, str(classes), unlabelled, out, seed, options)
+    elif isinstance(gen, AdapterGenerator):
         made = generate_adapter(gen, support, out, columns, description, seed=seed, options=options)
-        OUT.print(made, soft_wrap=True)
-        return
+    elif isinstance(gen, ImageGenerator) and (description or columns != Columns()):
+        raise InputError(
+            "--description and --columns are for generators of adapters, this one reads images",
+            where="--description and --columns",
+            fix="leave them out",
+        )
+    else:
+        made = _from_images(gen, support, unlabelled, names, out, seed, options)
+    OUT.print(made, soft_wrap=True)
+
+
+def _from_names(
+    gen: Generator,
+    classes: str,
+    unlabelled: str | None,
+    out: str,
+    seed: int,
+    options: dict[str, Any],
+) -> str:
+    """Generate a head for named classes; what was made, for people."""
+    file = claim_file(out, "weights")
+    if not isinstance(gen, UnseenGenerator):
+        raise InputError(
+            f"this generator goes by labelled samples ({gen.kind}), not by class names",
+            where="--classes",
+            fix="give --support",
+        )
+    pool = _pool(unlabelled, gen.backbone.transform)
+    task = Unseen(tuple(name.strip() for name in classes.split(",")), pool)
+    head = gen.generate(task, seed=seed, **options)
+    gen.save_weights(file, head, classes=task.classes, seed=seed)
+    return f"{task.way}-way head from names  ->  {file}"
+
+
+def _from_images(
+    gen: Generator,
+    support: str,
+    unlabelled: str | None,
+    names: bool | None,
+    out: str,
+    seed: int,
+    options: dict[str, Any],
+) -> str:
+    """Generate from a folder of labelled images; what was made, for people."""
     if not isinstance(gen, ImageGenerator):
         named_only = isinstance(gen, UnseenGenerator)
         raise InputError(
@@ -122,42 +157,28 @@ def generate(
             where="--support",
             fix="give --classes" if named_only else "give what its card (README.md) says",
         )
-    if description or columns != Columns():
-        raise InputError(
-            "--description and --columns are for generators of adapters, this one reads images",
-            where="--description and --columns",
-            fix="leave them out",
-        )
     file = claim_file(out, "weights")
     t = gen.transform
     images = folder.load(support, size=t.size, channels=t.channels)
-    labels = images.labels
     check_domain(gen, unlabelled=unlabelled, names=names)
-    pool = None
-    if unlabelled is not None:
-        pool = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
     named = isinstance(gen, DomainHeadGenerator) and names is not False
-    given_support = Support(images.images, labels, pool, images.classes if named else None)
-    if len(images.classes) > MOST_CLASSES:
+    way, pool = len(images.classes), _pool(unlabelled, t)
+    task = Support(images.images, images.labels, pool, images.classes if named else None)
+    if way > MOST_CLASSES:
         ERR.print(
-            f"note: {len(images.classes)} classes; generators are made for at most {MOST_CLASSES}: "
+            f"note: {way} classes; generators are made for at most {MOST_CLASSES}: "
             "compare with class means (`ltdi evaluate`)"
         )
-    head = gen.generate(given_support, seed=seed, **options)
+    head = gen.generate(task, seed=seed, **options)
     gen.save_weights(file, head, classes=images.classes, seed=seed)
-    OUT.print(
-        f"{len(images.classes)}-way {gen.kind} from {len(labels)} images  ->  {file}",
-        soft_wrap=True,
-    )
+    return f"{way}-way {gen.kind} from {len(images)} images  ->  {file}"
 
 
-def _named_task(gen: UnseenGenerator, classes: str, unlabelled: str | None) -> Unseen:
-    """The task that `--classes` and `--unlabelled` describe."""
-    names = tuple(name.strip() for name in classes.split(","))
+def _pool(unlabelled: str | None, t: InputTransform) -> Tensor | None:
+    """The images of `--unlabelled`."""
     if unlabelled is None:
-        return Unseen(names)
-    t = gen.backbone.transform
-    return Unseen(names, folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels))
+        return None
+    return folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
 
 
 def export(
