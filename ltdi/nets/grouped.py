@@ -52,8 +52,14 @@ class Grouped:
         x = images.permute(1, 3, 4, 0, 2)
         return x.contiguous().flatten(3).permute(0, 3, 1, 2)
 
-    def forward(self, parts: list[Tensor], x: Tensor) -> tuple[Tensor, list[Tensor], list[_Normed]]:
-        """Logits [E, P, way], all layers' inputs, and what each normalisation keeps."""
+    def logits(self, parts: list[Tensor], x: Tensor) -> Tensor:
+        """Logits [E, P, way] of images as `enter` has them."""
+        return self._forward(parts, x)[0]
+
+    def _forward(
+        self, parts: list[Tensor], x: Tensor
+    ) -> tuple[Tensor, list[Tensor], list[_Normed]]:
+        """Logits, all layers' inputs, and what each normalisation keeps."""
         c, inputs, kept = self.config, [x], []
         count = len(parts[0])
         for i, stride in enumerate(c.strides):
@@ -78,7 +84,7 @@ class Grouped:
             share: [E, P, 1] weights of the samples, in place of those of a mean.
         """
         c, count = self.config, len(parts[0])
-        logits, inputs, kept = self.forward(parts, x)
+        logits, inputs, kept = self._forward(parts, x)
         wrong = (logits.softmax(2) - target).mul_(1 / len(x) if share is None else share)
         z = inputs.pop()
         found = [wrong.sum(1), torch.bmm(wrong.mT, z)]

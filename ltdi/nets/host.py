@@ -18,6 +18,7 @@ from ltdi.data import ImageSet
 from ltdi.files import tuples
 from ltdi.nets.grouped import Grouped
 from ltdi.nets.net import NetConfig, net_space
+from ltdi.nets.unfolded import grouped
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
 
@@ -105,12 +106,12 @@ class NetHost:
         return x.flatten(1)
 
     def many(self, theta: Tensor, images: Tensor, space: WeightSpace) -> Tensor:
-        """`logits` through one convolution of B groups a layer, in place of `vmap`: [B, P, way].
+        """`logits` through one operation of B nets a layer, in place of `vmap`: [B, P, way].
 
         For inference: what it writes over cannot be differentiated.
         """
-        nets = Grouped(self.config)
-        return nets.forward(nets.parts(space.unflatten(theta)), nets.enter(images))[0]
+        nets = grouped(self.config, theta)
+        return nets.logits(nets.parts(space.unflatten(theta)), nets.enter(images))
 
     def gradient(
         self,
@@ -147,7 +148,7 @@ class NetHost:
     def _closed_gradient(
         self, theta: Tensor, grid: Tensor, mask: Tensor, space: WeightSpace
     ) -> Tensor:
-        nets, (way, shot) = Grouped(self.config), grid.shape[1:3]
+        nets, (way, shot) = grouped(self.config, theta), grid.shape[1:3]
         target = torch.eye(way, dtype=theta.dtype, device=theta.device).repeat_interleave(shot, 0)
         share = way * mask.flatten(1) / mask.sum((1, 2)).unsqueeze(1)
         each, found = self.together(way * shot), []
@@ -174,7 +175,7 @@ class NetPredictor:
             them; otherwise inputs are images.
     """
 
-    # Convolutions go to oneDNN anyway, and the head's products are small.
+    # Products are large between windows only, where they see to it themselves.
     products = False
 
     def __init__(self, host: NetHost, space: WeightSpace, pool: Tensor | None = None) -> None:
@@ -204,18 +205,19 @@ class NetPredictor:
     def slope(self, inputs: Tensor, labels: Tensor, smoothing: float) -> Slope:
         """See `Closed.slope`."""
         way = int(self.space.unflatten(torch.empty(self.space.size))["head.bias"].numel())
-        dtype = (inputs if self.pool is None else self.pool).dtype
-        targets = F.one_hot(labels, way).to(dtype) * (1 - smoothing) + smoothing / way
+        images = inputs if self.pool is None else self.pool
+        nets = grouped(self.host.config, images)
+        targets = F.one_hot(labels, way).to(images.dtype) * (1 - smoothing) + smoothing / way
         rows = torch.arange(len(labels))[:, None]
         whole: list[Tensor] = []
 
         def gradient(parts: list[Tensor], pick: Tensor | None) -> list[Tensor]:
             if pick is not None:
-                x = self.nets.enter(self._images(inputs[rows, pick]))
-                return self.nets.gradient(parts, x, targets[rows, pick])
+                x = nets.enter(self._images(inputs[rows, pick]))
+                return nets.gradient(parts, x, targets[rows, pick])
             if not whole:
-                whole.append(self.nets.enter(self._images(inputs)))
-            return self.nets.gradient(parts, whole[0], targets)
+                whole.append(nets.enter(self._images(inputs)))
+            return nets.gradient(parts, whole[0], targets)
 
         return gradient
 
