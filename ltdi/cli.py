@@ -249,11 +249,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         named = arguments[1] not in ("--help", "--h")
         arguments[1:1] = ["fewshot"] if named else []
     parser = make_parser()
-    config = parser.parse_args(arguments)
+    try:
+        config = parser.parse_args(arguments)
+    except UnicodeDecodeError:
+        parser.error("the file given to --config is not UTF-8 text")
     name = config.subcommand
     try:
         _check_values(config)
-        values = vars(parser.instantiate(config)[name])
+        values = vars(_instantiated(parser, config)[name])
         if name == "bench":
             values = _of_track(values["subcommand"], vars(values[values["subcommand"]]))
         values.pop("config", None)
@@ -292,6 +295,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 2
     return 0
+
+
+def _instantiated(parser: Parser, config: jsonargparse.Namespace) -> jsonargparse.Namespace:
+    """The settings as dataclasses.
+
+    Raises:
+        InputError: Where a group of settings is given as something else, as a file may.
+    """
+    try:
+        made: jsonargparse.Namespace = parser.instantiate(config)
+        return made
+    except TypeError as error:
+        if "must be a mapping" not in str(error):
+            raise
+        raise InputError(
+            f"a group of settings is no mapping: {str(error).rpartition('argument ')[2]}",
+            where="--config",
+            fix="write its settings indented below its name, each as `name: value`",
+        ) from None
 
 
 def _check_values(config: jsonargparse.Namespace) -> None:

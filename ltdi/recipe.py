@@ -39,6 +39,10 @@ class Tasks:
     alike: float = -1.0
 
 
+# More would be an error, or a file that means harm: a schedule has a number for each.
+MOST_STEPS = 100_000
+
+
 @dataclass(frozen=True)
 class Diffusion:
     """The chain.
@@ -65,6 +69,11 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         check_loss(self.loss, self.prediction)
+        if self.steps > MOST_STEPS:
+            raise InputError(
+                f"a chain of {self.steps:,} steps is longer than {MOST_STEPS:,}",
+                where="diffusion.steps",
+            )
         if not 0 <= self.first <= 1:
             raise InputError(f"first must lie in 0..1, got {self.first}", where="diffusion.first")
         if self.plus_weight < 0:

@@ -105,6 +105,8 @@ def place(tmp_path_factory, glyphs: dict[str, ImageSet], demo_generator: Path) -
     (p / "theirs").mkdir()
     (p / "theirs" / "notes.txt").write_text("mine")
     (p / "file").write_text("mine")
+    (p / "number.yaml").write_text("meta: 3\n")
+    (p / "bytes.yaml").write_bytes(b"\xff\xfe")
     write_folders(p / "one-class", glyphs["test"].select([5]), 3)
     write_folders(p / "uneven", glyphs["test"].select(range(6)), 6)
     for file in list((p / "uneven" / "class03").iterdir())[1:]:
@@ -243,6 +245,9 @@ CASES = {
     f"{TRAIN} --meta.iterations 0": "iterations must be at least 1",
     f"{TRAIN} --diffusion.steps 0": "to do:",
     f"{TRAIN} --diffusion.steps 3": "to do:",
+    f"{TRAIN} --diffusion.steps 1000000000": "longer than 100,000",
+    f"{TRAIN} --config {{p}}/number.yaml": "a group of settings is no mapping",
+    f"{TRAIN} --config {{p}}/bytes.yaml": "is not UTF-8 text",
     f"{TRAIN} --diffusion.objective trajectry": "did you mean 'trajectory'?",
     f"{TRAIN} --diffusion.loss predctive": "did you mean 'predictive'?",
     f"{TRAIN} --diffusion.plus-weight=-1": "plus_weight must be at least 0",
@@ -292,6 +297,7 @@ CASES = {
     f"{DOMAIN} --dataset pcas": "did you mean 'pacs'?",
     f"{DOMAIN} --methods emr": "did you mean 'erm'?",
     "bench fewshto --dataset glyphs --out {t}/b": "did you mean 'fewshot'?",
+    "bench llm --preset smoke --data-dir {p} --out {t}/b": "none of the tasks is one of GLUE",
     "zoo info": "needed but not given: ZOOS",
     # the demo
     "demo --out {p}/theirs": "was not made by ltdi; it is left as it is",

@@ -109,6 +109,9 @@ def test_zoo_tells_what_is_in_it_and_whether_it_is_whole(place: Path, tmp_path: 
     assert ltdi_("zoo verify", place / "zoo", copy) == 2
     assert "shard-000002.safetensors" in capsys.readouterr().out
     assert ltdi_("zoo merge", copy, place / "zoo", "--out", tmp_path / "both") == 2
+    (copy / "shards.jsonl").write_bytes(b"")
+    assert ltdi_("zoo verify", copy) == 0
+    assert "does not list 4 shards" in capsys.readouterr().err
     assert ltdi_("zoo inof", copy) == 2 and "'info'" in capsys.readouterr().err
     assert ltdi_("zoo merge", copy) == 2 and ltdi_("zoo info --out", tmp_path / "x", copy) == 2
 

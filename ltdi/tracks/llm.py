@@ -141,6 +141,12 @@ def bench(
         names = (*names, *_unlabelled(_listed(unlabelled)))
     elif tasks is None:
         names = (*names, *p.unlabelled)
+    if data_dir is not None and not any(text.glue.is_task(n.rpartition(":")[2]) for n in names):
+        raise InputError(
+            f"none of the tasks is one of GLUE: {', '.join(names)}",
+            where="--data-dir",
+            fix="leave it out, or name GLUE tasks by --tasks or another --preset",
+        )
     spec = LoraSpec(rank, alpha, _listed(target_modules))
     with TemporaryDirectory() if work is None else nullcontext(work) as place:
         sources, host = prepare(p, names, data_dir, base or p.base, spec, seed)
