@@ -127,6 +127,15 @@ def test_two_zoos_are_merged_and_trained_on(place: Path, tmp_path: Path):
     assert ltdi_(f"train {SIZES} --meta.iterations 2 --zoo", both, "--out", tmp_path / "g") == 0
 
 
+def test_a_given_backbone_sees_the_side_that_is_asked_for(place: Path, tmp_path: Path, capsys):
+    words = f"collect {TASKS} --tasks.per-setting 20 --side 36 --data"
+    assert ltdi_(words, place / "drawings", "--out", tmp_path / "a") == 2
+    assert "trained here" in capsys.readouterr().err
+    given = ("--backbone", place / "zoo" / "backbone")
+    assert ltdi_(words, place / "drawings", *given, "--out", tmp_path / "b") == 0
+    assert Backbone.load(tmp_path / "b" / "backbone").transform.size == 36
+
+
 def test_train_makes_a_generator_with_a_log(place: Path):
     gen = Generator.from_pretrained(place / "gen")
     recipe = gen.parts.about["recipe"]

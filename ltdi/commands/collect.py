@@ -57,6 +57,8 @@ class Collecting:
         backbone: A directory of a saved backbone, "efficientnet-lite0", "timm:NAME" or
             "transformers:NAME_OR_PATH"; a small conv net is trained on part of the classes when it
             is not given.
+        side: Side in pixels that a pretrained backbone sees; its own by default. Features take
+            time by its square, and small images often gain.
         held_out: Share of the training classes that a trained backbone does not see.
         anchor: "gaussian", "prototype" or "none".
         start: theta_0 of a task: "anchor" or "gaussian".
@@ -80,6 +82,7 @@ class Collecting:
     split: str | None = None
     download: bool = False
     backbone: str | None = None
+    side: int | None = None
     held_out: float = 0.3
     anchor: str = "gaussian"
     start: str = "anchor"
@@ -138,7 +141,7 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
     if o.download:
         sources.fetch(o.data, o.data_dir)
     named = o.data in sources.SOURCES
-    body = None if o.target == "net" else _given_backbone(o.backbone, path)
+    body = None if o.target == "net" else _given_backbone(o.backbone, o.side, path)
     transform = body.transform if body else InputTransform()
     if o.target == "net":
         kept = "ink" if o.net.channels == 1 else "keep"
@@ -311,9 +314,15 @@ def _check_tasks(recipe: Recipe, offsets: torch.Tensor, classes: int) -> None:
                 ) from None
 
 
-def _given_backbone(name: str | None, zoo: Path) -> Backbone | None:
+def _given_backbone(name: str | None, side: int | None, zoo: Path) -> Backbone | None:
     """The named backbone, or the one that an interrupted collection trained."""
     if name is None:
+        if side is not None:
+            raise InputError(
+                "a backbone that is trained here sees images of one size",
+                where="--side",
+                fix="leave it out, or name a pretrained one with --backbone",
+            )
         kept = zoo / "backbone"
         return Backbone.load(kept) if (kept / "backbone.json").is_file() else None
-    return pretrained_backbone(name)
+    return pretrained_backbone(name, size=side)

@@ -24,7 +24,7 @@ from ltdi.backbone import (
 )
 from ltdi.baselines import PEERS, Budget, Method
 from ltdi.data import ImageSet, fetch
-from ltdi.errors import unknown
+from ltdi.errors import InputError, unknown
 from ltdi.progress import Log, Progress
 from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result
@@ -110,7 +110,7 @@ def _backbone(
     """A frozen backbone, and the training classes that it has not seen."""
     plan = preset.backbone
     if isinstance(plan, str):
-        return pretrained_backbone(plan), images
+        return pretrained_backbone(plan, size=preset.side), images
     seen, held = hold_out(images, preset.held_out, seed)
     size, channels = images.images.shape[-1], images.images.shape[1]
     plan = replace(plan, seed=seed)
@@ -164,6 +164,7 @@ def bench(
     split: str | None = None,
     target: str = "head",
     backbone: str | None = None,
+    side: int | None = None,
     cache: str | None = None,
     download: bool = False,
     seed: int = 0,
@@ -188,6 +189,8 @@ def bench(
         target: "head", or "net" for all weights of a small net, with the methods of that track.
         backbone: A pretrained backbone instead of the preset's: "efficientnet-lite0", "timm:NAME",
             "transformers:NAME", or a directory of a saved one.
+        side: Side in pixels that a pretrained backbone sees; its own by default. Features take
+            time by its square, and small images often gain.
         cache: Directory where trained backbones and features are kept between runs.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
         seed: Fixes everything.
@@ -216,6 +219,8 @@ def bench(
         return other
     label, p = chosen_preset(preset, {n: preset_of(dataset, n, backbone) for n in NAMES})
     check_methods(methods, ALL_METHODS)
+    if side is not None:
+        p = _seen_at(p, side)
     episodes = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=episodes)
     shapes = shapes_of(settings, way, shot)
@@ -259,6 +264,7 @@ def bench(
         "threads": torch.get_num_threads(),
         "recipe": asdict(recipe),
         "backbone": p.backbone if isinstance(p.backbone, str) else asdict(p.backbone),
+        "side": world.backbone.transform.size,
         "mapping": None if p.mapping is None else asdict(p.mapping),
         "peer_iterations": p.peer_iterations,
         "notes": {name: m.note for name, m in runs[0].methods.items()},
@@ -266,6 +272,17 @@ def bench(
     }
     result = Result("fewshot", dataset, label, seed, about, [r for run in runs for r in run.rows])
     return Outcome(result, world, runs[0].methods)
+
+
+def _seen_at(preset: Preset, side: int) -> Preset:
+    """The same budget with another side of the backbone's input."""
+    if not isinstance(preset.backbone, str):
+        raise InputError(
+            "the backbone of this data set is trained here, on images of its own size",
+            where="--side",
+            fix="leave it out, or name a pretrained one with --backbone",
+        )
+    return replace(preset, side=side)
 
 
 def _measured(runs: Sequence[Run[Method]]) -> dict[str, Any]:

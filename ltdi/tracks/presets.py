@@ -17,6 +17,7 @@ class Preset:
 
     Attributes:
         backbone: Training of a backbone, or the name of a pretrained one.
+        side: Side in pixels that a pretrained backbone sees; its own by default.
         size: Side of the images in pixels.
         channels: 1 (grey) or 3 (RGB).
         mapping: What is done to features (`FeatureMapping`); None leaves them as they are.
@@ -35,6 +36,7 @@ class Preset:
     recipe: Recipe
     peer_iterations: int
     episodes: int
+    side: int | None = None
     size: int = 28
     channels: int = 1
     mapping: FeatureMapping | None = None

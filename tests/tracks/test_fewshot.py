@@ -365,6 +365,18 @@ def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):
     assert not torch.allclose(seen.test.features, first.world.test.features, rtol=0.01)
 
 
+def test_a_pretrained_backbone_sees_the_side_that_is_asked_for(outcome: Outcome, tmp_path: Path):
+    outcome.world.backbone.save(tmp_path)
+    given = replace(TINY, backbone=str(tmp_path))
+    own, larger = (run(("protonet",), preset=given, **at) for at in ({}, {"side": 40}))
+    assert [o.result.settings["side"] for o in (own, larger)] == [28, 40]
+    assert torch.equal(own.world.test.features, outcome.world.test.features)
+    assert not torch.allclose(larger.world.test.features, own.world.test.features, rtol=0.01)
+    with pytest.raises(InputError, match="is trained here") as caught:
+        run(("protonet",), side=40)
+    assert "--backbone" in caught.value.fix
+
+
 def test_nothing_that_is_learnt_or_chosen_depends_on_test_images(few_classes, monkeypatch):
     """Blank test images change scores alone: no class of theirs is seen before the last step."""
 
