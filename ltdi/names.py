@@ -16,7 +16,15 @@ from ltdi.errors import MismatchError
 from ltdi.lora import Base, embed, load_base
 
 # What stands for a class; the mean over these sentences is its vector.
-TEMPLATES = ("{}", "a photo of a {}.", "an image of the {}.", "the {} is a kind of thing.")
+TEMPLATES = (
+    "{}",
+    "a photo of a {}.",
+    "an image of the {}.",
+    "the {} is a kind of thing.",
+    "a picture of the {}.",
+    "this is a {}, seen up close.",
+    "what a {} looks like.",
+)
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,14 @@ def test_names_alone_tell_unseen_classes_apart() -> None:
     seen = FeatureBank(bank.features[: 50 * 12], bank.offsets[:51], bank.classes[:50])
     settings = PriorSettings(sharpness=0.5, noise=0.05, strength=1.0)
     prior = NamePrior.fit(seen, names[:50], settings)
-    said, sure = prior.believe(names[None, 50:])
+    said, sure, rest = prior.believe(names[None, 50:])
     truth = prior.frame(8).enter(means[50:])
     guess = torch.cdist(truth, said[0]).argmin(1)
     assert (guess == torch.arange(10)).float().mean() > 0.6  # chance is 0.1
     assert ((sure > 0) & (sure < 1)).all()
+    # A covariance: symmetric, and no combination of classes has less than none.
+    torch.testing.assert_close(rest, rest.mT)
+    assert torch.linalg.eigvalsh(rest[0]).min() > 0
 
 
 def test_a_pool_makes_a_vague_prior_exact() -> None:
@@ -43,9 +46,29 @@ def test_a_pool_makes_a_vague_prior_exact() -> None:
     truth = 5 * torch.eye(4, 8).unsqueeze(0)
     pool = truth.repeat_interleave(30, 1) + 0.1 * torch.randn(1, 120, 8, generator=rng)
     vague = 0.3 * truth + 0.2 * torch.randn(1, 4, 8, generator=rng)
-    task = Named(vague, torch.full((1, 4), 0.5), pool, torch.ones(1, 120))
+    task = Named(
+        vague, torch.full((1, 4), 0.5), torch.eye(4).unsqueeze(0), pool, torch.ones(1, 120)
+    )
     found = prior.refine(task)
     assert (found - truth).norm() < 0.1 * (vague - truth).norm()
+
+
+def test_what_images_teach_of_one_class_moves_those_with_names_like_it() -> None:
+    bank, names, _ = world()
+    prior = NamePrior.fit(bank, names, PriorSettings(follow=0.0, balance=0.0, sharpness=0.5))
+    near = torch.nn.functional.normalize(names[0] + 0.1 * names[1], dim=-1)
+    task = prior.named(
+        torch.stack([names[0], near, -names[0]])[None], torch.zeros(1, 0, 8), torch.ones(1, 0)
+    )
+    shift = torch.full((8,), 3.0)
+    pool = (task.mean[:, :1] + shift).expand(1, 40, 8)
+    seen = Named(task.mean, task.certainty, task.rest, pool, torch.ones(1, 40))
+    moved = (prior.refine(seen) - task.mean)[0] @ shift / shift.square().sum()
+    alone = Named(task.mean, task.certainty, torch.eye(3).unsqueeze(0), pool, torch.ones(1, 40))
+    apart = (prior.refine(alone) - task.mean)[0] @ shift / shift.square().sum()
+    # The images are of one class or the other; both move, and the far one hardly does.
+    assert min(moved[0], moved[1]) > min(apart[0], apart[1]) + 0.05
+    assert moved[2] < 0.5 * min(moved[0], moved[1])
 
 
 def test_the_order_of_classes_and_of_images_does_not_matter() -> None:
@@ -76,7 +99,8 @@ def test_masked_images_count_for_nothing() -> None:
 def test_balance_makes_classes_of_equal_size() -> None:
     rng = torch.Generator().manual_seed(0)
     mean = torch.randn(1, 4, 8, generator=rng)
-    task = Named(mean, torch.ones(1, 4), torch.randn(1, 200, 8, generator=rng), torch.ones(1, 200))
+    pool = torch.randn(1, 200, 8, generator=rng)
+    task = Named(mean, torch.ones(1, 4), torch.eye(4).unsqueeze(0), pool, torch.ones(1, 200))
     free = responsibilities(mean, task, 0.5).sum(1)
     even = responsibilities(mean, task, 0.5, 1.0).sum(1)
     assert even.std() < 0.5 * free.std()

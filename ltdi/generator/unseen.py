@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -104,6 +104,15 @@ class UnseenGenerator(LinearHeads):
         """Where the chain starts."""
         assert isinstance(self.parts.anchor, NamePrior)
         return self.parts.anchor
+
+    def starting_from(self, prior: NamePrior) -> UnseenGenerator:
+        """The same generator with its chain started from another prior, of more classes say.
+
+        The network goes by the coordinates of the prior's frame alone, which mean the same in
+        every frame.
+        """
+        host = replace(self.named, prior=prior.about)
+        return UnseenGenerator(replace(self.parts, anchor=prior, host=host))
 
     def read(self, support: Any) -> Unseen:
         """See `Generator.read`.

@@ -119,13 +119,14 @@ def load(
     embed = _Embed(net, None if cache is None else Path(cache), progress)
     removed: dict[str, dict[str, str]] = {}
     parts = []
-    for source in sources:
+    for number, source in enumerate(sources):
         equal = find_equal(source.names, facts)
         removed[source.name] = {r.source: f"{r.dataset}: {r.target}" for r in equal.values()}
         keep = [i for i in range(len(source.names)) if i not in equal]
-        bank = NamedBank(embed.named(source), source.names, names(source.names))
+        origin = torch.full((len(source.names),), number)
+        bank = NamedBank(embed.named(source), source.names, names(source.names), origin)
         parts.append(bank.select(keep))
-    whole, valid, map = _prepare(_join(parts), seed)
+    whole, valid, map = _prepare(NamedBank.joined(parts), seed)
     train, held = _hold_images(whole, _HELD_IMAGES)
     scenes = [_scene(t, embed, names, map, pool, seed) for t in targets]
     about = {
@@ -163,17 +164,6 @@ class _Embed:
             torch.cat(of_class) for of_class in zip(*(b.groups() for b in banks), strict=True)
         ]
         return FeatureBank.by_class(groups, [f"{source.name}/{c}" for c in banks[0].classes])
-
-
-def _join(parts: Sequence[NamedBank]) -> NamedBank:
-    """One bank of several sets."""
-    bank = FeatureBank.by_class(
-        [group for p in parts for group in p.bank.groups()],
-        [c for p in parts for c in p.bank.classes],
-    )
-    origin = torch.cat([torch.full((len(p.names),), i) for i, p in enumerate(parts)])
-    names = tuple(n for p in parts for n in p.names)
-    return NamedBank(bank, names, torch.cat([p.text for p in parts]), origin)
 
 
 def _hold_images(source: NamedBank, count: int) -> tuple[NamedBank, NamedBank]:

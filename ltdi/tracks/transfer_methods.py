@@ -27,6 +27,7 @@ from ltdi.unseen import (
     choose_prior,
     choose_steps,
     prepare_zoo,
+    refit,
     train_unseen,
     unseen_recipe,
 )
@@ -46,6 +47,7 @@ class TransferWorld:
         backbone: The frozen feature extractor.
         encoder: Of class names.
         train: Source classes.
+        whole: Those of `valid` too, which every method learns once more when all is chosen.
         valid: Tasks of source classes held out: every choice is made on them.
         recipe: Of `lt-di`.
         thorough: Whether the prior's settings are searched.
@@ -55,6 +57,7 @@ class TransferWorld:
     backbone: Backbone
     encoder: NameEncoder
     train: NamedBank
+    whole: NamedBank
     valid: list[TaskBatch]
     recipe: UnseenRecipe
     thorough: bool
@@ -128,6 +131,10 @@ class GeneratedUnseen(UnseenMethod):
         self.generator = UnseenGenerator(replace(parts, sampling=sampling))
         self.train_s = time.perf_counter() - start
 
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        assert self.generator is not None
+        self.generator = self.generator.starting_from(refit(self.generator.prior, source))
+
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
         """See `UnseenMethod.logits`."""
         assert self.generator is not None
@@ -153,6 +160,9 @@ class PriorOnly(UnseenMethod):
     ) -> None:
         """See `UnseenMethod.fit`."""
         self.heads = prior_heads(self.world.prior(progress))
+
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        self.heads = prior_heads(refit(self.world.prior(), source))
 
     @torch.no_grad()
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Heads for classes without a labelled image: tasks, their solution, and meta-training."""
 
-from ltdi.unseen.choice import choose_prior, choose_steps
+from ltdi.unseen.choice import choose_prior, choose_steps, refit
 from ltdi.unseen.tasks import NamedBank, TaskBatch, UnseenTasks, sample_tasks
 from ltdi.unseen.training import (
     UnseenRecipe,
@@ -17,6 +17,7 @@ __all__ = [
     "choose_prior",
     "choose_steps",
     "prepare_zoo",
+    "refit",
     "sample_tasks",
     "train_unseen",
     "unseen_recipe",

@@ -56,6 +56,20 @@ class NamedBank:
         names = tuple(self.names[c] for c in rows)
         return NamedBank(self.bank.select(rows), names, self.text[rows], self.origin[rows])
 
+    @classmethod
+    def joined(cls, parts: Sequence[NamedBank]) -> NamedBank:
+        """One bank of all classes of several."""
+        bank = FeatureBank.by_class(
+            [group for p in parts for group in p.bank.groups()],
+            [c for p in parts for c in p.bank.classes],
+        )
+        return cls(
+            bank,
+            tuple(n for p in parts for n in p.names),
+            torch.cat([p.text for p in parts]),
+            torch.cat([p.origin for p in parts]),
+        )
+
     def centred(self) -> NamedBank:
         """The same with the means of all sets made equal.
 

@@ -34,6 +34,7 @@ from ltdi.prior import NamePrior
 from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling, variant
 from ltdi.seeding import seeded
+from ltdi.unseen.choice import refit
 from ltdi.unseen.tasks import NamedBank, sample_tasks
 from ltdi.weights import Normaliser, centre_classes, head_space
 from ltdi.zoo import Group, Zoo
@@ -137,9 +138,7 @@ def prepare_zoo(
     frames, done = [], 0
     for number, classes in enumerate(folds):
         rest = [i for i in range(len(source.names)) if i not in set(classes)]
-        known = source.select(rest).centred()
-        fold = NamePrior.fit(known.bank, known.text, prior.settings)
-        fold.scale.copy_(prior.scale)
+        fold = refit(prior, source.select(rest))
         frames.append(fold.frame(width))
         for way in recipe.ways:
             name = f"shard-{number:04d}-{way:03d}"
@@ -323,8 +322,7 @@ def train_unseen(
     network.unit.copy_(normaliser.std)
     # Logits of the start are `scale` times those of expectation maximisation.
     network.hardness.copy_(prior.settings.hardness / prior.scale)
-    known = {"sizes": prior.sizes, "settings": prior.described}
-    host = NamedHost(backbone, encoder, known, pooled=recipe.pool[1] > 0)
+    host = NamedHost(backbone, encoder, prior.about, pooled=recipe.pool[1] > 0)
     parts = train_parts(
         Parts.of(recipe, zoo.space, network, prior, normaliser, host),
         UnseenObjective(zoo, network, normaliser, recipe),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,25 @@ def test_every_peer_learns_what_names_say(name: str) -> None:
     one = valid[0][:2]
     logits = peer.logits(one, one.query.flatten(1, 2))
     assert logits.shape == (2, 40, 5) and bool(logits.isfinite().all())
+
+
+@pytest.mark.parametrize("name", UNSEEN_PEERS)
+def test_a_method_learns_again_from_more_classes_and_stays_as_it_is(name: str) -> None:
+    train, valid = world()
+    peer = UNSEEN_PEERS[name]()
+    peer.fit(train, valid, BUDGET)
+    one = valid[0][:2]
+    x = one.query.flatten(1, 2)
+    before = peer.logits(one, x)
+    same = peer.again(train, BUDGET)
+    # From the same classes the same is learned: what is chosen is kept, and nothing is left over.
+    torch.testing.assert_close(same.logits(one, x), before, rtol=1e-3, atol=1e-4)
+    assert peer.again(train, BUDGET) is same
+    more = copy.copy(peer)
+    more._final = None
+    other = more.again(train.select(range(30)), BUDGET)
+    assert not torch.allclose(other.logits(one, x), before, atol=1e-3)
+    assert torch.equal(peer.logits(one, x), before)
 
 
 @pytest.mark.parametrize("peer", [Devise, Conse])

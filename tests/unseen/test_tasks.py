@@ -70,3 +70,12 @@ def test_names_vectors_and_classes_must_be_equally_many() -> None:
     bank = source()
     with pytest.raises(InputError, match="12 classes, 11 names, 12 vectors do not fit"):
         NamedBank(bank.bank, bank.names[:11], bank.text)
+
+
+def test_joined_banks_are_their_classes_in_order() -> None:
+    a = source()
+    whole = NamedBank.joined([a.select(range(5)), a.select(range(5, 12))])
+    assert whole.names == a.names and whole.bank.classes == a.bank.classes
+    assert torch.equal(whole.bank.features, a.bank.features)
+    assert torch.equal(whole.bank.offsets, a.bank.offsets)
+    assert torch.equal(whole.text, a.text) and torch.equal(whole.origin, a.origin)

@@ -25,6 +25,7 @@ from ltdi.unseen import (
     NamedBank,
     UnseenRecipe,
     prepare_zoo,
+    refit,
     train_unseen,
     unseen_recipe,
 )
@@ -92,6 +93,19 @@ def test_another_encoder_is_refused(made: UnseenGenerator, pool: Tensor) -> None
     other = UnseenGenerator(replace(made.parts, host=wrong))
     with pytest.raises(MismatchError, match="this generator was trained with"):
         other.generate(Unseen(("cat", "dog"), pool))
+
+
+def test_a_generator_starts_from_a_prior_of_other_classes(
+    made: UnseenGenerator, pool: Tensor, tmp_path: Path
+) -> None:
+    bank = source(made.width)
+    prior = refit(made.prior, bank.select(range(20)))
+    assert prior.settings == made.prior.settings and torch.equal(prior.scale, made.prior.scale)
+    other, task = made.starting_from(prior), Unseen(("cat", "dog", "old horse"), pool)
+    here = other.generate(task)["weight"]
+    assert not torch.allclose(here, made.generate(task)["weight"], atol=1e-3)
+    again = Generator.from_pretrained(other.save(tmp_path / "generator"))
+    torch.testing.assert_close(again.generate(task)["weight"], here)
 
 
 def test_the_order_of_names_is_that_of_rows(made: UnseenGenerator, pool: Tensor) -> None:

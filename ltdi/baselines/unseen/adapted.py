@@ -15,6 +15,7 @@ from ltdi.baselines.unseen.method import (
     UnseenMethod,
     accuracy,
 )
+from ltdi.prior import shares
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
@@ -29,6 +30,7 @@ class Plan:
         sharpness: Of the method's own logits, in units of their spread.
         hardness: Of the distances to class means.
         trust: Weight of the method's own logits beside the distances, from the first iteration.
+        balance: How far classes are believed to have equally many images; see `ltdi.prior`.
     """
 
     iterations: int = 5
@@ -36,6 +38,7 @@ class Plan:
     sharpness: float = 2.0
     hardness: float = 0.3
     trust: float = 0.5
+    balance: float = 0.0
 
 
 class Adapted(UnseenMethod):
@@ -86,6 +89,7 @@ class Adapted(UnseenMethod):
             {"whiten": (0, 1), "hardness": (0.1, 0.3, 0.5)},
             {"sharpness": (1.0, 2.0, 4.0)},
             {"trust": (0.0, 0.3, 0.6, 1.0)},
+            {"balance": (0.0, 0.5, 1.0)},
             {"iterations": (2, 5, 12)},
         ]
         for choices in rounds:
@@ -98,6 +102,10 @@ class Adapted(UnseenMethod):
             if value > best:
                 best, plan = value, start
         self.plan = plan
+
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        self.base = self.base.again(source, budget)
+        self.spaces = {w: Coordinates.fit(source, w) for w in (False, True)}
 
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
         """See `UnseenMethod.logits`."""
@@ -118,12 +126,12 @@ class Adapted(UnseenMethod):
         spread = ((at_pool - centre).square() * real).sum((1, 2), keepdim=True)
         spread = (spread / (real.sum((1, 2), keepdim=True) * batch.way)).sqrt() + 1e-9
         own = plan.sharpness * (at_pool - centre) / spread
-        r = own.softmax(-1) * real
+        r = shares(own, batch.mask, plan.balance)
         mean = torch.zeros(0)
         for _ in range(plan.iterations):
             mean = (r.mT @ pool) / (r.sum(1).unsqueeze(-1) + 1e-6)
             near = plan.hardness * (2 * pool @ mean.mT - mean.square().sum(-1).unsqueeze(1))
-            r = (plan.trust * own + near).softmax(-1) * real
+            r = shares(plan.trust * own + near, batch.mask, plan.balance)
         z = frame.enter(images)
         near = plan.hardness * (2 * z @ mean.mT - mean.square().sum(-1).unsqueeze(1))
         out: Tensor = plan.trust * plan.sharpness * (at_images - centre) / spread + near

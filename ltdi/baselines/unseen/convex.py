@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.baselines.unseen.method import (
+    Coordinates,
     FromNames,
     UnseenBudget,
     mean_accuracy,
@@ -41,8 +42,7 @@ class Conse(FromNames):
         progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
-        both = self.begin(train)
-        self.names = F.normalize(train.text - self.centre, dim=-1)
+        both = self._read(train)
         # A quarter of the tasks tells candidates apart.
         few = [batch[: max(4, len(batch) // 4)] for batch in valid]
         best = (-1.0, False, 0.0, 0)
@@ -50,7 +50,17 @@ class Conse(FromNames):
             self.coordinates, self.sharpness = both[whiten], sharpness
             self.top = min(top, len(train.names))
             best = max(best, (mean_accuracy(self.logits, few), whiten, sharpness, self.top))
-        self.coordinates, self.sharpness, self.top = both[best[1]], best[2], best[3]
+        _, self.whiten, self.sharpness, self.top = best
+        self.coordinates = both[self.whiten]
+
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        self.coordinates = self._read(source)[self.whiten]
+
+    def _read(self, source: NamedBank) -> dict[bool, Coordinates]:
+        """Take in the names; the coordinates to choose from."""
+        both = self.begin(source)
+        self.names = F.normalize(source.text - self.centre, dim=-1)
+        return both
 
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
         """See `UnseenMethod.logits`."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
 
@@ -46,6 +47,15 @@ class _Coder(nn.Module):
         return torch.stack([1 - F.cosine_similarity(a, b).mean() for a, b in pairs]).sum()
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How a coder is trained: dropout, step size, number of iterations."""
+
+    dropout: float
+    rate: float
+    steps: int
+
+
 class Icis(FromNames):
     """Christensen et al., 2023: cosine losses, within and across names and weights."""
 
@@ -58,6 +68,7 @@ class Icis(FromNames):
     def __init__(self) -> None:
         super().__init__()
         self.coder: _Coder
+        self.trial = Trial(0.0, 1e-3, 100)
 
     def fit(
         self,
@@ -68,32 +79,43 @@ class Icis(FromNames):
     ) -> None:
         """See `UnseenMethod.fit`."""
         both = self.begin(train)
-        name = F.normalize(train.text - self.centre, dim=-1)
-        best: tuple[float, bool, dict[str, Tensor]] = (-1.0, False, {})
+        best: tuple[float, bool, Trial, dict[str, Tensor]] = (-1.0, False, self.trial, {})
         steps = max(8, budget.iterations // 4)
+        each = max(1, steps // 8)
         trials = list(product((False, True), (0.0, 0.5), (3e-4, 1e-3)))
         for number, (whiten, dropout, rate) in enumerate(trials):
             self.coordinates = both[whiten]
-            row = F.normalize(self.coordinates.means, dim=-1)
-            with seeded(budget.seed):
-                self.coder = _Coder(name.shape[1], row.shape[1], dropout)
-                optimiser = torch.optim.AdamW(self.coder.parameters(), lr=rate, weight_decay=1e-3)
-                for step in range(steps):
-                    optimiser.zero_grad()
-                    self.coder.loss(name, row).backward()
-                    optimiser.step()
-                    if (step + 1) % max(1, steps // 8) == 0:
-                        self.coder.eval()
-                        score = mean_accuracy(self.logits, valid)
-                        if score > best[0]:
-                            state = {k: v.clone() for k, v in self.coder.state_dict().items()}
-                            best = (score, whiten, state)
-                        self.coder.train()
+            for done in self._train(train, Trial(dropout, rate, steps), budget.seed):
+                if done % each == 0:
+                    score = mean_accuracy(self.logits, valid)
+                    if score > best[0]:
+                        state = {k: v.clone() for k, v in self.coder.state_dict().items()}
+                        best = (score, whiten, Trial(dropout, rate, done), state)
             if progress:
                 progress(number + 1, len(trials), f"validation {best[0]:.4f}")
-        self.coordinates = both[best[1]]
-        self.coder.load_state_dict(best[2])
-        self.coder.eval()
+        _, self.whiten, self.trial, state = best
+        self.coordinates = both[self.whiten]
+        self.coder.load_state_dict(state)
+
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        self.coordinates = self.begin(source)[self.whiten]
+        for _ in self._train(source, self.trial, budget.seed):
+            pass
+
+    def _train(self, source: NamedBank, trial: Trial, seed: int) -> Iterator[int]:
+        """Train a new coder; after each iteration it is ready to be judged."""
+        name = F.normalize(source.text - self.centre, dim=-1)
+        row = F.normalize(self.coordinates.means, dim=-1)
+        with seeded(seed):
+            self.coder = _Coder(name.shape[1], row.shape[1], trial.dropout)
+            optimiser = torch.optim.AdamW(self.coder.parameters(), lr=trial.rate, weight_decay=1e-3)
+            for step in range(trial.steps):
+                self.coder.train()
+                optimiser.zero_grad()
+                self.coder.loss(name, row).backward()
+                optimiser.step()
+                self.coder.eval()
+                yield step + 1
 
     @torch.no_grad()
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:

@@ -68,6 +68,7 @@ class _Trained(UnseenMethod):
         self.coordinates: Coordinates
         self.centre: Tensor
         self.spread = 1.0
+        self.stop = 0
 
     def _begin(self, train: NamedBank) -> None:
         self.coordinates = Coordinates.fit(train, whiten=True)
@@ -109,25 +110,42 @@ class _Trained(UnseenMethod):
             net: All that is trained.
             loss: Of a batch of tasks.
             train: Source classes that tasks are drawn from.
-            valid: Tasks that states are judged on.
+            valid: Tasks that states are judged on; without any, the number of iterations is the one
+                chosen before.
             budget: Iterations and the shape of tasks.
             checks: How often the state is judged.
             progress: Called as progress(iteration, iterations, text).
         """
         optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
-        best: tuple[float, dict[str, Tensor]] = (-1.0, {})
-        for step in range(budget.iterations):
+        best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
+        for step in range(budget.iterations if valid else self.stop):
             value = loss(self._draw(train, budget, step))
             optimiser.zero_grad()
             value.backward()
             optimiser.step()
-            if (step + 1) % max(1, budget.iterations // checks) == 0:
+            if valid and (step + 1) % max(1, budget.iterations // checks) == 0:
                 score = mean_accuracy(self.logits, valid)
                 if score > best[0]:
-                    best = (score, {k: v.clone() for k, v in net.state_dict().items()})
+                    state = {k: v.clone() for k, v in net.state_dict().items()}
+                    best = (score, step + 1, state)
                 if progress:
                     progress(step + 1, budget.iterations, f"validation {score:.4f}")
-        net.load_state_dict(best[1])
+        if valid:
+            self.stop = best[1]
+            net.load_state_dict(best[2])
+
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        self._train(source, (), budget, None)
+
+    @abstractmethod
+    def _train(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Step | None,
+    ) -> None:
+        """Make new networks and train them; see `_descend`."""
 
     @abstractmethod
     def _rows(self, batch: TaskBatch) -> Tensor:
@@ -162,6 +180,15 @@ class Hypernetwork(_Trained):
         progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
+        self._train(train, valid, budget, progress)
+
+    def _train(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Step | None,
+    ) -> None:
         self._begin(train)
         with seeded(budget.seed):
             encoder = TaskEncoder(train.text.shape[1], train.bank.width)
@@ -229,6 +256,22 @@ class D2nwg(_Trained):
         progress: Step | None = None,
     ) -> None:
         """See `UnseenMethod.fit`."""
+        few = [batch[:6] for batch in valid]
+        self._train(train, few, budget, progress)
+        found = []
+        for option in product((10, 20, 50), (0.0, 0.5, 1.0), (1, 5)):
+            if option[1] > 0 or option[2] == 1:
+                self.chosen = option
+                found.append((mean_accuracy(self.logits, few), -option[0] * option[2], option))
+        self.chosen = max(found)[2]
+
+    def _train(
+        self,
+        train: NamedBank,
+        valid: Sequence[TaskBatch],
+        budget: UnseenBudget,
+        progress: Step | None,
+    ) -> None:
         self._begin(train)
         with seeded(budget.seed):
             self._fit_coder(train, budget)
@@ -239,15 +282,8 @@ class D2nwg(_Trained):
                 }
             )
             rng = torch.Generator().manual_seed(budget.seed)
-            few = [batch[:6] for batch in valid]
             loss = partial(self._loss, rng=rng)
-            self._descend(self.net, loss, train, few, budget, 5, progress)
-        found = []
-        for option in product((10, 20, 50), (0.0, 0.5, 1.0), (1, 5)):
-            if option[1] > 0 or option[2] == 1:
-                self.chosen = option
-                found.append((mean_accuracy(self.logits, few), -option[0] * option[2], option))
-        self.chosen = max(found)[2]
+            self._descend(self.net, loss, train, valid, budget, 5, progress)
 
     def _loss(self, batch: TaskBatch, rng: torch.Generator) -> Tensor:
         """Squared error of the noise in the latents of the query's class means."""

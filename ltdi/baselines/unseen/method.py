@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class UnseenMethod(ABC):
     note: ClassVar[str]
     prepare_s: float = 0.0
     train_s: float = 0.0
+    _final: Self | None = None
 
     @abstractmethod
     def fit(
@@ -68,6 +70,25 @@ class UnseenMethod(ABC):
             budget: What may be spent, and the shape of training tasks.
             progress: Called with (iterations done, of how many, a short message).
         """
+
+    def again(self, source: NamedBank, budget: UnseenBudget) -> Self:
+        """This method learned again from more source classes, with the choices that `fit` made.
+
+        Validation classes have done their work once everything is chosen, and are source classes
+        like any other. The method itself stays as it is; what comes of it is kept.
+
+        Args:
+            source: All source classes.
+            budget: That of `fit`.
+        """
+        if self._final is None:
+            self._final = copy.copy(self)
+            self._final._learn(source, budget)
+        return self._final
+
+    @abstractmethod
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        """Replace all that is learned, and nothing that was chosen."""
 
     @abstractmethod
     def logits(self, batch: TaskBatch, images: Tensor) -> Tensor:
@@ -129,11 +150,13 @@ class FromNames(UnseenMethod):
 
     Attributes:
         coordinates: Of images.
+        whiten: Which of both it has chosen.
         centre: [W] mean vector of the source classes' names.
     """
 
     def __init__(self) -> None:
         self.coordinates: Coordinates
+        self.whiten = True
         self.centre: Tensor
 
     def begin(self, train: NamedBank) -> dict[bool, Coordinates]:

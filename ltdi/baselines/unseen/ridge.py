@@ -32,6 +32,7 @@ class Devise(FromNames):
         super().__init__()
         self.map: Tensor
         self.offset: Tensor
+        self.ridge = 1.0
 
     def fit(
         self,
@@ -42,14 +43,18 @@ class Devise(FromNames):
     ) -> None:
         """See `UnseenMethod.fit`."""
         both = self.begin(train)
-        x = (train.text - self.centre).double()
         best = (-1.0, False, 0.0)
         for whiten, ridge in product((False, True), (0.3, 1.0, 2.0, 4.0, 8.0, 16.0)):
-            self._solve(both[whiten], x, ridge)
+            self._solve(both[whiten], train, ridge)
             best = max(best, (mean_accuracy(self.logits, valid), whiten, ridge))
-        self._solve(both[best[1]], x, best[2])
+        _, self.whiten, self.ridge = best
+        self._solve(both[self.whiten], train, self.ridge)
 
-    def _solve(self, coordinates: Coordinates, x: Tensor, ridge: float) -> None:
+    def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
+        self._solve(self.begin(source)[self.whiten], source, self.ridge)
+
+    def _solve(self, coordinates: Coordinates, source: NamedBank, ridge: float) -> None:
+        x = (source.text - self.centre).double()
         self.coordinates = coordinates
         self.offset = coordinates.means.mean(0)
         y = (coordinates.means - self.offset).double()
