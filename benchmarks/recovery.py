@@ -1,7 +1,7 @@
 """kill -9 at random moments: every run resumes, no finished shard is lost, the end is the same.
 
     python benchmarks/recovery.py --kills 50 --json recovery.json
-    python benchmarks/recovery.py train overlap --kills 10
+    python benchmarks/recovery.py train adapters --kills 10
 
 A run is started in a process of its own and killed at a random moment of its life, again and again,
 until one gets through; then the next run is begun, until there were so many kills. After every kill
@@ -32,11 +32,19 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from ltdi.adapters.collect import begin_runs
+from ltdi.adapters.host import LanguageHost
+from ltdi.adapters.runs import Runs
+from ltdi.adapters.source import prepare_source
+from ltdi.adapters.training import AdapterRecipe
 from ltdi.anchor import PrototypeAnchor
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
 from ltdi.collect import Preparation
+from ltdi.commands.adapters import train_adapters
+from ltdi.data.text import rules
 from ltdi.engine import Engine, Runtime
+from ltdi.lora import LoraSpec, load_base
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, begin_zoo, prepare_zoo, train_generator
 from ltdi.recipe import Network, Recipe, Tasks
@@ -51,6 +59,18 @@ RECIPE = Recipe(
     network=Network(width=16, depth=1, heads=2),
     meta=MetaConfig(iterations=60, meta_batch=2, tasks=4, warmup=2, checkpoint_every=5),
     anchor="prototype",
+)
+
+
+ADAPTED = ("tone", "amount")
+ADAPTERS = AdapterRecipe(
+    runs=Runs(trunks=1, branches=4, shared=0.5),
+    prepare=Preparation("adamw", lr=2e-2, steps=8, segments=2, weight_decay=0.01, batch=8),
+    network=Network("transformer", 16, 1, 2),
+    meta=MetaConfig(
+        iterations=40, meta_batch=2, inner_steps=2, tasks=3, warmup=1, checkpoint_every=5
+    ),
+    rank=4,
 )
 
 
@@ -96,6 +116,20 @@ def overlap(path: Path, engine: Engine = Engine(workers=1)) -> None:
     generator.save(path / "saved")
 
 
+def adapters(path: Path, engine: Engine = Engine(workers=1)) -> None:
+    """Both at once, for adapters of a tiny language model."""
+    base = load_base("tiny")
+    host = LanguageHost.of(base, LoraSpec(rank=2), "tiny")
+    tasks = [prepare_source(base, n, rules.load(n, rows=160), topics=0) for n in ADAPTED]
+    collection = begin_runs(path / "zoo", host, tasks, {}, ADAPTERS)
+    out = path / "generator"
+    out.mkdir(exist_ok=True)
+    with collection.start(engine) as running:
+        seen = collection.arrivals(ADAPTERS.meta.iterations, running)
+        made = train_adapters(collection.zoo, ADAPTERS, Runtime(out), seen)
+    made.save(path / "saved")
+
+
 @dataclass
 class Report:
     """What came of a kind of run.
@@ -128,9 +162,9 @@ def outcome(path: Path) -> dict[str, bytes]:
     """All that a run leaves: shards and index of the zoo, and the generator."""
     files = [*(path / "zoo").glob("*.safetensors"), *(path / "saved").glob("*")]
     found = {str(p.relative_to(path)): p.read_bytes() for p in files if p.is_file()}
-    # Workers finish shards in any order.
-    lines = (path / "zoo" / INDEX).read_bytes().splitlines()
-    return {**found, "index": b"\n".join(sorted(lines))}
+    # Workers finish shards in any order, and in another time.
+    shards = [{**e, "mean": {**e["mean"], "seconds": 0}} for e in Zoo.open(path / "zoo").shards]
+    return {**found, "index": json.dumps(shards).encode()}
 
 
 def finished(path: Path) -> dict[str, tuple[str, int]]:
@@ -256,7 +290,7 @@ def killed_workers(kills: int, seed: int) -> Report:
     return report
 
 
-KINDS = {"collect": collect, "train": train, "overlap": overlap}
+KINDS = {"collect": collect, "train": train, "overlap": overlap, "adapters": adapters}
 
 
 def main() -> int:
@@ -264,7 +298,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("kinds", nargs="*", help="collect, train, overlap or ray; all by default")
+    parser.add_argument(
+        "kinds", nargs="*", help="collect, train, overlap, adapters or ray; all by default"
+    )
     parser.add_argument("--kills", type=int, default=50, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)

@@ -22,7 +22,16 @@ from ltdi.backbone.augment import distort
 from ltdi.collect import optimise
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
-from ltdi.engine import Arrivals, Collection, Engine, Runtime, plan_of, recipe_of, settings_of
+from ltdi.engine import (
+    Arrivals,
+    Collection,
+    Engine,
+    Piece,
+    Runtime,
+    plan_of,
+    recipe_of,
+    settings_of,
+)
 from ltdi.errors import MismatchError
 from ltdi.files import plain
 from ltdi.generator import NetGenerator
@@ -110,7 +119,7 @@ def initial_of(zoo: Zoo) -> Initial | None:
     return Initial(zoo.shared(_INITIAL)["theta_0"], float(zoo.note(_INITIAL)["rate"]))
 
 
-class NetCollection(Collection):
+class NetCollection(Collection[Piece]):
     """A zoo of whole networks that has been started.
 
     Args:

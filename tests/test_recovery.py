@@ -34,7 +34,7 @@ def test_a_few_kills_change_nothing(kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["collect", "train", "overlap"])
+@pytest.mark.parametrize("kind", recovery.KINDS)
 def test_fifty_kills_change_nothing(kind: str) -> None:
     report = recovery.killed_runs(kind, recovery.KINDS[kind], kills=50, seed=0)
     assert report.good and report.kills == 50, report

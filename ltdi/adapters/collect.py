@@ -2,139 +2,217 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from ltdi.adapters.condition import describe
 from ltdi.adapters.host import LanguageHost
-from ltdi.adapters.runs import plan, solve
-from ltdi.adapters.source import Source
+from ltdi.adapters.runs import Run, Runs, plan, run_name, solve
+from ltdi.adapters.source import TaskRows
 from ltdi.adapters.support import shown
-from ltdi.adapters.training import AdapterRecipe, Solved
+from ltdi.adapters.training import AdapterRecipe, Read, Solved
+from ltdi.collect import Preparation
+from ltdi.engine import Collection
 from ltdi.errors import InputError
+from ltdi.files import locked, plain
 from ltdi.lora import Adapter, adapter_logits
 from ltdi.metrics import measure
-from ltdi.progress import Progress
-from ltdi.zoo import Zoo
+from ltdi.zoo import Group, Zoo
 
 START = "start"
 
 
-def open_zoo(
-    path: Any,
+@dataclass(frozen=True)
+class RunShard:
+    """A run, as a shard of its own.
+
+    Attributes:
+        name: Of the shard.
+        task: Number of the text task.
+        index: Of the run in its task's plan.
+        tasks: How many runs it has.
+    """
+
+    name: str
+    task: int
+    index: int
+    tasks: int = 1
+
+
+class RunCollection(Collection[RunShard]):
+    """A zoo of adapters that has been started; the trunks of all tasks are first.
+
+    A task without labels is given one trunk: nobody asks for its adapter itself.
+
+    A shard has "theta", "features" and "targets" of rows that the run was fitted to, the final
+    "loss" and the validation "score"; the index has its "seconds".
+
+    Args:
+        zoo: Started by `begin_runs`.
+        host: The language model, where it is loaded already.
+        branches: Of each task, in the plan. A run has its number whatever they are, so that a zoo
+            can grow.
+    """
+
+    def __init__(self, zoo: Zoo, host: LanguageHost | None = None, branches: int = 0) -> None:
+        about = zoo.about
+        self.host = host or LanguageHost.from_config(about["base"])
+        self.names: list[str] = about["names"]
+        runs, made = Runs(branches=branches, **about["runs"]), about.get("unlabelled", ())
+        self.runs = [runs_of(runs, name in made) for name in self.names]
+        self.trunks = [
+            (task, index)
+            for index in range(runs.trunks)
+            for task, own in enumerate(self.runs)
+            if index < own.trunks
+        ]
+        self.least = len(self.trunks)
+        self.rows = functools.cache(functools.partial(TaskRows.kept, zoo))
+        self._plans: dict[int, list[Run]] = {}
+        count = self.least + branches * len(self.names)
+        super().__init__(zoo, [self.shard(number) for number in range(count)])
+
+    @classmethod
+    def open(cls, zoo: Zoo) -> RunCollection:
+        """See `Collection.open`."""
+        return RunCollection(zoo)
+
+    def shard(self, number: int) -> RunShard:
+        """The run of a number: the trunks, then the first branch of every task, the second, .."""
+        if number < self.least:
+            task, index = self.trunks[number]
+        else:
+            branch, task = divmod(number - self.least, len(self.names))
+            index = self.runs[task].trunks + branch
+        return RunShard(f"{self.names[task]}-{run_name(self.runs[task], index)}", task, index)
+
+    def run(self, task: int, index: int) -> Run:
+        """A run of a task.
+
+        Raises:
+            InputError: If the task is too small.
+        """
+        if index >= len(self._plans.get(task, ())):
+            rows, seed = self.rows(task), int(self.zoo.about["seed"])
+            runs = self.runs[task]
+            enough = replace(runs, branches=max(runs.branches, 2 * index))
+            self._plans[task] = plan(self.host.adapter(rows.outputs), rows, enough, seed=seed)
+        return self._plans[task][index]
+
+    def make(self, number: int) -> None:
+        """Fit one run; a branch waits for whoever makes its trunk, or makes it."""
+        piece = self.shard(number)
+        run = self.run(piece.task, piece.index)
+        if run.branch:
+            trunk = self.trunks.index((piece.task, run.trunk))
+            self.make(trunk)
+            self._fit(piece, run, self.zoo.columns(self.zoo.entry(self.shard(trunk).name)))
+            return
+        with locked(self.zoo.path / f".{piece.name}.lock"):
+            self.zoo.refresh()
+            if not self.zoo.has(piece.name):
+                self._fit(piece, run)
+
+    def _fit(self, piece: RunShard, run: Run, trunk: Mapping[str, Tensor] | None = None) -> None:
+        about, host, rows = self.zoo.about, self.host, self.rows(piece.task)
+        prepare = Preparation(**about["own"].get(rows.name, about["prepare"]))
+        adapter = host.adapter(rows.outputs)
+        start = None
+        if trunk is not None:  # one that diverged was dropped, and so will be what it leads to
+            lost = torch.full((1, prepare.segments, adapter.space.size), torch.nan)
+            start = torch.cat([trunk["theta"], lost])[0]
+        found = solve(adapter, rows, run, prepare, self.runs[piece.task], start)
+        score = validation(host, rows, found.theta[-1]) if found.finite else 0.0
+        columns = {
+            "theta": found.theta,
+            **shown(host, rows, run.rows, run.seed),
+            "loss": found.loss[-1],
+            "score": torch.tensor(score),
+        }
+        self.zoo.append(
+            piece.name,
+            {name: value.unsqueeze(0) for name, value in columns.items()},
+            torch.tensor([found.finite]),
+            setting={"way": rows.outputs, "task": piece.task},
+            beside={"seconds": round(found.seconds, 3)},
+        )
+
+
+def runs_of(runs: Runs, unlabelled: bool) -> Runs:
+    """Those that a task is given."""
+    return replace(runs, trunks=1) if unlabelled else runs
+
+
+def begin_runs(
+    path: Path | str,
     host: LanguageHost,
-    sources: Sequence[Source],
+    tasks: Sequence[TaskRows],
     descriptions: Mapping[str, str],
     recipe: AdapterRecipe,
     *,
     seed: int = 0,
-) -> Zoo:
-    """Start a zoo of adapters, or take up one that was started with the same settings.
+) -> RunCollection:
+    """Start a zoo of adapters, or take up the one there: all but the runs.
 
-    How many runs a task is given is no setting: a zoo can grow.
+    How many branches a task is given is no setting: a zoo can grow.
+
+    Args:
+        path: Directory of the zoo: new, empty, or that of such a zoo.
+        host: The language model.
+        tasks: The text tasks; their rows are kept in the zoo, where workers read them.
+        descriptions: Of tasks, by name.
+        recipe: How they are solved, and how often.
+        seed: Of rows and batches.
 
     Raises:
-        InputError: If the directory holds something else, or there is no task.
-        MismatchError: If it is a zoo of another base model, or was collected in another way.
+        InputError: If the directory holds something else, there is no task, two have one name, or
+            one is too small.
+        MismatchError: If it is a zoo of another base model or other texts, or was collected in
+            another way.
     """
-    if not sources:
-        raise InputError("there is no text task", where="tasks", fix="name one or more")
-    outputs = sorted({s.outputs for s in sources})
-    own = {s.name: asdict(recipe.own[s.name]) for s in sources if s.name in recipe.own}
+    names, runs = [t.name for t in tasks], recipe.runs
+    if not names or len(set(names)) < len(names):
+        raise InputError(
+            f"text tasks need names of their own, got {', '.join(names) or 'none'}",
+            where="tasks",
+            fix="name one or more, no two alike",
+        )
+    if runs.trunks < 1 or runs.branches < 0:
+        raise InputError(
+            f"{runs.trunks} trunks and {runs.branches} branches are not possible",
+            where="runs",
+            fix="give one trunk or more: branches begin in the middle of one",
+        )
+    outputs = sorted({t.outputs for t in tasks})
+    for task in tasks:  # one that is too small is refused before anything is written
+        plan(host.adapter(task.outputs), task, runs_of(runs, bool(task.origin)), seed=seed)
     about = {
         "kind": "adapter",
         "base": host.describe(),
         "prepare": asdict(recipe.prepare),
-        "own": own,
-        "shared": recipe.runs.shared,
+        "own": {t.name: asdict(recipe.own[t.name]) for t in tasks if t.name in recipe.own},
+        "runs": {name: value for name, value in asdict(runs).items() if name != "branches"},
         "seed": seed,
-        "names": [s.name for s in sources],
-        "rows": [[len(s.fit), len(s.valid), len(s.unseen)] for s in sources],
-        "descriptions": [descriptions.get(s.name, "") for s in sources],
-        "outputs": {s.name: [s.outputs, list(s.train.label_names)] for s in sources},
+        "names": names,
+        "descriptions": [descriptions.get(name, "") for name in names],
+        "outputs": {t.name: [t.outputs, list(t.train.label_names)] for t in tasks},
     }
-    if made := [s.name for s in sources if s.origin]:
+    if made := [t.name for t in tasks if t.origin]:
         about["unlabelled"] = made
-    zoo = Zoo.create(path, host.adapter(outputs[-1]).space, about)
+    zoo = Zoo.create(path, host.adapter(outputs[-1]).space, plain(about))
     zoo.keep(START, {str(o): host.adapter(o).theta_0 for o in outputs})
-    return zoo
-
-
-def collect_runs(
-    zoo: Zoo,
-    host: LanguageHost,
-    sources: Sequence[Source],
-    recipe: AdapterRecipe,
-    *,
-    seed: int = 0,
-    progress: Progress | None = None,
-) -> None:
-    """Make the runs of all tasks that the zoo lacks, trunks first.
-
-    A task without labels is given one trunk: nobody asks for its adapter itself.
-
-    A shard has "theta", "features" and "targets" of rows that the run was fitted to, "seconds",
-    and the final "loss" and validation "score".
-
-    Args:
-        zoo: Of `open_zoo`.
-        host: The language model.
-        sources: The tasks.
-        recipe: How they are solved, and how often.
-        seed: Of rows and batches.
-        progress: Called as progress(stage, done, total, text).
-    """
-    one = replace(recipe.runs, trunks=min(1, recipe.runs.trunks))
-    plans = [
-        plan(host.adapter(s.outputs), s, one if s.origin else recipe.runs, seed=seed)
-        for s in sources
-    ]
-    done, total = 0, sum(map(len, plans))
-    for number in range(max(map(len, plans))):
-        for task, (source, runs) in enumerate(zip(sources, plans, strict=True)):
-            if number >= len(runs):
-                continue
-            run, name = runs[number], f"{source.name}-{runs[number].name}"
-            if not zoo.has(name):
-                adapter = host.adapter(source.outputs)
-                trunk = None
-                if run.branch:
-                    trunk = zoo.columns(zoo.entry(f"{source.name}-trunk-{run.trunk}"))["theta"][0]
-                prepare = recipe.preparation(source.name)
-                found = solve(adapter, source, run, prepare, recipe.runs, trunk)
-                record = {
-                    "theta": found.theta,
-                    **shown(host, source, run.rows, run.seed),
-                    "seconds": torch.tensor(found.seconds),
-                    "loss": found.loss[-1],
-                    "score": torch.tensor(0.0),
-                }
-                if found.finite:
-                    record["score"] = torch.tensor(validation(host, source, found.theta[-1]))
-                append(zoo, name, record, task, source, found.finite)
-            done += 1
-            if progress:
-                progress("fitting adapters", done, total, name)
-
-
-def append(
-    zoo: Zoo, name: str, record: Mapping[str, Tensor], task: int, source: Source, finite: bool
-) -> None:
-    """Store one run as a shard; one that diverged is counted and dropped."""
-    zoo.append(
-        name,
-        {key: value.unsqueeze(0) for key, value in record.items()},
-        torch.tensor([finite]),
-        setting={"way": source.outputs, "task": task},
-    )
+    for number, task in enumerate(tasks):
+        task.keep(zoo, number)
+    return RunCollection(zoo, host, runs.branches)
 
 
 def validation(
-    host: LanguageHost, source: Source, theta: Tensor, model: Adapter | None = None
+    host: LanguageHost, source: TaskRows, theta: Tensor, model: Adapter | None = None
 ) -> float:
     """The task's metric on its validation rows; the host's kind of adapter by default."""
     if not len(source.valid):
@@ -146,10 +224,8 @@ def validation(
     return measure(source.train.metric, logits, labels)
 
 
-def read_runs(
-    zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True
-) -> list[Solved]:
-    """The zoo's runs by number of outputs, in memory.
+def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True) -> Read:
+    """Reads the runs of a zoo's groups into memory, by number of outputs.
 
     Args:
         zoo: A zoo of adapters.
@@ -159,30 +235,42 @@ def read_runs(
         one_trunk: Leave out all runs of a task but those that share their beginning with its best
             one. Runs that part early end in different places, and what is generated is between
             them, where a task is solved less well.
+    """
+    texts = torch.stack([describe(host.base, d) for d in zoo.about["descriptions"]])
+    made = {zoo.about["names"].index(name) for name in zoo.about.get("unlabelled", ())}
+
+    def read(groups: Sequence[Group]) -> list[Solved]:
+        by_outputs: dict[int, list[Solved]] = {}
+        for group in groups:
+            score = group.read(columns=["score"])["score"]
+            good = score >= score.max() - worse
+            if one_trunk:
+                first = group.read(columns=["theta"])["theta"][:, 0]
+                good &= (first == first[score.argmax()]).all(1)
+            pick = good.nonzero()[:, 0]
+            data = group.read(pick, ["theta", "features", "targets"])
+            number = int(group.setting["task"])
+            task = torch.full((len(pick),), number)
+            labelled = torch.full((len(pick),), number not in made)
+            found = Solved(
+                data["theta"], data["features"], data["targets"], texts[task], task, labelled
+            )
+            by_outputs.setdefault(int(group.setting["way"]), []).append(found)
+        return [
+            Solved(**{n: torch.cat([vars(p)[n] for p in parts]) for n in vars(parts[0])})
+            for _, parts in sorted(by_outputs.items())
+        ]
+
+    return read
+
+
+def read_runs(
+    zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True
+) -> list[Solved]:
+    """The zoo's runs; see `reader`.
 
     Raises:
         InputError: If there are none.
         DamagedFileError: If a shard is missing, truncated or altered.
     """
-    texts = torch.stack([describe(host.base, d) for d in zoo.about["descriptions"]])
-    made = {zoo.about["names"].index(name) for name in zoo.about.get("unlabelled", ())}
-    by_outputs: dict[int, list[Solved]] = {}
-    for group in zoo.groups():
-        score = group.read(columns=["score"])["score"]
-        good = score >= score.max() - worse
-        if one_trunk:
-            first = group.read(columns=["theta"])["theta"][:, 0]
-            good &= (first == first[score.argmax()]).all(1)
-        pick = good.nonzero()[:, 0]
-        data = group.read(pick, ["theta", "features", "targets"])
-        number = int(group.setting["task"])
-        task = torch.full((len(pick),), number)
-        labelled = torch.full((len(pick),), number not in made)
-        found = Solved(
-            data["theta"], data["features"], data["targets"], texts[task], task, labelled
-        )
-        by_outputs.setdefault(int(group.setting["way"]), []).append(found)
-    return [
-        Solved(**{n: torch.cat([vars(p)[n] for p in parts]) for n in vars(parts[0])})
-        for _, parts in sorted(by_outputs.items())
-    ]
+    return reader(zoo, host, worse=worse, one_trunk=one_trunk)(zoo.groups())

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ltdi.adapters.source import Source, word_features
+from ltdi.adapters.source import TaskRows, word_features
 from ltdi.collect import Preparation
 from ltdi.data.text import SubTask, subtasks
 from ltdi.errors import InputError
@@ -66,14 +66,20 @@ class Run:
         return self.kind != "trunk"
 
 
-def plan(adapter: Adapter, source: Source, runs: Runs, *, seed: int = 0) -> list[Run]:
+def run_name(runs: Runs, index: int) -> str:
+    """Of the run of a number in its task's plan."""
+    j = index - runs.trunks
+    return f"trunk-{index}" if j < 0 else f"branch-{j:03d}"
+
+
+def plan(adapter: Adapter, source: TaskRows, runs: Runs, *, seed: int = 0) -> list[Run]:
     """All runs of a task, trunks first; the same for the same arguments.
 
     Raises:
         InputError: If the task is too small.
     """
     out = [
-        Run(f"trunk-{i}", i, "trunk", source.fit, 1_000_003 * (seed + 1) + i)
+        Run(run_name(runs, i), i, "trunk", source.fit, 1_000_003 * (seed + 1) + i)
         for i in range(runs.trunks)
     ]
     drawn = {kind: _sub_tasks(adapter, source, runs, kind, seed) for kind in _KINDS}
@@ -83,13 +89,14 @@ def plan(adapter: Adapter, source: Source, runs: Runs, *, seed: int = 0) -> list
         kind = _KINDS[(j + shift) % len(_KINDS)]
         rows = source.fit[next(drawn[kind]).rows]
         number = 2_000_003 * (seed + 1) + j
-        out.append(Run(f"branch-{j:03d}", j % runs.trunks, kind, rows, number))
+        name = run_name(runs, runs.trunks + j)
+        out.append(Run(name, j % runs.trunks, kind, rows, number))
     return out
 
 
 def solve(
     adapter: Adapter,
-    source: Source,
+    source: TaskRows,
     run: Run,
     preparation: Preparation,
     runs: Runs,
@@ -133,7 +140,7 @@ def branch_point(runs: Runs, segments: int) -> int:
 
 
 def _sub_tasks(
-    adapter: Adapter, source: Source, runs: Runs, kind: str, seed: int
+    adapter: Adapter, source: TaskRows, runs: Runs, kind: str, seed: int
 ) -> Iterator[SubTask]:
     texts, n = source.train.select(source.fit), max(1, runs.branches)
     size = len(texts) // (2 if kind == "rows" else 2 * SLICES)

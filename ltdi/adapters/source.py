@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -9,46 +10,91 @@ import torch
 from torch import Tensor
 
 from ltdi.data.text import TextSet, kmeans
-from ltdi.errors import InputError
+from ltdi.errors import InputError, MismatchError
+from ltdi.files import tuples
 from ltdi.lora import Base, encode
 from ltdi.lora.inputs import mask_of, token_mean
+from ltdi.zoo import Zoo
 
 # Topics of a task, of which one is held out.
 TOPICS = 8
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
-    """A text task with its rows.
+class TaskRows:
+    """A text task with the rows that it takes to fit adapters.
 
     Attributes:
         name: Of the task.
         train: Texts that may be fitted to.
-        dev: Texts that are only measured on.
         inputs: [rows, channels, T] of `train`.
-        dev_inputs: [rows, channels, T] of `dev`.
-        topics: [rows of train] number of the cluster that a row is in.
         fit: Rows that adapters are fitted to.
         valid: Rows that choices are made on; no adapter is fitted to them.
-        unseen: Rows of a topic that is in neither, or none: a slice that no adapter has seen.
         origin: Of a task that was made without labels, the name of the texts it is made of.
     """
 
     name: str
     train: TextSet
-    dev: TextSet
     inputs: Tensor
-    dev_inputs: Tensor
-    topics: Tensor
     fit: Tensor
     valid: Tensor
-    unseen: Tensor
-    origin: str = ""
+    origin: str
 
     @property
     def outputs(self) -> int:
         """Outputs of a head."""
         return self.train.outputs
+
+    def keep(self, zoo: Zoo, number: int) -> None:
+        """Store the task in a zoo as its task of that number, or check that it is this one.
+
+        Raises:
+            MismatchError: If the zoo was made from other texts, or other rows of them.
+        """
+        t = self.train
+        assert t.labels is not None
+        texts = torch.frombuffer(bytearray(json.dumps(t.texts).encode()), dtype=torch.uint8)
+        tensors = {"texts": texts, "labels": t.labels, "inputs": self.inputs}
+        tensors |= {"fit": self.fit, "valid": self.valid}
+        train = {n: getattr(t, n) for n in ("name", "label_names", "metrics", "label_range")}
+        note = {"name": self.name, "origin": self.origin, "train": train}
+        held = zoo.keep(_place(number), tensors, note)
+        if not all(torch.equal(held[n], x) for n, x in tensors.items()):
+            raise MismatchError(
+                f"the zoo was made from other texts of {self.name} than are given",
+                where=str(zoo.path / f"{_place(number)}.safetensors"),
+                fix="collect from the same data, or into a new directory",
+            )
+
+    @classmethod
+    def kept(cls, zoo: Zoo, number: int) -> TaskRows:
+        """The inverse of `keep`."""
+        held, note = zoo.shared(_place(number)), zoo.note(_place(number))
+        texts = tuple(map(tuple, json.loads(bytes(held["texts"].numpy()))))
+        train = TextSet(texts=texts, labels=held["labels"], **tuples(note["train"]))
+        return cls(note["name"], train, held["inputs"], held["fit"], held["valid"], note["origin"])
+
+
+def _place(number: int) -> str:
+    return f"texts-{number}"
+
+
+@dataclass(frozen=True, eq=False)
+class Source(TaskRows):
+    """A text task with all its rows.
+
+    Attributes:
+        dev: Texts that are only measured on.
+        dev_inputs: [rows, channels, T] of `dev`.
+        topics: [rows of train] number of the cluster that a row is in.
+        unseen: Rows of a topic that is in neither `fit` nor `valid`, or none: a slice that no
+            adapter has seen.
+    """
+
+    dev: TextSet
+    dev_inputs: Tensor
+    topics: Tensor
+    unseen: Tensor
 
 
 def prepare_source(
@@ -113,14 +159,14 @@ def prepare_source(
     return Source(
         name,
         train,
-        held,
         inputs,
-        encode(base, held.texts, max_length=max_length),
-        clusters,
         rest[cut:],
         rest[:cut],
-        hidden,
         origin,
+        held,
+        encode(base, held.texts, max_length=max_length),
+        clusters,
+        hidden,
     )
 
 

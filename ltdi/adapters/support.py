@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from ltdi.adapters.host import LanguageHost
-from ltdi.adapters.source import Source
+from ltdi.adapters.source import TaskRows
 from ltdi.errors import InputError
 
 # Rows that stand for a run's task in meta-training.
 SHOWN = 64
 
 
-def support_rows(source: Source, rows: Tensor, n: int, rng: torch.Generator) -> Tensor:
+def support_rows(source: TaskRows, rows: Tensor, n: int, rng: torch.Generator) -> Tensor:
     """`n` of the given rows at random: as many of each class as there are, for a regression any.
 
     Raises:
@@ -34,7 +34,7 @@ def support_rows(source: Source, rows: Tensor, n: int, rng: torch.Generator) -> 
     return torch.cat(each)
 
 
-def shown(host: LanguageHost, source: Source, rows: Tensor, seed: int) -> dict[str, Tensor]:
+def shown(host: LanguageHost, source: TaskRows, rows: Tensor, seed: int) -> dict[str, Tensor]:
     """Row features [SHOWN, F] and targets [SHOWN] of rows that a run was fitted to.
 
     A small task shows some of its rows twice.

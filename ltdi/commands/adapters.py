@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ltdi.adapters.collect import collect_runs, open_zoo, read_runs
+from ltdi.adapters.collect import RunCollection, begin_runs, reader
 from ltdi.adapters.host import LanguageHost
-from ltdi.adapters.runs import Runs
 from ltdi.adapters.source import Source, prepare_source
 from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import AdapterRecipe, train_network
-from ltdi.collect import Preparation
 from ltdi.commands.common import class_names
 from ltdi.data import text
 from ltdi.data.text import Columns, TextSet
-from ltdi.engine import Runtime
+from ltdi.engine import Arrivals, Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
 from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
-from ltdi.meta import MetaConfig
 from ltdi.metrics import measure
-from ltdi.progress import Bars
-from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.report.table import Result, Row
 from ltdi.zoo import Zoo
 
@@ -52,20 +47,18 @@ class TextTasks:
     max_length: int = 64
 
 
-def collect_adapters(
+def begin_adapters(
     path: Path,
     data: str,
     data_dir: str | None,
     texts: TextTasks,
     lora: LoraSpec,
     columns: Columns,
-    runs: Runs,
-    prepare: Preparation,
+    recipe: AdapterRecipe,
     *,
     seed: int,
-    progress: Bars,
-) -> Zoo:
-    """Fit adapters to text tasks, into a zoo."""
+) -> RunCollection:
+    """Read and encode the text tasks: everything before the runs."""
     names = [n.strip() for n in data.split(",") if n.strip()]
     loaded = {name: text.find(name, data_dir, columns=columns) for name in names}
     base = load_base(texts.base)
@@ -83,34 +76,24 @@ def collect_adapters(
         )
         for name, parts in loaded.items()
     ]
-    recipe = replace(DEFAULT, runs=runs, prepare=prepare)
-    described = {s.name: text.description(n) for s, n in zip(sources, names, strict=True)}
-    zoo = open_zoo(path, host, sources, described, recipe, seed=seed)
-    collect_runs(zoo, host, sources, recipe, seed=seed, progress=progress)
-    return zoo
+    described = {s.name: text.description(n) for s, n in zip(sources, loaded, strict=True)}
+    return begin_runs(path, host, sources, described, recipe, seed=seed)
 
 
 def train_adapters(
-    zoo: Zoo,
-    runtime: Runtime,
-    *,
-    diffusion: Diffusion,
-    network: Network,
-    meta: MetaConfig,
-    sampling: Sampling,
+    zoo: Zoo, recipe: AdapterRecipe, runtime: Runtime, arrivals: Arrivals | None = None
 ) -> AdapterGenerator:
-    """Meta-train a generator of adapters; settings that were left alone are those of adapters."""
-    recipe = replace(
-        DEFAULT,
-        prepare=Preparation(**zoo.about["prepare"]),
-        diffusion=DEFAULT.diffusion if diffusion == Diffusion() else diffusion,
-        network=DEFAULT.network if network == Network() else network,
-        meta=DEFAULT.meta if meta == MetaConfig() else meta,
-        sampling=sampling,
-    )
+    """Meta-train a generator of adapters."""
+    if runtime.team.device.type != "cpu":
+        raise InputError(
+            "a generator of adapters is trained on the CPU",
+            where="--device",
+            fix="give --device cpu; several processes may share the work",
+        )
     host = LanguageHost.from_config(zoo.about["base"])
-    groups = read_runs(zoo, host)
-    trained = train_network(groups, host, recipe, runtime)
+    read = reader(zoo, host)
+    groups = read((arrivals.at(0) if arrivals else None) or zoo.groups())
+    trained = train_network(groups, host, recipe, runtime, arrivals, read)
     return assemble(trained, host, {"data": ", ".join(zoo.about["names"])})
 
 

@@ -25,7 +25,7 @@ from ltdi.backbone import (
 )
 from ltdi.collect import Preparation
 from ltdi.commands.adapters import DEFAULT as ADAPTERS
-from ltdi.commands.adapters import TextTasks, collect_adapters
+from ltdi.commands.adapters import TextTasks, begin_adapters
 from ltdi.commands.common import OUT, run_in
 from ltdi.commands.nets import begin_nets
 from ltdi.data import ImageSet
@@ -35,7 +35,7 @@ from ltdi.errors import InputError, unknown
 from ltdi.lora import LoraSpec
 from ltdi.meta import MetaConfig
 from ltdi.nets import InitialTraining, NetConfig, NetHost
-from ltdi.pipeline import begin_zoo, check_start, make_anchor, save_shared
+from ltdi.pipeline import HeadCollection, begin_zoo, check_start, make_anchor, save_shared
 from ltdi.progress import Bars
 from ltdi.recipe import NET_RECIPE, Recipe, Tasks
 from ltdi.tasks import sample_episodes
@@ -119,8 +119,8 @@ class Collecting:
         )
 
 
-def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
-    """Everything before the shards: backbone, features, anchor and folds, or an initialisation.
+def begin(path: Path, options: Collecting, progress: Bars) -> Collection[Any]:
+    """Everything before the shards: backbone, features, anchor and folds; an initialisation; texts.
 
     Args:
         path: Directory of the zoo.
@@ -133,10 +133,10 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection:
     """
     o, recipe = options, options.recipe
     if o.target == "adapter":
-        raise InputError(
-            "adapters cannot be trained on while they are collected",
-            where="--collect.target",
-            fix="run `ltdi collect --target adapter` first, and `ltdi train --zoo` on its zoo",
+        prepare = ADAPTERS.prepare if o.prepare == Recipe().prepare else o.prepare
+        wanted = replace(ADAPTERS, runs=o.runs, prepare=prepare)
+        return begin_adapters(
+            path, o.data, o.data_dir, o.texts, o.lora, o.columns, wanted, seed=o.seed
         )
     if o.download:
         sources.fetch(o.data, o.data_dir)
@@ -173,7 +173,7 @@ def _begin_heads(
     net: Backbone | None,
     about: dict[str, Any],
     progress: Bars,
-) -> Collection:
+) -> HeadCollection:
     """Train a backbone on the rest where none was named; then features, anchor and folds."""
     o, recipe = options, options.recipe
     if net is None:
@@ -217,15 +217,6 @@ def collect(
         MismatchError: If the zoo there was made with other settings.
     """
     made_by = Engine(engine, workers)
-    if options.target == "adapter":
-        if workers or engine != "processes":
-            raise InputError(
-                "adapters are fitted one after the other, in this process",
-                where="--workers and --engine",
-                fix="leave both out; the base model's products use all cores",
-            )
-        _collect_adapters(out, options, resolved)
-        return
     with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
         collection = begin(path, options, progress)
         collection.fill(made_by, progress)
@@ -233,47 +224,20 @@ def collect(
         for shard in zoo.shards:
             log({"event": "shard", **shard})
     zoo.groups()  # says so if there is no task
-    table = Table("way", "shot", "tasks", "dropped", "final loss", "final accuracy")
-    for (way, shot), shards in groupby(sorted(zoo.shards, key=_setting), key=_setting):
-        entries = list(shards)
-        tasks = sum(e["tasks"] for e in entries)
-        dropped = sum(e["dropped"] for e in entries)
-        table.add_row(
-            *map(str, (way, shot, tasks, dropped)),
-            f"{_mean(entries, 'loss'):.5f}",
-            f"{_mean(entries, 'accuracy'):.4f}",
-        )
+    entries = sorted(zoo.shards, key=_setting)
+    means = [name for name in entries[0]["mean"] if name != "seconds"]
+    kinds = {name: None for e in entries for name in e["setting"] if name != "frame"}
+    table = Table(*kinds, "tasks", "dropped", *(f"final {name}" for name in means))
+    for setting, shards in groupby(entries, key=_setting):
+        some = list(shards)
+        sums = (sum(e[name] for e in some) for name in ("tasks", "dropped"))
+        table.add_row(*map(str, (*setting, *sums)), *(f"{_mean(some, n):.5g}" for n in means))
     OUT.print(table)
     OUT.print(f"zoo  {path}\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True)
 
 
-def _collect_adapters(out: str, options: Collecting, resolved: str) -> None:
-    """One run after the other: the base model's matrix products fill the processor."""
-    o = options
-    prepare = ADAPTERS.prepare if o.prepare == Recipe().prepare else o.prepare
-    with run_in(out, "zoo", "collect.yaml", resolved) as (path, progress, log):
-        zoo = collect_adapters(
-            path,
-            o.data,
-            o.data_dir,
-            o.texts,
-            o.lora,
-            o.columns,
-            o.runs,
-            prepare,
-            seed=o.seed,
-            progress=progress,
-        )
-        for shard in zoo.shards:
-            log({"event": "shard", **shard})
-    runs = sum(e["tasks"] for e in zoo.shards)
-    OUT.print(
-        f"zoo  {path}  {runs} adapters\nnext: ltdi train --zoo {path} --out DIR", soft_wrap=True
-    )
-
-
-def _setting(entry: dict[str, Any]) -> tuple[int, int]:
-    return entry["setting"]["way"], entry["setting"]["shot"]
+def _setting(entry: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(value for name, value in entry["setting"].items() if name != "frame")
 
 
 def _mean(entries: list[dict[str, Any]], column: str) -> float:

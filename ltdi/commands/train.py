@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from ltdi.backbone import Backbone
+from ltdi.collect import Preparation
+from ltdi.commands.adapters import DEFAULT as ADAPTERS
 from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
 from ltdi.commands.common import OUT, run_in, silent
@@ -18,7 +22,7 @@ from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, load_shared, train_generator
-from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling
+from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling, Varied
 from ltdi.team import Team, tracked
 from ltdi.zoo import Zoo
 from ltdi.zoo.remote import is_url
@@ -98,16 +102,16 @@ def train(
         log = stack.enter_context(tracked(plain_log, told, path, settings))
         runtime = Runtime(path, progress, log, team)
         if whole is not None:
-            made = _train(whole, None, chosen, runtime)
+            made = TRAIN[kind_of(whole)][0](whole, _recipe(whole, chosen), runtime)
         else:
             assert collect is not None
             collection = begin(own_directory(zoo, "zoo"), collect, progress)
+            recipe = _recipe(collection.zoo, chosen)
             with collection.start(made_by) as running:
-                iterations = _recipe(collection.zoo, chosen).meta.iterations
                 seen = collection.arrivals(
-                    iterations, running, rule=arrivals, journal=path / JOURNAL
+                    recipe.meta.iterations, running, rule=arrivals, journal=path / JOURNAL
                 )
-                made = _train(collection.zoo, seen, chosen, runtime)
+                made = TRAIN[kind_of(collection.zoo)][0](collection.zoo, recipe, runtime, seen)
         if team.main:
             made.save(path)
     if team.main:
@@ -115,32 +119,10 @@ def train(
     team.leave()
 
 
-def _train(
-    zoo: Zoo,
-    arrivals: Arrivals | None,
-    chosen: tuple[Diffusion, Network, MetaConfig, Sampling],
-    runtime: Runtime,
-) -> Generator:
-    """A generator of the kind that the zoo holds, with what was chosen or suits the kind."""
-    diffusion, network, meta, sampling = chosen
-    if kind_of(zoo) == AdapterGenerator.kind:
-        if runtime.team.device.type != "cpu":
-            raise InputError(
-                "a generator of adapters is trained on the CPU",
-                where="--device",
-                fix="give --device cpu; several processes may share the work",
-            )
-        return train_adapters(
-            zoo,
-            runtime,
-            diffusion=diffusion,
-            network=network,
-            meta=meta,
-            sampling=sampling,
-        )
-    recipe = _recipe(zoo, chosen)
-    if kind_of(zoo) == NetGenerator.kind:
-        return train_nets(zoo, recipe, runtime, arrivals)
+def train_heads(
+    zoo: Zoo, recipe: Recipe, runtime: Runtime, arrivals: Arrivals | None = None
+) -> HeadGenerator:
+    """Meta-train a generator of heads, with what lies beside the zoo."""
     shared = load_shared(zoo)
     return train_generator(
         TrainingSet.of(zoo, arrivals),
@@ -153,21 +135,25 @@ def _train(
     )
 
 
-def _recipe(zoo: Zoo, chosen: tuple[Diffusion, Network, MetaConfig, Sampling]) -> Recipe:
-    """How a zoo was collected, with what was chosen, or suits nets where nothing was."""
-    diffusion, network, meta, sampling = chosen
-    if kind_of(zoo) == NetGenerator.kind:
-        suits = NET_RECIPE
-        return replace(
-            recipe_of(zoo, suits),
-            diffusion=suits.diffusion if diffusion == Diffusion() else diffusion,
-            network=suits.network if network == Network() else network,
-            meta=suits.meta if meta == MetaConfig() else meta,
-            sampling=sampling,
-        )
-    return replace(
-        recipe_of(zoo), diffusion=diffusion, network=network, meta=meta, sampling=sampling
-    )
+# How each kind of weights is learnt, and what suits it where nothing is chosen.
+TRAIN: dict[str, tuple[Callable[..., Generator], Varied]] = {
+    HeadGenerator.kind: (train_heads, Recipe()),
+    NetGenerator.kind: (train_nets, NET_RECIPE),
+    AdapterGenerator.kind: (train_adapters, ADAPTERS),
+}
+
+
+def _recipe(zoo: Zoo, chosen: tuple[Diffusion, Network, MetaConfig, Sampling]) -> Varied:
+    """How a zoo was collected, with what was chosen, or suits the kind where nothing was."""
+    suits = TRAIN[kind_of(zoo)][1]
+    if isinstance(suits, Recipe):
+        own: Any = recipe_of(zoo, suits)
+    else:
+        own = replace(suits, prepare=Preparation(**zoo.about["prepare"]))
+    pairs = zip(("diffusion", "network", "meta"), chosen, strict=False)
+    named = {n: x if x != type(x)() else getattr(suits, n) for n, x in pairs}
+    recipe: Varied = replace(own, **named, sampling=chosen[-1])
+    return recipe
 
 
 def kind_of(zoo: Zoo) -> str:

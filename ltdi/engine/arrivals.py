@@ -3,9 +3,10 @@
 Shards count in the order of the plan, not in that in which they are finished, so that one number
 says what is visible. Two rules give that number:
 
-- "planned": it grows with the iteration alone, from 5 % of the shards to all of them at 95 % of
-  the iterations. Training waits where the workers are behind. A run depends on nothing but its
-  seed: interrupted and resumed, or with other workers, it is the same bit for bit.
+- "planned": it grows with the iteration alone, from 5 % of the shards, or what training cannot
+  begin without, to all of them at 95 % of the iterations. Training waits where the workers are
+  behind. A run depends on nothing but its seed: interrupted and resumed, or with other workers, it
+  is the same bit for bit.
 - "landed": everything that is there. What was seen from which iteration on is written to a journal
   before it is used. A resumed run first follows the journal; so does a new run that is given it,
   which is then the same bit for bit.
@@ -29,9 +30,9 @@ JOURNAL = "arrivals.jsonl"
 FIRST, ALL = 0.05, 0.95
 
 
-def planned(step: int, iterations: int, shards: int) -> int:
-    """How many shards are visible at an iteration, under the rule "planned"."""
-    first = max(1, round(FIRST * shards))
+def planned(step: int, iterations: int, shards: int, least: int = 1) -> int:
+    """How many shards are visible at an iteration, under the rule "planned"; `least` at first."""
+    first = max(least, round(FIRST * shards))
     share = min(1.0, step / max(1, math.floor(ALL * iterations)))
     return min(shards, first + math.floor(share * (shards - first)))
 
@@ -46,6 +47,7 @@ class Arrivals:
         rule: "planned" or "landed".
         journal: File for the rule "landed"; what is in it is followed.
         running: The workers; None where the zoo is already full.
+        least: Shards that training cannot begin without.
     """
 
     def __init__(
@@ -57,11 +59,13 @@ class Arrivals:
         rule: str = "planned",
         journal: Path | None = None,
         running: Running | None = None,
+        least: int = 1,
     ) -> None:
         if rule not in RULES:
             raise unknown("rule", rule, RULES, where="--arrivals")
         self.zoo, self.plan, self.iterations = zoo, list(plan), iterations
         self.rule, self.journal, self.running = rule, journal, running
+        self.least = least
         self.visible = self.there = 0
         self.record = _read(journal) if journal and rule == "landed" else []
 
@@ -91,20 +95,23 @@ class Arrivals:
 
     def _number(self, step: int) -> int:
         if self.rule == "planned":
-            return planned(step, self.iterations, len(self.plan))
+            return self._planned(step)
         known = [n for s, n in self.record if s <= step]
         if self.record and self.record[-1][0] >= step:  # followed
             return known[-1] if known else self.record[0][1]
         self._count()
         if self.running is not None and self.running.left:
             self.running.poll(0)
-        least = known[-1] if known else planned(0, self.iterations, len(self.plan))
+        least = known[-1] if known else self._planned(0)
         while not self._enough(least):
             self._wait(least)
         number = max(least, self.there)
         if not known or number != known[-1]:
             self._write(step, number)
         return number
+
+    def _planned(self, step: int) -> int:
+        return planned(step, self.iterations, len(self.plan), self.least)
 
     def _count(self) -> None:
         self.zoo.refresh()

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from ltdi.collect import Preparation
 from ltdi.engine.arrivals import Arrivals
@@ -16,6 +16,21 @@ from ltdi.files import tuples
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe, Tasks
 from ltdi.zoo import Zoo
+
+
+class Planned(Protocol):
+    """One shard of a plan."""
+
+    @property
+    def name(self) -> str:
+        """Of the shard."""
+
+    @property
+    def tasks(self) -> int:
+        """How many it has."""
+
+
+P = TypeVar("P", bound=Planned)
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ def recipe_of(zoo: Zoo, base: Recipe | None = None) -> Recipe:
     )
 
 
-class Collection(ABC):
+class Collection(ABC, Generic[P]):
     """A zoo that has been started, with what it takes to solve any of its shards.
 
     All of it is read from the zoo's directory, so that whoever solves a shard, and whenever,
@@ -84,12 +99,15 @@ class Collection(ABC):
         plan: All its shards.
     """
 
-    def __init__(self, zoo: Zoo, plan: Sequence[Piece]) -> None:
+    # Shards, the first of the plan, that training cannot begin without.
+    least = 1
+
+    def __init__(self, zoo: Zoo, plan: Sequence[P]) -> None:
         self.zoo, self.plan = zoo, list(plan)
 
     @classmethod
     @abstractmethod
-    def open(cls, zoo: Zoo) -> Collection:
+    def open(cls, zoo: Zoo) -> Collection[P]:
         """The collection in a zoo that has been started."""
 
     @classmethod
@@ -148,9 +166,17 @@ class Collection(ABC):
             journal: File for the rule "landed".
         """
         names = [piece.name for piece in self.plan]
-        return Arrivals(self.zoo, names, iterations, rule=rule, journal=journal, running=running)
+        return Arrivals(
+            self.zoo,
+            names,
+            iterations,
+            rule=rule,
+            journal=journal,
+            running=running,
+            least=self.least,
+        )
 
 
 @functools.lru_cache(maxsize=1)
-def _opened(kind: type[Collection], path: str) -> Collection:
+def _opened(kind: type[Collection[Any]], path: str) -> Collection[Any]:
     return kind.open(Zoo.open(path))

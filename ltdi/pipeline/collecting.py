@@ -13,7 +13,7 @@ from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, optimise
 from ltdi.crossfit import Fold, crossfit, hold_out, likeness
-from ltdi.engine import Collection, Engine, plan_of, recipe_of, settings_of
+from ltdi.engine import Collection, Engine, Piece, plan_of, recipe_of, settings_of
 from ltdi.errors import unknown
 from ltdi.files import plain
 from ltdi.progress import Progress
@@ -133,7 +133,7 @@ def check_start(recipe: Recipe) -> None:
         raise unknown("start", recipe.start, ("anchor", "gaussian"), where="start")
 
 
-class HeadCollection(Collection):
+class HeadCollection(Collection[Piece]):
     """A zoo of heads that has been started.
 
     Args:

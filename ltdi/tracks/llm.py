@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdi.adapters.collect import collect_runs, open_zoo, read_runs
+from ltdi.adapters.collect import begin_runs, read_runs
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.source import Source, prepare_source
@@ -248,10 +248,11 @@ def _shared(
     """What methods share, once all runs of the zoo are made; and what the zoo cost."""
     names = [s.name for s in sources]
     about = dict(zip(names, described, strict=True))
-    zoo = open_zoo(work / "zoo", host, sources, about, p.recipe, seed=seed)
-    collect_runs(zoo, host, sources, p.recipe, seed=seed, progress=progress)
+    collection = begin_runs(work / "zoo", host, sources, about, p.recipe, seed=seed)
+    collection.fill(progress=progress)
+    zoo = collection.zoo
     seconds = [
-        sum(float(zoo.columns(e)["seconds"].sum()) for e in zoo.shards if e["setting"]["task"] == t)
+        sum(float(e["mean"]["seconds"]) for e in zoo.shards if e["setting"]["task"] == t)
         for t in range(len(sources))
     ]
     kept = Kept(
@@ -267,8 +268,8 @@ def _shared(
 
     def trunk(task: int, number: int) -> tuple[Tensor, float]:
         """Local targets [k, n] of a long run, and its seconds."""
-        found = zoo.columns(zoo.entry(f"{names[task]}-trunk-{number}"))
-        return found["theta"][0].clone(), float(found["seconds"][0])
+        entry = zoo.entry(f"{names[task]}-trunk-{number}")
+        return zoo.columns(entry)["theta"][0].clone(), float(entry["mean"]["seconds"])
 
     shared = Bench(
         host,

@@ -121,7 +121,8 @@ def _copy(zoo: Zoo, entry: Entry, into: Zoo, name: str, shift: int) -> None:
     if "frame" in setting:
         setting["frame"] += shift
         columns["frame"] = columns["frame"] + shift
-    into.add(name, columns, setting, dropped=entry["dropped"])
+    beside = {n: mean for n, mean in entry["mean"].items() if n not in columns}
+    into.add(name, columns, setting, dropped=entry["dropped"], beside=beside)
 
 
 def _copy_rest(first: Zoo, into: Zoo) -> None:
@@ -131,7 +132,7 @@ def _copy_rest(first: Zoo, into: Zoo) -> None:
     own |= {f"{e['name']}.safetensors" for e in first.shards}
     for source in first.path.iterdir():
         target = into.path / source.name
-        if source.name in own or target.exists() or source.name.endswith(".tmp"):
+        if source.name in own or target.exists() or source.suffix in (".tmp", ".lock"):
             continue
         if source.is_dir():
             shutil.copytree(source, target)

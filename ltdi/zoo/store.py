@@ -130,7 +130,7 @@ class Zoo(Common):
         """What the index says of every finished shard, in the order of their names.
 
         `name`, `digest`, `setting`, `tasks`, `dropped`, `bytes`, and `mean`: of every column that
-        is one floating-point number per task.
+        is one floating-point number per task, and of what was told beside them.
         """
         return list(self._latest.values())
 
@@ -157,6 +157,7 @@ class Zoo(Common):
         finite: Tensor | None = None,
         *,
         setting: Mapping[str, int | str] | None = None,
+        beside: Mapping[str, float] | None = None,
     ) -> Entry:
         """Write one shard; tasks that are not finite are dropped and counted.
 
@@ -169,6 +170,8 @@ class Zoo(Common):
             setting: What these tasks have in common and others may not, such as `way` (the weight
                 space is that of this way) and `shot`. Tasks of one setting form a group, whose
                 columns must have the same shapes.
+            beside: Means that the index keeps beside those of columns: what is another every time
+                a shard is made, such as seconds, is not in its file.
 
         Returns:
             The shard's entry in the index.
@@ -181,10 +184,16 @@ class Zoo(Common):
         size = len(columns["theta"])
         finite = torch.ones(size, dtype=torch.bool) if finite is None else finite
         kept = {n: c.detach()[finite] for n, c in columns.items()}
-        return self.add(name, kept, setting, dropped=size - len(kept["theta"]))
+        return self.add(name, kept, setting, dropped=size - len(kept["theta"]), beside=beside)
 
     def add(
-        self, name: str, columns: Mapping[str, Tensor], setting: Mapping[str, Any], *, dropped: int
+        self,
+        name: str,
+        columns: Mapping[str, Tensor],
+        setting: Mapping[str, Any],
+        *,
+        dropped: int,
+        beside: Mapping[str, float] | None = None,
     ) -> Entry:
         """Write a shard of sound tasks; see `append`."""
         tasks = len(columns["theta"])
@@ -203,7 +212,8 @@ class Zoo(Common):
                 "dropped": dropped,
                 "bytes": file.stat().st_size,
                 "mean": {
-                    n: round(float(c.mean()), 6) if tasks else None for n, c in scores.items()
+                    **{n: round(float(c.mean()), 6) if tasks else None for n, c in scores.items()},
+                    **(beside or {}),
                 },
             }
             if self._latest.get(name) != entry:  # made anew, and the same

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ltdi.adapters.collect import collect_runs, open_zoo, read_runs
+from ltdi.adapters.collect import begin_runs, read_runs
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.runs import Runs
 from ltdi.adapters.source import Source, prepare_source
@@ -53,9 +53,9 @@ def sources(host: LanguageHost) -> list[Source]:
 def zoo(host: LanguageHost, sources: list[Source], tmp_path_factory: pytest.TempPathFactory) -> Zoo:
     path: Path = tmp_path_factory.mktemp("zoo") / "zoo"
     described = {name: description(f"rule:{name}") for name in TASKS}
-    zoo = open_zoo(path, host, sources, described, RECIPE)
-    collect_runs(zoo, host, sources, RECIPE)
-    return zoo
+    collection = begin_runs(path, host, sources, described, RECIPE)
+    collection.fill()
+    return collection.zoo
 
 
 @pytest.fixture(scope="session")

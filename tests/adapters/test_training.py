@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdi.adapters.collect import collect_runs, open_zoo, read_runs
+from ltdi.adapters.collect import begin_runs, read_runs
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.network import AdapterDenoiser
@@ -33,20 +33,6 @@ from ltdi.zoo import Zoo
 from .conftest import RECIPE, TASKS, quick
 
 
-def test_a_zoo_holds_every_run_and_goes_on(
-    zoo: Zoo, host: LanguageHost, sources: list[Source]
-) -> None:
-    assert len(zoo.shards) == 2 * 3
-    before = [e["digest"] for e in zoo.shards]
-    more = replace(RECIPE, runs=replace(RECIPE.runs, branches=2))
-    collect_runs(zoo, host, sources, more)
-    assert [e["digest"] for e in zoo.shards] == before
-    with pytest.raises(MismatchError, match="prepare"):
-        open_zoo(
-            zoo.path, host, sources, {}, replace(RECIPE, prepare=replace(RECIPE.prepare, lr=1))
-        )
-
-
 def test_a_task_may_be_solved_in_its_own_way(
     host: LanguageHost, sources: list[Source], tmp_path: Path
 ) -> None:
@@ -54,15 +40,16 @@ def test_a_task_may_be_solved_in_its_own_way(
     recipe = replace(RECIPE, own={"tone": own, "other": own}, runs=Runs(trunks=1, branches=0))
     assert recipe.preparation("tone") == own and recipe.preparation("amount") == recipe.prepare
     some = sources[:1]
-    zoo = open_zoo(tmp_path / "zoo", host, some, {}, recipe)
+    collection = begin_runs(tmp_path / "zoo", host, some, {}, recipe)
+    zoo = collection.zoo
     assert list(zoo.about["own"]) == ["tone"] and zoo.about["own"]["tone"]["steps"] == 4
-    collect_runs(zoo, host, some, recipe)
+    collection.fill()
     rng = torch.Generator().manual_seed(1_000_003)
     s = some[0]
     alone = fit_adapter(host.adapter(2), s.inputs[s.fit], s.train.targets[s.fit], own, rng)
     assert torch.equal(zoo.columns(zoo.entry("tone-trunk-0"))["theta"][0], alone.theta)
     with pytest.raises(MismatchError, match="own"):
-        open_zoo(tmp_path / "zoo", host, some, {}, replace(recipe, own={"tone": RECIPE.prepare}))
+        begin_runs(tmp_path / "zoo", host, some, {}, replace(recipe, own={"tone": RECIPE.prepare}))
 
 
 def test_a_fit_that_failed_is_left_out(zoo: Zoo, host: LanguageHost) -> None:
@@ -76,8 +63,9 @@ def test_only_runs_that_begin_like_the_best_are_learnt_from(
     host: LanguageHost, sources: list[Source], tmp_path: Path
 ) -> None:
     recipe = replace(RECIPE, runs=replace(RECIPE.runs, trunks=2, branches=2))
-    zoo = open_zoo(tmp_path / "zoo", host, sources[:1], {}, recipe)
-    collect_runs(zoo, host, sources[:1], recipe)
+    collection = begin_runs(tmp_path / "zoo", host, sources[:1], {}, recipe)
+    collection.fill()
+    zoo = collection.zoo
     score = {e["name"]: e["mean"]["score"] for e in zoo.shards}
     best = max(score, key=lambda n: score[n])
     trunk = int(best[-1]) % 2

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
+import ltdi
 from ltdi.cli import main
 from ltdi.data.text import rules
 from ltdi.files import read_tensors
+from ltdi.zoo import Zoo
 from tests.lora.conftest import libraries, offline
 
 __all__ = ["libraries", "offline"]
@@ -123,8 +125,25 @@ def test_what_other_kinds_need_is_said(
     assert "peft" in capsys.readouterr().err
 
 
-def test_workers_are_not_for_adapters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["collect", "--data", "rule:tone", "--out", str(tmp_path / "zoo"), *SMALL]
-    assert main([*given, "--workers", "2"]) != 0
-    assert "adapters are fitted one after the other, in this process" in capsys.readouterr().err
+def test_training_beside_workers_sees_every_run(tmp_path: Path) -> None:
+    zoo, out = tmp_path / "zoo", tmp_path / "out"
+    small = [f"--collect.{option[2:]}" if option[:2] == "--" else option for option in SMALL]
+    given = ["--collect.data", "rule:tone", *small, "--workers", "1", *TINY_NET]
+    assert main(["train", *given, "--zoo", str(zoo), "--out", str(out)]) == 0
+    log = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert [e["shards"] for e in log if e["event"] == "arrivals"][-1] == 2
+    assert ltdi.Generator.from_pretrained(out).kind == "adapter"
+    names = {e["name"] for e in Zoo.open(zoo).shards}
+    assert names == {"tone-trunk-0", "tone-branch-000"}
+
+
+def test_what_cannot_be_collected_is_said_before_anything_is_fitted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--data", "rule:tone", "--out", str(tmp_path / "zoo"), *SMALL]
+    assert main(["collect", *given, "--runs.trunks", "0"]) == 2
+    assert "give one trunk or more" in capsys.readouterr().err
     assert not (tmp_path / "zoo").exists()
+    beside = ["--collect.target", "adapter", "--collect.data", "tonne", "--zoo"]
+    assert main(["train", *beside, str(tmp_path / "zoo"), "--out", str(tmp_path / "out")]) == 2
+    assert "text task" in capsys.readouterr().err
