@@ -17,7 +17,8 @@ from ltdi.errors import InputError
 
 # Precisions of the prior; infinity keeps the generated head.
 PRECISIONS = (0.3, 3.0, 30.0, 300.0, float("inf"))
-FOLDS = 4
+# Parts of a support that are held out in turn.
+_FOLDS = 4
 # Of a regression's errors, in units of the range of its values.
 VARIANCE = 0.05
 _ITERATIONS = 80
@@ -70,8 +71,6 @@ def held_out_losses(
     targets: Tensor,
     *,
     precisions: Sequence[float] = PRECISIONS,
-    folds: int = FOLDS,
-    seed: int = 0,
 ) -> Tensor:
     """[priors, precisions, P] loss of every row under a head that was not fitted to it.
 
@@ -80,24 +79,22 @@ def held_out_losses(
         features: [P, D].
         targets: [P].
         precisions: Candidates.
-        folds: Parts that are held out in turn.
-        seed: Of the parts.
 
     Raises:
         InputError: For fewer rows than folds.
     """
     rows = len(features)
-    if rows < folds:
+    if rows < _FOLDS:
         raise InputError(
-            f"a support of {rows} rows cannot be split into {folds} parts",
+            f"a support of {rows} rows cannot be split into {_FOLDS} parts",
             where="support",
-            fix=f"give at least {folds} labelled rows",
+            fix=f"give at least {_FOLDS} labelled rows",
         )
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(rows, generator=torch.Generator().manual_seed(0))
     fold = torch.empty(rows, dtype=torch.long)
-    fold[order] = torch.arange(rows) % folds
-    shape = (len(priors), len(precisions), folds)
-    held = (fold == torch.arange(folds)[:, None]).float().expand(*shape, -1).flatten(0, 2)
+    fold[order] = torch.arange(rows) % _FOLDS
+    shape = (len(priors), len(precisions), _FOLDS)
+    held = (fold == torch.arange(_FOLDS)[:, None]).float().expand(*shape, -1).flatten(0, 2)
     many = priors[:, None, None].expand(*shape, -1, -1).flatten(0, 2)
     precision = torch.tensor(precisions)[None, :, None].expand(shape).flatten()
     heads = fit_heads(many, features, targets, precision, 1 - held)

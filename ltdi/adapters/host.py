@@ -162,9 +162,8 @@ class LanguageHost:
             )
         wide = self.adapter(self.base.width)
         weights = space.unflatten(theta)
-        for name in _head_names(space):
-            shape = next(p.shape for p in wide.space.params if p.name == name)
-            weights[name] = torch.eye(*shape) if len(shape) == 2 else torch.zeros(shape)
+        for p in wide.space.class_params:
+            weights[p.name] = torch.eye(*p.shape) if len(p.shape) == 2 else torch.zeros(p.shape)
         return adapter_logits(wide, wide.space.flatten(weights), inputs)
 
     def refine(
@@ -223,10 +222,6 @@ def _spec(known: dict[str, Any]) -> LoraSpec:
             where="config.json",
             fix="restore the file from the run that wrote it",
         ) from None
-
-
-def _head_names(space: WeightSpace) -> list[str]:
-    return [p.name for layer in space.layers if layer.per_class for p in layer.params]
 
 
 def _head(space: WeightSpace) -> tuple[slice, int]:

@@ -49,7 +49,7 @@ def task_adapters(
     """
     found = {}
     for group, space in zip(groups, spaces, strict=True):
-        lost = () if group.outputs == outputs else head_names(space)
+        lost = () if group.outputs == outputs else [p.name for p in space.class_params]
         for task in group.task.unique().tolist():
             weights = space.unflatten(group.theta[group.task == task, -1].mean(0))
             found[task] = {n: w for n, w in weights.items() if n not in lost}
@@ -97,11 +97,6 @@ def nearest(
             if near > best:
                 best, number = near, which
     return task_adapters(groups, spaces, outputs)[number], number
-
-
-def head_names(space: WeightSpace) -> list[str]:
-    """Parameters with a row for each class."""
-    return [p.name for layer in space.layers if layer.per_class for p in layer.params]
 
 
 def complete(adapter: Adapter, weights: dict[str, Tensor]) -> Tensor:

@@ -214,9 +214,9 @@ class AdapterGenerator(Generator):
         Raises:
             MismatchError: If they have none.
         """
-        for layer in self.parts.space.layers:
-            if layer.per_class and layer.params[0].name in weights:
-                return len(weights[layer.params[0].name])
+        for p in self.parts.space.class_params:
+            if p.name in weights:
+                return len(weights[p.name])
         raise MismatchError(
             "these weights have no head",
             where="weights",

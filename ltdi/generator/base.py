@@ -261,8 +261,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         Raises:
             MismatchError: If a parameter is missing or has another shape.
         """
-        layers = self.parts.space.layers
-        name = next((layer.params[0].name for layer in layers if layer.per_class), None)
+        name = next((p.name for p in self.parts.space.class_params), None)
         way = len(weights[name]) if name in weights else self.parts.space.way
         space = self.parts.space if way is None else self.space(way or 2)
         space.flatten(weights)

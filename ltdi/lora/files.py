@@ -15,7 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from ltdi.errors import MismatchError
-from ltdi.files import own_directory, read_json, read_tensors, write_json, write_tensors, write_text
+from ltdi.files import (
+    own_directory,
+    read_json,
+    read_tensors,
+    tuples,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from ltdi.lora.adapter import POOLINGS, Adapter, LoraSpec, lora_config, make_adapter
 from ltdi.lora.base import Base, libraries
 from ltdi.lora.card import adapter_card
@@ -81,7 +89,7 @@ def load_adapter(path: Path | str, base: Base) -> tuple[Adapter, Tensor]:
     content = read_json(place / ABOUT)
     try:
         known, outputs = content["base"], int(content["outputs"])
-        spec = LoraSpec(**{k: _tuple(v) for k, v in known["lora"].items()})
+        spec = LoraSpec(**tuples(known["lora"]))
         check_base(known, base, spec)
     except (KeyError, TypeError) as error:
         raise MismatchError(
@@ -150,11 +158,6 @@ def check_base(known: Mapping[str, Any], base: Base, spec: LoraSpec) -> None:
 
 def _listed(values: Mapping[str, Any], keys: list[str]) -> str:
     return ", ".join(f"{key} {values.get(key)}" for key in keys)
-
-
-def _tuple(value: Any) -> Any:
-    """JSON has lists where settings have tuples."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _config(adapter: Adapter) -> dict[str, Any]:

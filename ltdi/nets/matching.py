@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ltdi.weights import WeightSpace
 
+# Passes over the layers, at most.
+_ROUNDS = 3
+
 
 def assignment(cost: Tensor) -> Tensor:
     """The permutation that minimises sum_i cost[i, p_i], exactly.
@@ -56,7 +59,7 @@ def assignment(cost: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
-def match_units(theta: Tensor, reference: Tensor, space: WeightSpace, rounds: int = 3) -> Tensor:
+def match_units(theta: Tensor, reference: Tensor, space: WeightSpace) -> Tensor:
     """The net theta [n] with its hidden units permuted to be near `reference` [n].
 
     Layer by layer, the units of a hidden layer are assigned by their incoming weights and by the
@@ -68,12 +71,11 @@ def match_units(theta: Tensor, reference: Tensor, space: WeightSpace, rounds: in
         theta: [n].
         reference: [n].
         space: Of a `SmallNet`: convolutions in order, then the head.
-        rounds: At most.
     """
     names = [layer.params[0].name for layer in space.layers]
     a, b = space.unflatten(theta), space.unflatten(reference)
     a = {k: t.clone() for k, t in a.items()}
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         moved = False
         for here, after in pairwise(names):
             bias = here.replace("weight", "bias")

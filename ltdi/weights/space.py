@@ -158,6 +158,11 @@ class WeightSpace:
         """Every parameter, in the order of the flat vector's layers."""
         return tuple(p for layer in self.layers for p in layer.params)
 
+    @property
+    def class_params(self) -> tuple[Param, ...]:
+        """The parameters with a row for each class."""
+        return tuple(p for layer in self.layers if layer.per_class for p in layer.params)
+
     @cached_property
     def size(self) -> int:
         """n, the length of the flat vector."""
