@@ -8,13 +8,16 @@ from typing import Any
 from ltdi.errors import InputError
 
 
-def optional(name: str, *, purpose: str, install: str, where: str = "") -> Any:
+def optional(
+    name: str, *, purpose: str, extra: str = "", package: str = "", where: str = ""
+) -> Any:
     """Import an optional library.
 
     Args:
         name: Module to import.
         purpose: What needs it, for the message.
-        install: What pip is to install.
+        extra: The extra of ltdi that installs it.
+        package: What pip installs it from, where no extra does.
         where: The option that asked for it, for the message.
 
     Raises:
@@ -27,7 +30,7 @@ def optional(name: str, *, purpose: str, install: str, where: str = "") -> Any:
         raise InputError(
             f"{purpose} needs {name}, and importing it failed: {error}",
             where=where,
-            fix=f"pip install '{install}'"
-            if not install.startswith("ltdi[")
-            else f"in the directory of ltdi: pip install -e '.{install.removeprefix('ltdi')}'",
+            fix=f"in the directory of ltdi: pip install -e '.[{extra}]'"
+            if extra
+            else f"pip install {package}",
         ) from None

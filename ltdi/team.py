@@ -71,7 +71,7 @@ class Team:
         place = torch.device("cuda" if on_gpu else "cpu")
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             library = optional(
-                "accelerate", purpose="training in several processes", install="ltdi[accelerate]"
+                "accelerate", purpose="training in several processes", extra="accelerate"
             )
             accelerator = library.Accelerator(cpu=not on_gpu)
             place = accelerator.device
@@ -168,8 +168,8 @@ def tracked(
         if name not in TRACKERS:
             raise unknown("tracker", name, TRACKERS, where="--trackers")
         library = "torch.utils.tensorboard" if name == "tensorboard" else name
-        optional(library, purpose=f"the tracker {name}", install=name, where="--trackers")
-    library = optional("accelerate", purpose="--trackers", install="ltdi[accelerate]")
+        optional(library, purpose=f"the tracker {name}", package=name, where="--trackers")
+    library = optional("accelerate", purpose="--trackers", extra="accelerate")
     accelerator = library.Accelerator(cpu=True, log_with=list(names), project_dir=str(path))
     accelerator.init_trackers("ltdi", config=_flat(settings))
 

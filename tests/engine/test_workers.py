@@ -99,13 +99,13 @@ def test_settings_that_cannot_be() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
 def test_without_ray_the_extra_is_named(zoo: Zoo) -> None:
-    with pytest.raises(InputError, match=r"ltdi\[ray\]"):
+    with pytest.raises(InputError, match=r"'\.\[ray\]'"):
         run(Engine("ray", 1), make, zoo, [0])
 
 
 @pytest.mark.slow
 def test_a_local_ray_cluster_makes_every_one_though_a_worker_is_killed(zoo: Zoo) -> None:
-    pytest.importorskip("ray", reason="RAY NOT TESTED: pip install 'ltdi[ray]'")
+    pytest.importorskip("ray", reason="RAY NOT TESTED: pip install -e '.[ray]'")
     made = run(Engine("ray", 2), make_after_a_kill, zoo, list(range(6)))
     assert sorted(made) == list(range(6)) and (zoo.path / "killed").exists()
     assert contents(zoo) == [float(n) for n in range(6) for _ in range(3)]

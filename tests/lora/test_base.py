@@ -46,7 +46,7 @@ def test_a_model_that_is_not_there(name: str) -> None:
 @pytest.mark.parametrize("library", ["transformers", "peft"])
 def test_libraries_are_an_extra(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(InputError, match=rf"needs {library}[\s\S]*ltdi\[llm\]"):
+    with pytest.raises(InputError, match=rf"needs {library}[\s\S]*'\.\[llm\]'"):
         load_base("roberta-base")
 
 

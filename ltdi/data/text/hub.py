@@ -30,7 +30,7 @@ def load(
         InputError: If `datasets` is not installed or cannot load the set, and as
             `ltdi.data.text.table.load`, with rows for lines.
     """
-    datasets = optional("datasets", purpose="a data set of the hub", install="datasets")
+    datasets = optional("datasets", purpose="a data set of the hub", package="datasets")
     try:
         # Never code of the set's own.
         parts = datasets.load_dataset(name, config, revision=revision)
