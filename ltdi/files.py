@@ -103,7 +103,7 @@ def write_tensors(
             safetensors.torch.save_file(data, temporary, {**(metadata or {}), DIGEST: mark})
         except safetensors.SafetensorError as error:
             # A full disk comes as text.
-            number = re.search(r"os error (\d+)", str(error))
+            number = re.search(r"(?:os error|code:) (\d+)", str(error))
             code = int(number[1]) if number else errno.EIO
             raise OSError(code, os.strerror(code), str(path)) from error
         _sort_metadata(temporary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -142,6 +143,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         }
 
     stub: Any = ModuleType("timm")
+    stub.__spec__ = ModuleSpec("timm", None)  # the older transformers look for it when imported
     stub.create_model, stub.data = create_model, ModuleType("timm.data")
     stub.data.resolve_model_data_config = resolve_model_data_config
     stub.list_models = lambda: ["resnet18", "resnet50", "vit_tiny"]
