@@ -13,9 +13,9 @@ from ltdi.backbone import Backbone, InputTransform
 from ltdi.data import ImageSet
 from ltdi.denoiser import EquivariantDenoiser, Guide, Pace
 from ltdi.denoiser import Network as Denoiser
-from ltdi.errors import InputError, MismatchError
+from ltdi.errors import MismatchError
 from ltdi.generator.base import Callback, View, repeat
-from ltdi.generator.images import ImageGenerator
+from ltdi.generator.images import ImageGenerator, check_numbers
 from ltdi.generator.linear import LinearHeads
 from ltdi.parts import Host, Parts, Saved, build_network
 from ltdi.tasks import FeatureBank
@@ -164,15 +164,4 @@ class HeadGenerator(LinearHeads, ImageGenerator):
                 where="features",
                 fix="take them from this generator's own backbone",
             )
-        if grid.dtype != torch.float32:
-            raise InputError(
-                f"support features are {grid.dtype}, not torch.float32",
-                where="features",
-                fix="convert with .float()",
-            )
-        if not bool(grid.isfinite().all()):
-            raise InputError(
-                "support features are not finite",
-                where="features",
-                fix="look for NaN and infinity in the images",
-            )
+        check_numbers(grid, "features")

@@ -161,6 +161,26 @@ class ImageGenerator(Generator):
                 raise InputError(error.what, where=where, fix=error.fix) from None
 
 
+def check_numbers(grid: Tensor, what: str) -> None:
+    """Refuse an embedded support of other numbers than finite ones in single precision.
+
+    Raises:
+        InputError: Naming `what` it has.
+    """
+    if grid.dtype != torch.float32:
+        raise InputError(
+            f"support {what} are {grid.dtype}, not torch.float32",
+            where=what,
+            fix="convert with .float()",
+        )
+    if not bool(grid.isfinite().all()):
+        raise InputError(
+            f"support {what} are not finite",
+            where=what,
+            fix="look for NaN and infinity in the images",
+        )
+
+
 def by_class(samples: list[Tensor], labels: list[Tensor], way: int) -> tuple[Tensor, Tensor]:
     """Arrange the samples of B tasks by class: [B, way, most shots, ...] and a mask."""
     counts = [torch.bincount(y.long(), minlength=way) for y in labels]

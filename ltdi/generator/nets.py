@@ -14,9 +14,9 @@ from ltdi.anchor import Anchor, SharedAnchor
 from ltdi.backbone import InputTransform
 from ltdi.data import ImageSet
 from ltdi.denoiser import Descent, Opening, RowDenoiser
-from ltdi.errors import InputError, MismatchError, unknown
+from ltdi.errors import MismatchError, unknown
 from ltdi.generator.base import View, Weights, repeat
-from ltdi.generator.images import ImageGenerator
+from ltdi.generator.images import ImageGenerator, check_numbers
 from ltdi.nets import NetHost
 from ltdi.parts import Host, Parts, Saved, check_shape
 from ltdi.recipe import Diffusion, Network
@@ -90,12 +90,7 @@ class NetGenerator(ImageGenerator):
                 where="images",
                 fix="pass them through this generator's own transform",
             )
-        if not bool(grid.isfinite().all()):
-            raise InputError(
-                "support images are not finite",
-                where="images",
-                fix="look for NaN and infinity in them",
-            )
+        check_numbers(grid, "images")
 
     def view(self, grid: Tensor, mask: Tensor, copies: int) -> View:
         """See `ImageGenerator.view`; the chain's own estimates are what gradients are taken at."""

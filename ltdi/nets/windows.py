@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
 # The order of additions stays that of the source; but nobody asks for errno, and a call for each
@@ -63,6 +64,9 @@ class Windows:
 
     def _run(self, name: str, y: Tensor, *others: Tensor) -> None:
         images = others[-1].shape[1]
+        # The C code takes every pointer for so many floats in a row.
+        if any(x.dtype != torch.float32 or not x.is_contiguous() for x in (y, *others)):
+            raise TypeError("windows are of contiguous float32 tensors")
         pointers = [x.data_ptr() for x in (y, *others)]
         if not getattr(library(), name)(*pointers, images, images // len(y), *self._shape):
             raise MemoryError("the windows of small nets")

@@ -11,7 +11,7 @@ from torch import Tensor
 from ltdi.nets import NetConfig, net_space
 from ltdi.nets.grouped import Grouped
 from ltdi.nets.unfolded import Unfolded, grouped
-from ltdi.nets.windows import library
+from ltdi.nets.windows import Windows, library
 
 compiled = pytest.mark.skipif(library() is None, reason="no C compiler (cc)")
 
@@ -124,3 +124,15 @@ def test_without_a_compiler_convolutions_are_torchs(
     monkeypatch.setenv("CC", compiler)
     assert library() is None
     assert not isinstance(grouped(NetConfig(), torch.empty(1)), Unfolded)
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.float16, torch.uint8, torch.float64])
+def test_memory_is_read_as_what_it_is(dtype: torch.dtype) -> None:
+    """The C code is given addresses: half as many bytes would be read beyond their end."""
+    x = torch.zeros(1, 7, 7, 1)
+    windows = Windows(7, 1, 0, 5, 1, 2)
+    windows.forward(x, x)
+    for y in (x.to(dtype), x.expand(2, -1, -1, -1)):
+        with pytest.raises(TypeError, match="contiguous float32"):
+            windows.forward(y, x)

@@ -150,6 +150,8 @@ def test_supports_that_cannot_be_used(net_gen: NetGenerator, task: Task):
         net_gen.weights(torch.rand(1, 3, 1, 1, 28, 28))
     with pytest.raises(InputError, match="not finite"):
         net_gen.weights(torch.full((1, 3, 1, 1, 12, 12), torch.nan))
+    with pytest.raises(InputError, match=r"support images are torch\.float64"):
+        net_gen.weights(torch.rand(1, 3, 1, 1, 12, 12).double())
     with pytest.raises(InputError, match=r"support 1, images[\s\S]*|images must have shape"):
         net_gen.generate([task, (images.expand(-1, 2, -1, -1), labels)])
 
