@@ -158,7 +158,9 @@ def bench(
         for setting in settings_of(sources, wanted, p):
             trial.measure(setting)
         facts = {**_compared(shared, methods, seeds), "zoo": zoo, "chosen": valid, **_found(trial)}
-        facts["peak MB"] = round(max(peak_mb(), shared.kept.peak_mb))
+        here = peak_mb()
+        # Kept pieces tell of the processes that made them, and these of the code of their day.
+        facts |= {"peak MB": round(max(here, shared.kept.peak_mb)), "peak MB here": round(here)}
         rows = [*trial.rows, *trial.means()]
         return LlmOutcome(Result("llm", host.known["name"], preset, seed, facts, rows), shared)
 

@@ -77,6 +77,7 @@ def test_the_result_is_json_and_says_what_was_compared(outcome: llm.LlmOutcome) 
     assert any(name.endswith(", unseen slice") for name in s["warm start"])
     assert set(s["chosen"]["lt-di"]["heads"]["tone"]) == {"auto", "generated"}
     assert s["peak MB"] >= max(r["peak_mb"] for r in data["rows"]) - 1
+    assert 0 < s["peak MB here"] <= s["peak MB"]
     assert s["paired"]["tone"]["lora"]["ci95"] >= 0
 
 
