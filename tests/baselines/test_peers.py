@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ltdi.baselines import PEERS, Budget, Method, ProtoNet
+from ltdi.baselines import PEERS, Budget, Method, ProtoNet, tuning
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy, negative_log_likelihood
 
@@ -74,6 +74,21 @@ def test_a_seed_fixes_the_result(name, banks, fresh):
         assert torch.equal(before, torch.random.get_rng_state())
         outcomes.append(method.predict(fresh.support[:5], fresh.query[:5]))
     assert torch.equal(*outcomes)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_choices_are_made_on_validation_classes(name, banks, monkeypatch):
+    seen = []
+    draw = tuning.draw
+
+    def drawing(bank, *args, **kwargs):
+        seen.append(bank.features)
+        return draw(bank, *args, **kwargs)
+
+    # What training draws, it draws under a name of its own.
+    monkeypatch.setattr(tuning, "draw", drawing)
+    PEERS[name]().fit(*banks, Budget(iterations=1, way=5, shot=1, query=5, valid_episodes=4))
+    assert seen and all(torch.equal(features, banks[1].features) for features in seen)
 
 
 @pytest.mark.parametrize("name", [n for n in PEERS if n not in UNTRAINED])
