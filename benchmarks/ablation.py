@@ -41,8 +41,8 @@ from ltdi.recipe import Recipe, named_recipe
 from ltdi.report.figure import plot_curves
 from ltdi.tracks.episodes import load_parts
 from ltdi.tracks.fewshot import build_world
-from ltdi.tracks.generated import World
-from ltdi.tracks.presets import NAMES, preset_of
+from ltdi.tracks.fewshot_methods import World
+from ltdi.tracks.fewshot_presets import NAMES, preset_of
 from ltdi.weights import query_logits
 
 METHODS = ("lt-di", "mv-di-matched", "mv-di", "tw-di", "mc-di-paper")

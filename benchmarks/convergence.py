@@ -57,8 +57,8 @@ from ltdi.recipe import Recipe
 from ltdi.report.style import COLOURS, MARKERS, STYLE, save
 from ltdi.tracks.episodes import check_counts, load_parts, one_thread
 from ltdi.tracks.fewshot import build_world
-from ltdi.tracks.generated import World
-from ltdi.tracks.presets import STROKES, Preset
+from ltdi.tracks.fewshot_methods import World
+from ltdi.tracks.fewshot_presets import STROKES, Preset
 from ltdi.weights import head_space, query_logits
 
 Row = dict[str, Any]

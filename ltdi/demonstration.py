@@ -19,8 +19,8 @@ from ltdi.report.figure import Chain, plot_chains
 from ltdi.report.table import Result
 from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
-from ltdi.tracks.generated import Generated, World
-from ltdi.tracks.presets import PHOTOS, STROKES
+from ltdi.tracks.fewshot_methods import Generated, World
+from ltdi.tracks.fewshot_presets import PHOTOS, STROKES
 from ltdi.weights import centre_classes, head_space, query_logits
 
 METHODS = ("lt-di", "anchor", "protonet", "simpleshot", "linear-probe", "finetune", "hypernetwork")

@@ -5,6 +5,7 @@ from ltdi.tracks import (
     checkpoints,
     domain,
     fewshot,
+    fewshot_methods,
     llm,
     net_methods,
     nets,
@@ -13,7 +14,7 @@ from ltdi.tracks import (
 from ltdi.tracks.track import Outcome, Track, episode_label
 
 TRACKS: dict[str, Track] = {
-    "fewshot": Track(fewshot.bench, fewshot.ALL_METHODS, episode_label),
+    "fewshot": Track(fewshot.bench, fewshot_methods.ALL_METHODS, episode_label),
     "checkpoints": Track(
         checkpoints.bench, checkpoint_methods.ALL_METHODS, lambda options: str(options["dataset"])
     ),

@@ -11,7 +11,7 @@ import torch
 from ltdi.data import SOURCES, ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError
-from ltdi.tracks.presets import Preset
+from ltdi.tracks.fewshot_presets import Preset
 
 MOST = 1_000_000
 

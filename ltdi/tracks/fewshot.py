@@ -22,55 +22,18 @@ from ltdi.backbone import (
     train_backbone,
     train_classifier_backbone,
 )
-from ltdi.baselines import PEERS, Budget, Method
+from ltdi.baselines import Budget, Method
 from ltdi.data import ImageSet, fetch
 from ltdi.errors import InputError, unknown
 from ltdi.progress import Log, Progress
-from ltdi.recipe import RECIPES, Recipe
 from ltdi.report.table import Result
 from ltdi.tasks import sample_episodes
 from ltdi.tracks import nets
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread, shapes_of
-from ltdi.tracks.generated import AnchorOnly, Ensemble, Generated, World
-from ltdi.tracks.presets import NAMES, Preset, preset_of
+from ltdi.tracks.fewshot_methods import ALL_METHODS, Generated, World, kind_of, methods_of
+from ltdi.tracks.fewshot_presets import NAMES, Preset, preset_of
 from ltdi.tracks.run import Run, run_methods
 from ltdi.tracks.track import check_methods, chosen_preset
-
-OURS = ("lt-di", Ensemble.name, "mc-di-paper")
-
-
-def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> dict[str, Method]:
-    """The methods called `names`, untrained, for test episodes of `way` classes.
-
-    Raises:
-        InputError: If a name is unknown.
-    """
-    known = [*RECIPES, Ensemble.name, AnchorOnly.name, *PEERS]
-    out: dict[str, Method] = {}
-    for name in names:
-        if name in RECIPES:
-            out[name] = Generated(name, recipe, world, way)
-        elif name == Ensemble.name:
-            single = out.get("lt-di")
-            trained = single if isinstance(single, Generated) else None
-            out[name] = Ensemble(trained or Generated("lt-di", recipe, world, way), trained is None)
-        elif name == AnchorOnly.name:
-            out[name] = AnchorOnly(recipe)
-        elif name in PEERS:
-            out[name] = PEERS[name]()
-        else:
-            raise unknown("method", name, known, where="--methods")
-    return out
-
-
-def kind_of(name: str) -> str:
-    """Whether a method is ours, a control or a peer."""
-    if name in OURS:
-        return "ours"
-    return "control" if name in RECIPES or name == AnchorOnly.name else "peer"
-
-
-ALL_METHODS = ("lt-di", Ensemble.name, *RECIPES[1:], AnchorOnly.name, *PEERS)
 
 
 def build_world(
@@ -261,17 +224,12 @@ def bench(
         "query": query,
         "classes": world.classes("backbone", parts),
         "backbone_s": round(backbone_s, 2),
-        "threads": torch.get_num_threads(),
-        "recipe": asdict(recipe),
-        "backbone": p.backbone if isinstance(p.backbone, str) else asdict(p.backbone),
         "side": world.backbone.transform.size,
-        "mapping": None if p.mapping is None else asdict(p.mapping),
-        "peer_iterations": p.peer_iterations,
-        "notes": {name: m.note for name, m in runs[0].methods.items()},
-        **_measured(runs),
+        "recipe": asdict(recipe),
+        **_told(p, runs),
     }
-    result = Result("fewshot", dataset, label, seed, about, [r for run in runs for r in run.rows])
-    return Outcome(result, world, runs[0].methods)
+    rows = [row for run in runs for row in run.rows]
+    return Outcome(Result("fewshot", dataset, label, seed, about, rows), world, runs[0].methods)
 
 
 def _seen_at(preset: Preset, side: int) -> Preset:
@@ -283,6 +241,19 @@ def _seen_at(preset: Preset, side: int) -> Preset:
             fix="leave it out, or name a pretrained one with --backbone",
         )
     return replace(preset, side=side)
+
+
+def _told(preset: Preset, runs: Sequence[Run[Method]]) -> dict[str, Any]:
+    """What a result says of its preset, and of the methods beside their rows."""
+    plan, mapping = preset.backbone, preset.mapping
+    return {
+        "threads": torch.get_num_threads(),
+        "backbone": plan if isinstance(plan, str) else asdict(plan),
+        "mapping": None if mapping is None else asdict(mapping),
+        "peer_iterations": preset.peer_iterations,
+        "notes": {name: m.note for name, m in runs[0].methods.items()},
+        **_measured(runs),
+    }
 
 
 def _measured(runs: Sequence[Run[Method]]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.report.table import Result
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread
+from ltdi.tracks.fewshot_presets import preset_of
 from ltdi.tracks.measured import metrics_of, publish
 from ltdi.tracks.net_methods import (
     ALL_METHODS,
@@ -31,7 +32,6 @@ from ltdi.tracks.net_methods import (
     kind_of,
     methods_of,
 )
-from ltdi.tracks.presets import preset_of
 from ltdi.tracks.run import run_methods
 from ltdi.tracks.track import check_methods, chosen_preset
 

@@ -18,11 +18,11 @@ from ltdi.files import digest
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import RECIPES, Network, Recipe, Tasks
-from ltdi.tracks import TRACKS, episodes, fewshot, generated
+from ltdi.tracks import TRACKS, episodes, fewshot, fewshot_methods
 from ltdi.tracks.episodes import hold_out
-from ltdi.tracks.fewshot import ALL_METHODS, Outcome, bench, kind_of
-from ltdi.tracks.generated import Generated
-from ltdi.tracks.presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
+from ltdi.tracks.fewshot import Outcome, bench
+from ltdi.tracks.fewshot_methods import ALL_METHODS, Generated, kind_of
+from ltdi.tracks.fewshot_presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
 from ltdi.weights import head_space, query_logits
 
 RECIPE = Recipe(
@@ -322,13 +322,13 @@ def test_heads_and_backbones_do_not_mix(outcome: Outcome):
 def test_several_shapes_share_a_run(outcome: Outcome, monkeypatch):
     """The same figures as in runs of their own, from one backbone and one trained generator."""
     trained = []
-    real = generated.train_generator
+    real = fewshot_methods.train_generator
 
     def spy(*args, **kwargs):
         trained.append(1)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(generated, "train_generator", spy)
+    monkeypatch.setattr(fewshot_methods, "train_generator", spy)
     both = run(("lt-di", "protonet"), settings="3w1s, 4w2s").result
     assert len(trained) == 1
     assert [(r.method, r.dataset) for r in both.rows] == [
@@ -404,13 +404,13 @@ def test_nothing_that_is_learnt_or_chosen_depends_on_test_images(few_classes, mo
 def test_class_ids_are_tracked_from_images_to_solved_tasks(few_classes, monkeypatch):
     """Every sample of a solved task, support or query, is an image of a held-out training class."""
     tasks: list[dict[str, torch.Tensor]] = []
-    real = generated.train_generator
+    real = fewshot_methods.train_generator
 
     def spy(data, *args, **kwargs):
         tasks.extend(group.read() for group in data.groups)
         return real(data, *args, **kwargs)
 
-    monkeypatch.setattr(generated, "train_generator", spy)
+    monkeypatch.setattr(fewshot_methods, "train_generator", spy)
     world = run(("lt-di",)).world
     classes = world.train.classes
     label = torch.arange(len(classes)).repeat_interleave(world.train.offsets.diff())

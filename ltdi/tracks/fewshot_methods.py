@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,13 +14,14 @@ from torch import Tensor
 
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
-from ltdi.baselines import Budget, Method, fitted, validation_episodes
+from ltdi.baselines import PEERS, Budget, Method, fitted, validation_episodes
 from ltdi.engine import Runtime
+from ltdi.errors import unknown
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.progress import Progress, Step
-from ltdi.recipe import Recipe, named_recipe
+from ltdi.recipe import RECIPES, Recipe, named_recipe
 from ltdi.report.table import Result
 from ltdi.tasks import FeatureBank
 from ltdi.tracks.measured import metrics_of, publish
@@ -94,8 +96,7 @@ class Ensemble(Method):
     """Samples of a generator, averaged in probability instead of in the weights.
 
     Args:
-        single: The generator as a method.
-        own: Whether it is to be trained here.
+        single: The generator as a method; trained here if it was not.
     """
 
     name: ClassVar[str] = "lt-di-16"
@@ -103,8 +104,8 @@ class Ensemble(Method):
     note: ClassVar[str] = "lt-di with 16 samples averaged in probability"
     samples: ClassVar[int] = 16
 
-    def __init__(self, single: Generated, own: bool) -> None:
-        self.single, self.own = single, own
+    def __init__(self, single: Generated) -> None:
+        self.single = single
         self.steps, self.temperature, self.sharpness = 1, 1.0, 1.0
 
     def fit(
@@ -115,7 +116,7 @@ class Ensemble(Method):
         progress: Step | None = None,
     ) -> None:
         """See `Method.fit`; steps, temperature and sharpness have the lowest validation NLL."""
-        if self.own:
+        if self.single.generator is None:
             self.single.fit(train, valid, budget, progress)
         self.prepare_s, self.train_s = self.single.prepare_s, self.single.train_s
         support, query = validation_episodes(valid, budget)
@@ -170,3 +171,33 @@ class AnchorOnly(Method):
         space = head_space(support.shape[-1], support.shape[1])
         theta = fitted(self.anchor, self)(support, torch.ones(support.shape[:3]), space)
         return query_logits(theta, query)
+
+
+ALL_METHODS = ("lt-di", Ensemble.name, *RECIPES[1:], AnchorOnly.name, *PEERS)
+
+
+def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> dict[str, Method]:
+    """The methods called `names`, unfitted, for test episodes of `way` classes.
+
+    Raises:
+        InputError: If a name is unknown.
+    """
+    single = Generated("lt-di", recipe, world, way)
+    made: dict[str, Callable[[], Method]] = {
+        **{n: partial(Generated, n, recipe, world, way) for n in RECIPES},
+        "lt-di": lambda: single,
+        Ensemble.name: lambda: Ensemble(single),
+        AnchorOnly.name: lambda: AnchorOnly(recipe),
+        **PEERS,
+    }
+    for name in names:
+        if name not in made:
+            raise unknown("method", name, made, where="--methods")
+    return {name: made[name]() for name in names}
+
+
+def kind_of(name: str) -> str:
+    """Whether a method is ours, a control or a peer."""
+    if name in ("lt-di", Ensemble.name, "mc-di-paper"):
+        return "ours"
+    return "control" if name in RECIPES or name == AnchorOnly.name else "peer"

@@ -1,4 +1,4 @@
-"""`ltdi.tracks.generated`: no test class is ever seen, and an ensemble averages probabilities."""
+"""`ltdi.tracks.fewshot_methods`: no test class is seen, an ensemble averages probabilities."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from ltdi.evaluate import accuracy, negative_log_likelihood
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
-from ltdi.tracks.fewshot import methods_of
-from ltdi.tracks.generated import Ensemble, Generated, World
+from ltdi.tracks.fewshot_methods import Ensemble, Generated, World, methods_of
 from ltdi.weights import query_logits
 
 WIDTH, ITEMS, WAY = 8, 12, 3
@@ -91,7 +90,7 @@ def test_no_test_class_is_ever_seen(world: World, methods, episodes, tmp_path: P
 
 def ensemble(methods: dict[str, Generated | Ensemble], **settings: float) -> Ensemble:
     """An ensemble with settings of its own, on the same generator."""
-    out = Ensemble(single(methods), own=False)
+    out = Ensemble(single(methods))
     for name, value in settings.items():
         setattr(out, name, value)
     return out
@@ -131,7 +130,7 @@ def test_it_is_the_mean_over_the_samples(methods, episodes):
 
 def test_it_takes_over_a_generator_and_chooses_on_validation_classes(world: World, methods):
     e = methods["lt-di-16"]
-    assert isinstance(e, Ensemble) and e.single is methods["lt-di"] and not e.own
+    assert isinstance(e, Ensemble) and e.single is methods["lt-di"]
     assert (e.prepare_s, e.train_s) == (e.single.prepare_s, e.single.train_s)
     support, query = validation_episodes(world.valid, BUDGET)
     chosen = float(negative_log_likelihood(e.predict(support, query)).mean())
@@ -148,7 +147,6 @@ def test_it_takes_over_a_generator_and_chooses_on_validation_classes(world: Worl
 def test_alone_it_trains_its_own_generator(world: World, methods, episodes):
     """The same one: an ensemble does not depend on its company."""
     alone = fitted(world, "lt-di-16")["lt-di-16"]
-    assert isinstance(alone, Ensemble) and alone.own
     assert torch.equal(alone.predict(*episodes), methods["lt-di-16"].predict(*episodes))
 
 

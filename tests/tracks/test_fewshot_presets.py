@@ -1,4 +1,4 @@
-"""`ltdi.tracks.presets`: every data set has a preset of every name, and a backbone may be given."""
+"""`ltdi.tracks.fewshot_presets`: a preset of every name for each data set, or a backbone given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 from ltdi.backbone import ClassifierTraining, ProtoTraining
 from ltdi.recipe import named_recipe
-from ltdi.tracks.presets import NAMES, PHOTOS, PRESETS, STROKES, TRAINED, preset_of
+from ltdi.tracks.fewshot_presets import NAMES, PHOTOS, PRESETS, STROKES, TRAINED, preset_of
 
 
 @pytest.mark.parametrize("name", NAMES)
