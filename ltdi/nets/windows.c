@@ -7,6 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Zeros, at the beginning of a cache line. */
+static float *room(long n) {
+    long size = (n * sizeof(float) + 63) / 64 * 64;
+    float *x = aligned_alloc(64, size);
+    if (x) memset(x, 0, size);
+    return x;
+}
+
 /* Means over the channels of a group and all positions, from a row's sums [side, c]: in row [c]. */
 static void means(float *restrict row, long side, long c, long groups) {
     long own = c / groups;
@@ -32,7 +40,7 @@ int windows(const float *restrict y, const float *restrict bias, float *restrict
     long row = side * c, all = side + 2 * pad, wide = all * c, run = k * c;
     long steps = (all - k) / stride + 1;
     float *restrict mean = norm, *restrict rate = norm + n * row;
-    float *x = calloc(all * wide, sizeof *x);
+    float *x = room(all * wide);
     if (!x) return 0;
     for (long image = 0; image < n; image++, y += side * row) {
         if (groups) {
@@ -82,7 +90,7 @@ int back(float *restrict y, float *restrict bias, const float *restrict g,
     long row = side * c, all = side + 2 * pad, wide = all * c, run = k * c;
     long steps = (all - k) / stride + 1;
     const float *restrict mean = norm, *restrict rate = norm + n * row;
-    float *x = malloc((all * wide + 3 * row) * sizeof *x);
+    float *x = room(all * wide + 3 * row);
     if (!x) return 0;
     float *restrict sum = x + all * wide, *restrict dot = sum + row, *restrict total = dot + row;
     for (long image = 0; image < n; image++, y += side * row, mean += row, rate += row) {
