@@ -209,7 +209,11 @@ def export(
         return
     gen = any_kind
     if not isinstance(gen, HeadGenerator | UnseenGenerator):
-        gen = HeadGenerator.from_pretrained(generator)  # refuses it
+        raise MismatchError(
+            f"a generated {any_kind.kind} sits on no backbone to be joined with",
+            where="--generator",
+            fix="use the file of weights as it is: it is a whole state dict",
+        )
     path = Path(weights)
     head, metadata = read_tensors(path), read_metadata(path)
     if metadata.get("backbone") != gen.backbone.fingerprint:

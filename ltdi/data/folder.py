@@ -15,6 +15,11 @@ from ltdi.data.images import ImageSet, check_geometry, decode
 from ltdi.errors import InputError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
+# Images that would be missed if they were passed over like other files.
+UNREAD = frozenset(
+    {".avif", ".cr2", ".dng", ".heic", ".heif", ".jfif", ".jp2", ".nef", ".pgm", ".ppm", ".psd"}
+    | {".raw", ".svg", ".tga"}
+)
 _LAYOUT = "lay the images out as <class>/<image>, one folder a class"
 
 
@@ -70,15 +75,11 @@ def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -
     """
     check_geometry(size, channels)
     with open_tree(path) as tree:
-        names = sorted(filter(is_image, tree.names))
-        if not names:
-            raise InputError(
-                f"no image among {len(tree.names)} files",
-                where=tree.where,
-                fix=f"give images; known suffixes: {', '.join(sorted(SUFFIXES))}",
-            )
         return torch.stack(
-            [decode(tree.read(n), size=size, channels=channels, where=tree.label(n)) for n in names]
+            [
+                decode(tree.read(n), size=size, channels=channels, where=tree.label(n))
+                for n in _images(tree, "give images")
+            ]
         )
 
 
@@ -87,17 +88,31 @@ def is_image(name: str) -> bool:
     return posixpath.splitext(name)[1].lower() in SUFFIXES
 
 
-def _group(tree: FileTree) -> dict[str, list[str]]:
-    """Class name -> file names."""
-    folders: dict[str, list[str]] = {}
-    for name in filter(is_image, tree.names):
-        folders.setdefault(posixpath.dirname(name), []).append(name)
-    if not folders:
+def _images(tree: FileTree, fix: str) -> list[str]:
+    """The names of all images; `fix` is what to do where there are none."""
+    known = ", ".join(sorted(SUFFIXES))
+    unread = [n for n in tree.names if posixpath.splitext(n)[1].lower() in UNREAD]
+    if unread:
+        raise InputError(
+            f"{len(unread)} images are of a format that is not read, such as {unread[0]!r}",
+            where=tree.where,
+            fix=f"convert them to one of {known}, or remove them",
+        )
+    names = [n for n in tree.names if is_image(n)]
+    if not names:
         raise InputError(
             f"no image among {len(tree.names)} files",
             where=tree.where,
-            fix=f"{_LAYOUT}; known suffixes: {', '.join(sorted(SUFFIXES))}",
+            fix=f"{fix}; known suffixes: {known}",
         )
+    return names
+
+
+def _group(tree: FileTree) -> dict[str, list[str]]:
+    """Class name -> file names."""
+    folders: dict[str, list[str]] = {}
+    for name in _images(tree, _LAYOUT):
+        folders.setdefault(posixpath.dirname(name), []).append(name)
     top = "" if "" in folders else posixpath.commonpath(folders)
     if top in folders and (top == "" or len(folders) > 1):
         raise InputError(

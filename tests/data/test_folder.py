@@ -76,7 +76,7 @@ def test_damaged_image_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "lost"), [("dog/", "dog"), ("dog/1.heic", "dog"), ("../notes/1.txt", None)]
+    ("more", "lost"), [("dog/", "dog"), ("dog/1.xyz", "dog"), ("../notes/1.txt", None)]
 )
 def test_a_class_without_an_image_is_not_passed_over(
     tmp_path: Path, more: str, lost: str | None
@@ -91,3 +91,10 @@ def test_a_class_without_an_image_is_not_passed_over(
             continue
         with pytest.raises(InputError, match=f"'w/{lost}' lies beside those of the classes"):
             folder.load(path, size=4, channels=1)
+
+
+def test_images_of_other_formats_are_not_passed_over(tmp_path: Path) -> None:
+    top = write(tmp_path, layout("cat/1.png", "dog/1.png") | {"dog/2.HEIC": b"", "dog/2.txt": b""})
+    for read in (folder.load, folder.load_unlabelled):
+        with pytest.raises(InputError, match=r"1 images are of a format.*'dog/2\.HEIC'"):
+            read(top, size=4, channels=1)

@@ -83,7 +83,7 @@ def test_what_does_not_match_the_target(
     told = refused(
         "export", "--generator", place / "gen", "--weights", out, "--out", tmp_path / "c"
     )
-    assert "kind 'net'" in told
+    assert "a generated net sits on no backbone" in told
 
 
 def test_train_goes_on_from_a_zoo_of_nets(net_zoo: Zoo, tmp_path: Path):
