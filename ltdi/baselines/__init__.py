@@ -7,7 +7,7 @@ from ltdi.baselines.linear_probe import LinearProbe
 from ltdi.baselines.maml_full import MamlFull
 from ltdi.baselines.meta_baseline import MetaBaseline
 from ltdi.baselines.metadiff import MetaDiff
-from ltdi.baselines.method import Budget, Method, fitted
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.ocd import Ocd
 from ltdi.baselines.protonet import ProtoNet
 from ltdi.baselines.reptile import Reptile
@@ -37,6 +37,7 @@ PEERS: dict[str, type[Method]] = {
 
 __all__ = [
     "PEERS",
+    "Banks",
     "Batch",
     "Budget",
     "FineTune",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Method
+from ltdi.baselines.method import Banks, Budget, Method
 from ltdi.crossdomain import Domain, together
 from ltdi.progress import Step
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
@@ -149,7 +149,8 @@ class FewShot(DomainMethod):
             train, valid = [aligned(d) for d in train], [aligned(d) for d in valid]
         bank = DomainBank.of(train)
         room = bank.queries_left(budget.shot, budget.query)
-        self.method.fit(bank, DomainBank.of(valid), replace(budget, query=room), progress)
+        banks = Banks(bank, DomainBank.of(valid))
+        self.method.fit(banks, replace(budget, query=room), progress)
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""

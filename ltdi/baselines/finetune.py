@@ -10,7 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory, zero_head
-from ltdi.baselines.method import Budget, Method, fitted
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Reduction, Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, score, validation_episodes
@@ -76,14 +76,9 @@ class FineTune(Method):
         self.reduction = Reduction(None)
         self.choice: tuple[Walk, int] | None = None
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Search the grid, then calibrate; see `Method.fit`."""
+        train, valid = banks
         self.reduction = Reduction.fit(train.features)
         train, valid = self.reduction.bank(train), self.reduction.bank(valid)
         episodes = validation_episodes(valid, budget)

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from ltdi.baselines.inner import Weights, linear
-from ltdi.baselines.method import Budget, Method, fitted
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import choose, score, validation_episodes
 from ltdi.evaluate import calibrate
 from ltdi.progress import Step
-from ltdi.tasks import FeatureBank
 
 _MOST = 2000
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
@@ -34,14 +33,9 @@ class LinearProbe(Method):
         self.scale = 1.0
         self.choice: tuple[Scaling, float] | None = None
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Choose C and the scaling, then calibrate; see `Method.fit`."""
+        train, valid = banks
         support, query = validation_episodes(valid, budget)
         candidates = itertools.product(scalings(train.features), _STRENGTHS)
         self.choice = choose(candidates, lambda c: score(_logits(support, query, *c)))

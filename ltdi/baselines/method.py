@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, TypeVar
+from typing import ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -36,6 +36,18 @@ class Budget:
     seed: int = 0
 
 
+class Banks(NamedTuple):
+    """What a method learns from.
+
+    Attributes:
+        train: Features of the classes to learn from.
+        valid: Features of other classes, for choices and calibration only.
+    """
+
+    train: FeatureBank
+    valid: FeatureBank
+
+
 class Method(ABC):
     """A few-shot classifier on the features of a shared frozen backbone.
 
@@ -53,18 +65,11 @@ class Method(ABC):
     prepare_s: float = 0.0
     train_s: float = 0.0
 
-    def fit(  # noqa: B027  (a method without preparation is a whole method)
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:  # noqa: B027  (a method without preparation is a whole method)
         """Learn from the classes of `train`; make every choice on episodes of `valid`.
 
         Args:
-            train: Features of the classes to learn from.
-            valid: Features of other classes, for choices and calibration only.
+            banks: Both.
             budget: Iterations, the shape of the episodes to come, and the seed.
             progress: Called with (iterations done, of how many, a short message).
 

@@ -12,7 +12,7 @@ from typing import ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ltdi.baselines.method import Budget, Method, fitted
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.scaling import Reduction
 from ltdi.baselines.tuning import Batch, choose, draw, score, validation_episodes
 from ltdi.errors import DivergedError
@@ -157,14 +157,9 @@ class TrainedMethod(Method, Generic[Net]):
     def refine(self, net: Net, episodes: Batch) -> None:
         """Choose what can be chosen after training, on validation episodes; by default nothing."""
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Choose the start, meta-train, keep the state best on validation; see `Method.fit`."""
+        train, valid = banks
         self.reduction = Reduction.fit(train.features)
         train, valid = self.reduction.bank(train), self.reduction.bank(valid)
         episodes = validation_episodes(valid, budget)

@@ -7,11 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Method
+from ltdi.baselines.method import Banks, Budget, Method
 from ltdi.baselines.tuning import validation_episodes
 from ltdi.evaluate import calibrate
 from ltdi.progress import Step
-from ltdi.tasks import FeatureBank
 
 
 class ProtoNet(Method):
@@ -27,15 +26,9 @@ class ProtoNet(Method):
     def __init__(self) -> None:
         self.scale = 1.0
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Calibrate; see `Method.fit`."""
-        self.scale = calibrate(nearest_mean(*validation_episodes(valid, budget)))
+        self.scale = calibrate(nearest_mean(*validation_episodes(banks.valid, budget)))
 
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`; needs no `fit`."""

@@ -6,13 +6,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Method, fitted
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.protonet import nearest_mean
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import choose, score, validation_episodes
 from ltdi.evaluate import calibrate
 from ltdi.progress import Step
-from ltdi.tasks import FeatureBank
 
 
 class SimpleShot(Method):
@@ -29,14 +28,9 @@ class SimpleShot(Method):
         self.scale = 1.0
         self.scaling: Scaling | None = None
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Choose the transform and calibrate; see `Method.fit`."""
+        train, valid = banks
         support, query = validation_episodes(valid, budget)
         transforms = (
             Scaling.fit(train.features, sphere=True),

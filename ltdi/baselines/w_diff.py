@@ -17,7 +17,7 @@ from torch import Tensor
 from ltdi.baselines.chain import centred
 from ltdi.baselines.domains import DomainBank, DomainMethod, Sources
 from ltdi.baselines.erm import SourceHead, leave_out
-from ltdi.baselines.method import Budget, fitted
+from ltdi.baselines.method import Banks, Budget, fitted
 from ltdi.baselines.ocd import Ocd, Overfitter
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import Batch
@@ -102,7 +102,7 @@ class WDiff(DomainMethod):
         bank = RowBank.with_rows([sources.domains[i] for i in train], [heads[i] for i in train])
         valid = RowBank.with_rows([sources.valid], [heads[sources.held]])
         room = bank.queries_left(budget.shot, budget.query)
-        self.chain.fit(bank, valid, replace(budget, query=room), progress)
+        self.chain.fit(Banks(bank, valid), replace(budget, query=room), progress)
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.func import grad, vmap
 
 from ltdi.anchor import SharedAnchor
-from ltdi.baselines.method import Budget, Method, fitted
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.tuning import Batch, choose, draw, validation_episodes
 from ltdi.evaluate import accuracy, calibrate
 from ltdi.nets import Initial, NetHost
@@ -102,16 +102,10 @@ class Prototypes(NetMethod):
         super().__init__(host)
         self.initial = initial
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """See `Method.fit`: its confidence is that of validation episodes."""
         self.scale = 1.0
-        self.scale = calibrate(self.predict(*validation_episodes(valid, budget)))
+        self.scale = calibrate(self.predict(*validation_episodes(banks.valid, budget)))
 
     @torch.no_grad()
     def adapt(self, support: Tensor) -> Tensor:
@@ -143,15 +137,9 @@ class Tuned(NetMethod):
         self.learner, self.steps = learner, steps
         self.plan: Plan | None = None
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """See `Method.fit`; what all numbers of steps share is done once."""
-        tried = self.learner.tried(self.host, train, valid, budget, progress)
+        tried = self.learner.tried(self.host, banks, budget, progress)
         best = choose(tried, lambda entry: float(accuracy(entry[1][self.steps]).mean()))
         self.plan, self.scale = replace(best[0], steps=self.steps), calibrate(best[1][self.steps])
 
@@ -203,8 +191,7 @@ class Learner:
     def tried(
         self,
         host: NetHost,
-        train: FeatureBank,
-        valid: FeatureBank,
+        banks: Banks,
         budget: Budget,
         progress: Step | None,
     ) -> list[tuple[Plan, dict[int, Tensor]]]:
@@ -215,7 +202,7 @@ class Learner:
         """
         if budget not in self._known:
             plain = Plan(self.initial.theta_0, self.rates(host), _STEPS)
-            support, query = validation_episodes(valid, budget)
+            support, query = validation_episodes(banks.valid, budget)
 
             def score(plan: Plan) -> float:
                 return float(accuracy(after(plan, host, support, query)[_STEPS]).mean())
@@ -225,7 +212,7 @@ class Learner:
 
             if budget not in self.common:
                 self.common[budget] = judged(plain)
-            trained = self.train(plain, host, train, budget, score, progress)
+            trained = self.train(plain, host, banks.train, budget, score, progress)
             # Where no state was better than the start, there is one start.
             own = [] if trained is plain else judged(trained)
             self._known[budget] = self.common[budget] + own

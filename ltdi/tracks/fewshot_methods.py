@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
-from ltdi.baselines import PEERS, Budget, Method, fitted, validation_episodes
+from ltdi.baselines import PEERS, Banks, Budget, Method, fitted, validation_episodes
 from ltdi.engine import Runtime
 from ltdi.errors import unknown
 from ltdi.evaluate import calibrate, negative_log_likelihood
@@ -23,7 +23,6 @@ from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.progress import Progress, Step
 from ltdi.recipe import RECIPES, Recipe, named_recipe
 from ltdi.report.table import Result
-from ltdi.tasks import FeatureBank
 from ltdi.tracks.measured import metrics_of, publish
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.weights import head_space, query_logits
@@ -108,18 +107,12 @@ class Ensemble(Method):
         self.single = single
         self.steps, self.temperature, self.sharpness = 1, 1.0, 1.0
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """See `Method.fit`; steps, temperature and sharpness have the lowest validation NLL."""
         if self.single.generator is None:
-            self.single.fit(train, valid, budget, progress)
+            self.single.fit(banks, budget, progress)
         self.prepare_s, self.train_s = self.single.prepare_s, self.single.train_s
-        support, query = validation_episodes(valid, budget)
+        support, query = validation_episodes(banks.valid, budget)
         scores: dict[tuple[int, float, float], float] = {}
         total = self.single.recipe.diffusion.steps
         for steps in (s for s in (1, 5) if s <= total):
@@ -156,14 +149,9 @@ class AnchorOnly(Method):
         self.recipe = recipe
         self.anchor: Anchor | None = None
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """See `Method.fit`."""
+        train, valid = banks
         self.anchor = make_anchor(self.recipe, train, valid)
 
     def predict(self, support: Tensor, query: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ltdi.baselines import Budget, fitted, validation_episodes
+from ltdi.baselines import Banks, Budget, fitted, validation_episodes
 from ltdi.baselines.tuning import choose
 from ltdi.baselines.whole import (
     STEPS,
@@ -30,7 +30,6 @@ from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
 from ltdi.progress import Progress, Step
 from ltdi.recipe import VARIANTS, Recipe, named_recipe
-from ltdi.tasks import FeatureBank
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
 
@@ -102,18 +101,12 @@ class Refined(NetMethod):
         self.single, self.unit, self.steps = single, unit, steps
         self.rates = torch.zeros(1)
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """See `Method.fit`; the step sizes are chosen on validation episodes."""
         if self.single.generator is None:
-            self.single.fit(train, valid, budget, progress)
+            self.single.fit(banks, budget, progress)
         self.prepare_s, self.train_s = self.single.prepare_s, self.single.train_s
-        support, query = validation_episodes(valid, budget)
+        support, query = validation_episodes(banks.valid, budget)
         count = len(self.host.space(budget.way).layers)
         scored: list[tuple[float, Tensor, Tensor]] = []
         for head in _RATES:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from ltdi.baselines import Budget, Method
+from ltdi.baselines import Banks, Budget, Method
 from ltdi.evaluate import Scores, on_bank
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
@@ -67,6 +67,7 @@ def run_methods(
         log: Called with a record for every method.
         label: Of the shape of the episodes, where there are several.
     """
+    banks = Banks(world.train, world.valid)
     rows: list[Row] = []
     scores: dict[str, Scores] = {}
     for name, method in methods.items():
@@ -75,7 +76,7 @@ def run_methods(
             name,
             kind_of(name),
             method,
-            partial(method.fit, world.train, world.valid, budget, told),
+            partial(method.fit, banks, budget, told),
             on_bank(method.predict, world.test),
             tests,
             dataset=label,

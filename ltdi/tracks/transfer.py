@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
-from ltdi.baselines.unseen.method import UnseenBudget
+from ltdi.baselines.unseen.method import NamedBanks, UnseenBudget
 from ltdi.data.transfer import TARGETS
 from ltdi.errors import InputError, unknown
 from ltdi.files import plain
@@ -210,7 +210,7 @@ def bench(
                 predict = Supervised(world.whole).logits
             else:
                 method = make_method(name, world, fitted)
-                method.fit(world.train, world.valid, budget, partial(progress, name))
+                method.fit(NamedBanks(world.train, world.valid), budget, partial(progress, name))
                 fitted[name], final[name] = method, method.again(world.whole, budget)
                 predict, kind = _blind(final[name]), method.kind
                 prepare_s, train_s = method.prepare_s, method.train_s

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from ltdi.backbone import Backbone
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
-from ltdi.baselines.unseen.method import Coordinates, UnseenBudget
+from ltdi.baselines.unseen.method import Coordinates, NamedBanks, UnseenBudget
 from ltdi.generator import UnseenGenerator
 from ltdi.names import NameEncoder
 from ltdi.prior import NamePrior
@@ -103,13 +102,7 @@ class GeneratedUnseen(UnseenMethod):
         self.generator: UnseenGenerator | None = None
         self.steps: dict[str, tuple[float, float]] = {}
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
         world = self.world
         prior, zoo = world.prior(progress), world.zoo(staged(progress))
@@ -125,7 +118,7 @@ class GeneratedUnseen(UnseenMethod):
                 batch.text, batch.pool, batch.mask, steps=steps, strength=options["strength"]
             )
 
-        chosen, self.steps = choose_steps(heads, valid, options_of(self.recipe))
+        chosen, self.steps = choose_steps(heads, banks.valid, options_of(self.recipe))
         parts = generator.parts
         sampling = replace(parts.sampling, steps=int(chosen["steps"]), strength=chosen["strength"])
         self.generator = UnseenGenerator(replace(parts, sampling=sampling))
@@ -151,13 +144,7 @@ class PriorOnly(UnseenMethod):
     def __init__(self, world: TransferWorld) -> None:
         self.world = world
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
         self.heads = prior_heads(self.world.prior(progress))
 

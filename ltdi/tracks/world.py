@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
-from ltdi.baselines import Budget, Method
+from ltdi.baselines import Banks, Budget, Method
 from ltdi.data import ImageSet
 from ltdi.generator import ImageGenerator
 from ltdi.pipeline import tuned
@@ -115,15 +115,9 @@ class GeneratorMethod(Method, Generic[G]):
         self.recipe, self.world = recipe, world
         self.generator: G | None = None
 
-    def fit(
-        self,
-        train: FeatureBank,
-        valid: FeatureBank,
-        budget: Budget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """See `Method.fit`; the recipe, not the budget, says how much is spent."""
         generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged(progress))
         start = time.perf_counter()
-        self.generator = tuned(generator, valid, self.recipe, [(budget.way, budget.shot)])
+        self.generator = tuned(generator, banks.valid, self.recipe, [(budget.way, budget.shot)])
         self.train_s = train_s + time.perf_counter() - start

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ltdi.baselines import Batch, Budget
+from ltdi.baselines import Banks, Batch, Budget
 from ltdi.tasks import FeatureBank
 
 WIDTH, ITEMS, SPREAD = 16, 20, 0.9
@@ -29,8 +29,8 @@ def gaussian_bank(classes: int, seed: int) -> FeatureBank:
 
 
 @pytest.fixture(scope="session")
-def banks() -> tuple[FeatureBank, FeatureBank]:
-    return gaussian_bank(200, 0), gaussian_bank(80, 1)
+def banks() -> Banks:
+    return Banks(gaussian_bank(200, 0), gaussian_bank(80, 1))
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_the_walk_equals_that_of_a_map_for_each_task(net, fresh):
 
 def test_adaptation_lowers_the_loss_of_the_support(banks, budget, fresh):
     method = MamlFull()
-    method.fit(*banks, replace(budget, iterations=20))
+    method.fit(banks, replace(budget, iterations=20))
     with torch.no_grad():
         embedded, _, head = method.net.adapted(*fresh)
         after = negative_log_likelihood(linear(embedded, head))

@@ -61,14 +61,14 @@ def test_protonet_is_the_linear_prototype_head():
 
 def test_maml_adapts_the_loss_down_and_learns_in_the_outer_loop(banks, budget, fresh):
     method = Maml()
-    method.fit(*banks, budget)
+    method.fit(banks, budget)
     net = method.net
     support = net.embed(fresh.support)
     before = negative_log_likelihood(linear(support, zero_head(support)))
     after = negative_log_likelihood(linear(support, net.head(fresh.support)))
     assert (after < before).all()
     untrained = Maml()
-    untrained.fit(*banks, type(budget)(**{**vars(budget), "iterations": 0}))
+    untrained.fit(banks, type(budget)(**{**vars(budget), "iterations": 0}))
     losses = [float(negative_log_likelihood(m.predict(*fresh)).mean()) for m in (method, untrained)]
     assert losses[0] < losses[1] + 0.01
 
@@ -189,9 +189,9 @@ def test_recipes_share_the_iterations_and_the_best_state_is_kept(banks):
     seen: list[tuple[int, int]] = []
     method, plain = Two(), MetaBaseline()
     small = Budget(iterations=7, way=5, shot=1, query=5, valid_episodes=20)
-    method.fit(*banks, small, lambda done, total, _: seen.append((done, total)))
+    method.fit(banks, small, lambda done, total, _: seen.append((done, total)))
     assert seen == [(n + 1, 7) for n in range(7)]
-    plain.fit(*banks, Budget(**{**vars(small), "iterations": 0}))
+    plain.fit(banks, Budget(**{**vars(small), "iterations": 0}))
     batch = validation_episodes(banks[1], small)
     assert score(method.predict(*batch)) >= score(plain.predict(*batch))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ltdi.baselines import PEERS, Budget, Method, ProtoNet, tuning
+from ltdi.baselines import PEERS, Banks, Budget, Method, ProtoNet, tuning
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy, negative_log_likelihood
 
@@ -19,7 +19,7 @@ SLACK = 0.03
 @pytest.fixture(scope="module", params=PEERS)
 def peer(request, banks, budget) -> Method:
     method = PEERS[request.param]()
-    method.fit(*banks, budget)
+    method.fit(banks, budget)
     return method
 
 
@@ -70,7 +70,7 @@ def test_a_seed_fixes_the_result(name, banks, fresh):
         torch.manual_seed(disturbance)
         before = torch.random.get_rng_state()
         method = PEERS[name]()
-        method.fit(*banks, small)
+        method.fit(banks, small)
         assert torch.equal(before, torch.random.get_rng_state())
         outcomes.append(method.predict(fresh.support[:5], fresh.query[:5]))
     assert torch.equal(*outcomes)
@@ -99,13 +99,14 @@ def test_predicting_before_fitting_says_what_to_do(name, fresh):
 
 def test_small_validation_sets_give_smaller_episodes(banks):
     method = PEERS["linear-probe"]()
-    method.fit(banks[0], gaussian_bank(3, 7), Budget(0, way=5, shot=18, query=50, valid_episodes=4))
+    small = Banks(banks.train, gaussian_bank(3, 7))
+    method.fit(small, Budget(0, way=5, shot=18, query=50, valid_episodes=4))
 
 
 def test_progress_counts_iterations(banks):
     seen: list[tuple[int, int]] = []
     small = Budget(iterations=7, way=5, shot=1, query=5, valid_episodes=5)
-    PEERS["maml"]().fit(*banks, small, lambda done, total, _: seen.append((done, total)))
+    PEERS["maml"]().fit(banks, small, lambda done, total, _: seen.append((done, total)))
     assert seen[-1] == (7, 7)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ltdi.baselines import PEERS, Budget
+from ltdi.baselines import PEERS, Banks, Budget
 from ltdi.baselines.scaling import Reduction, Scaling, scalings
 from ltdi.evaluate import negative_log_likelihood
 from ltdi.tasks import FeatureBank
@@ -49,12 +49,12 @@ def test_a_wide_copy_of_the_features_changes_no_prediction(name):
     """Untrained peers see geometry alone, and a copy in more dimensions than axes has the same."""
     banks = [gaussian_bank(40, 0), gaussian_bank(20, 1)]
     spread = isometry(300)
-    copies = [FeatureBank(b.features @ spread, b.offsets, b.classes) for b in banks]
+    copies = Banks(*(FeatureBank(b.features @ spread, b.offsets, b.classes) for b in banks))
     (support, query), _ = drawn(10, 5, 2, 5, seed=2)
     untrained = Budget(iterations=0, way=5, shot=2, query=5, valid_episodes=20)
     narrow, wide = PEERS[name](), PEERS[name]()
-    narrow.fit(*banks, untrained)
-    wide.fit(*copies, untrained)
+    narrow.fit(banks, untrained)
+    wide.fit(copies, untrained)
     here = negative_log_likelihood(narrow.predict(support, query))
     there = negative_log_likelihood(wide.predict(support @ spread, query @ spread))
     # Noise of MetaDiff's start is drawn in coordinates, so it differs.

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, Conse, Devise, UnseenMethod
-from ltdi.baselines.unseen.method import Coordinates, UnseenBudget, mean_accuracy
+from ltdi.baselines.unseen.method import Coordinates, NamedBanks, UnseenBudget, mean_accuracy
 from ltdi.tasks import FeatureBank
 from ltdi.unseen import NamedBank, TaskBatch, sample_tasks
 
@@ -33,7 +33,7 @@ def world(seed: int = 0) -> tuple[NamedBank, list[TaskBatch]]:
 def test_every_peer_learns_what_names_say(name: str) -> None:
     train, valid = world()
     peer = UNSEEN_PEERS[name]()
-    peer.fit(train, valid, BUDGET)
+    peer.fit(NamedBanks(train, valid), BUDGET)
     assert mean_accuracy(peer.logits, valid) > 0.4  # chance is 0.2
     one = valid[0][:2]
     logits = peer.logits(one, one.query.flatten(1, 2))
@@ -44,7 +44,7 @@ def test_every_peer_learns_what_names_say(name: str) -> None:
 def test_a_method_learns_again_from_more_classes_and_stays_as_it_is(name: str) -> None:
     train, valid = world()
     peer = UNSEEN_PEERS[name]()
-    peer.fit(train, valid, BUDGET)
+    peer.fit(NamedBanks(train, valid), BUDGET)
     one = valid[0][:2]
     x = one.query.flatten(1, 2)
     before = peer.logits(one, x)
@@ -63,7 +63,7 @@ def test_a_method_learns_again_from_more_classes_and_stays_as_it_is(name: str) -
 def test_permuting_the_names_permutes_the_logits(peer: type[UnseenMethod]) -> None:
     train, valid = world()
     method = peer()
-    method.fit(train, valid, BUDGET)
+    method.fit(NamedBanks(train, valid), BUDGET)
     batch, turn = valid[0], torch.tensor([3, 0, 4, 1, 2])
     x = batch.query.flatten(1, 2)
     moved = TaskBatch(batch.text[:, turn], batch.pool, batch.mask, batch.query)
@@ -75,13 +75,13 @@ def test_permuting_the_names_permutes_the_logits(peer: type[UnseenMethod]) -> No
 def test_adaptation_is_never_worse_on_validation_and_helps_a_weak_method() -> None:
     train, valid = world()
     weak = Devise()
-    weak.fit(train, valid, BUDGET)
+    weak.fit(NamedBanks(train, valid), BUDGET)
     weak.map = weak.map + 5 * torch.randn(
         weak.map.shape, generator=torch.Generator().manual_seed(2)
     )
     before = mean_accuracy(weak.logits, valid)
     adapted = Adapted(weak)
-    adapted.fit(train, valid, BUDGET)
+    adapted.fit(NamedBanks(train, valid), BUDGET)
     assert mean_accuracy(adapted.logits, valid) > before + 0.02
     assert adapted.name == "devise+em" and adapted.kind == "peer"
 
@@ -89,9 +89,9 @@ def test_adaptation_is_never_worse_on_validation_and_helps_a_weak_method() -> No
 def test_an_empty_pool_leaves_a_method_as_it_is() -> None:
     train, valid = world()
     base = Devise()
-    base.fit(train, valid, BUDGET)
+    base.fit(NamedBanks(train, valid), BUDGET)
     adapted = Adapted(base)
-    adapted.fit(train, valid, BUDGET)
+    adapted.fit(NamedBanks(train, valid), BUDGET)
     batch = valid[0].named_only()
     x = batch.query.flatten(1, 2)
     assert torch.equal(adapted.logits(batch, x), base.logits(batch, x))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ltdi.backbone import Backbone, ConvNet, InputTransform
-from ltdi.baselines import Budget, validation_episodes
+from ltdi.baselines import Banks, Budget, validation_episodes
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy, negative_log_likelihood
 from ltdi.meta import MetaConfig
@@ -52,7 +52,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 def fitted(world: World, *names: str) -> dict[str, Generated | Ensemble]:
     methods = methods_of(names, RECIPE, world, WAY)
     for method in methods.values():
-        method.fit(world.train, world.valid, BUDGET)
+        method.fit(Banks(world.train, world.valid), BUDGET)
     return methods  # type: ignore[return-value]
 
 

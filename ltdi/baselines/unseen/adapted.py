@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
+    NamedBanks,
     UnseenBudget,
     UnseenMethod,
     accuracy,
@@ -61,16 +61,11 @@ class Adapted(UnseenMethod):
         self.plan = Plan()
         self.spaces: dict[bool, Coordinates] = {}
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`; one setting after the other is chosen."""
+        train, valid = banks
         if self.own:
-            self.base.fit(train, valid, budget, progress)
+            self.base.fit(banks, budget, progress)
         self.spaces = {w: Coordinates.fit(train, w) for w in (False, True)}
         own = [
             (self.base.logits(b, b.pool), self.base.logits(b, b.query.flatten(1, 2))) for b in valid

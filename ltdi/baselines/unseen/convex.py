@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ltdi.baselines.unseen.method import (
     Coordinates,
     FromNames,
+    NamedBanks,
     UnseenBudget,
     mean_accuracy,
 )
@@ -34,14 +34,9 @@ class Conse(FromNames):
         self.sharpness = 0.05
         self.top = 10
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
+        train, valid = banks
         both = self._read(train)
         # A quarter of the tasks tells candidates apart.
         few = [batch[: max(4, len(batch) // 4)] for batch in valid]

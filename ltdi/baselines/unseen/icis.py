@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from typing import ClassVar
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ltdi.baselines.unseen.method import (
     FromNames,
+    NamedBanks,
     UnseenBudget,
     mean_accuracy,
 )
@@ -70,14 +71,9 @@ class Icis(FromNames):
         self.coder: _Coder
         self.trial = Trial(0.0, 1e-3, 100)
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
+        train, valid = banks
         both = self.begin(train)
         best: tuple[float, bool, Trial, dict[str, Tensor]] = (-1.0, False, self.trial, {})
         steps = max(8, budget.iterations // 4)

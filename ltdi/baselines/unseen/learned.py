@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from typing import ClassVar
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ltdi.baselines.unseen.method import (
     Coordinates,
+    NamedBanks,
     UnseenBudget,
     UnseenMethod,
     mean_accuracy,
@@ -98,8 +99,7 @@ class _Trained(UnseenMethod):
         self,
         net: nn.Module,
         loss: Callable[[TaskBatch], Tensor],
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
+        banks: NamedBanks,
         budget: UnseenBudget,
         checks: int,
         progress: Step | None,
@@ -109,13 +109,13 @@ class _Trained(UnseenMethod):
         Args:
             net: All that is trained.
             loss: Of a batch of tasks.
-            train: Source classes that tasks are drawn from.
-            valid: Tasks that states are judged on; without any, the number of iterations is the one
-                chosen before.
+            banks: Source classes that tasks are drawn from, and tasks that states are judged on;
+                without any, the number of iterations is the one chosen before.
             budget: Iterations and the shape of tasks.
             checks: How often the state is judged.
             progress: Called as progress(iteration, iterations, text).
         """
+        train, valid = banks
         optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3, weight_decay=0.05)
         best: tuple[float, int, dict[str, Tensor]] = (-1.0, 0, {})
         for step in range(budget.iterations if valid else self.stop):
@@ -135,16 +135,10 @@ class _Trained(UnseenMethod):
             net.load_state_dict(best[2])
 
     def _learn(self, source: NamedBank, budget: UnseenBudget) -> None:
-        self._train(source, (), budget, None)
+        self._train(NamedBanks(source, ()), budget, None)
 
     @abstractmethod
-    def _train(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None,
-    ) -> None:
+    def _train(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None) -> None:
         """Make new networks and train them; see `_descend`."""
 
     @abstractmethod
@@ -172,30 +166,19 @@ class Hypernetwork(_Trained):
         super().__init__()
         self.net: nn.ModuleDict
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
-        self._train(train, valid, budget, progress)
+        self._train(banks, budget, progress)
 
-    def _train(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None,
-    ) -> None:
+    def _train(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None) -> None:
+        train = banks.train
         self._begin(train)
         with seeded(budget.seed):
             encoder = TaskEncoder(train.text.shape[1], train.bank.width)
             self.net = nn.ModuleDict(
                 {"encoder": encoder, "write": nn.Linear(_WIDTH, train.bank.width)}
             )
-            self._descend(self.net, self._loss, train, valid, budget, 10, progress)
+            self._descend(self.net, self._loss, banks, budget, 10, progress)
 
     def _loss(self, batch: TaskBatch) -> Tensor:
         """Cross entropy of the query images."""
@@ -248,16 +231,10 @@ class D2nwg(_Trained):
         self.unit = torch.ones(())
         self.chosen = (20, 1.0, 1)
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
-        few = [batch[:6] for batch in valid]
-        self._train(train, few, budget, progress)
+        few = [batch[:6] for batch in banks.valid]
+        self._train(NamedBanks(banks.train, few), budget, progress)
         found = []
         for option in product((10, 20, 50), (0.0, 0.5, 1.0), (1, 5)):
             if option[1] > 0 or option[2] == 1:
@@ -265,13 +242,8 @@ class D2nwg(_Trained):
                 found.append((mean_accuracy(self.logits, few), -option[0] * option[2], option))
         self.chosen = max(found)[2]
 
-    def _train(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None,
-    ) -> None:
+    def _train(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None) -> None:
+        train = banks.train
         self._begin(train)
         with seeded(budget.seed):
             self._fit_coder(train, budget)
@@ -283,7 +255,7 @@ class D2nwg(_Trained):
             )
             rng = torch.Generator().manual_seed(budget.seed)
             loss = partial(self._loss, rng=rng)
-            self._descend(self.net, loss, train, valid, budget, 5, progress)
+            self._descend(self.net, loss, banks, budget, 5, progress)
 
     def _loss(self, batch: TaskBatch, rng: torch.Generator) -> Tensor:
         """Squared error of the noise in the latents of the query's class means."""

@@ -6,7 +6,7 @@ import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,18 @@ class UnseenBudget:
     seed: int = 0
 
 
+class NamedBanks(NamedTuple):
+    """What a method learns from.
+
+    Attributes:
+        train: Source classes, with names and features.
+        valid: Tasks of other classes, one batch for each way.
+    """
+
+    train: NamedBank
+    valid: Sequence[TaskBatch]
+
+
 class UnseenMethod(ABC):
     """A classifier of images for tasks without labels, on the features of a shared backbone.
 
@@ -55,18 +67,11 @@ class UnseenMethod(ABC):
     _final: Self | None = None
 
     @abstractmethod
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """Learn from the source classes; make every choice on the validation tasks.
 
         Args:
-            train: Source classes, with names and features.
-            valid: Tasks of other classes, one batch for each way.
+            banks: Both.
             budget: What may be spent, and the shape of training tasks.
             progress: Called with (iterations done, of how many, a short message).
         """

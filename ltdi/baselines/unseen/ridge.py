@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import product
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from ltdi.baselines.unseen.method import (
     Coordinates,
     FromNames,
+    NamedBanks,
     UnseenBudget,
     mean_accuracy,
 )
@@ -34,14 +34,9 @@ class Devise(FromNames):
         self.offset: Tensor
         self.ridge = 1.0
 
-    def fit(
-        self,
-        train: NamedBank,
-        valid: Sequence[TaskBatch],
-        budget: UnseenBudget,
-        progress: Step | None = None,
-    ) -> None:
+    def fit(self, banks: NamedBanks, budget: UnseenBudget, progress: Step | None = None) -> None:
         """See `UnseenMethod.fit`."""
+        train, valid = banks
         both = self.begin(train)
         best = (-1.0, False, 0.0)
         for whiten, ridge in product((False, True), (0.3, 1.0, 2.0, 4.0, 8.0, 16.0)):
