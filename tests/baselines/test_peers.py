@@ -87,7 +87,7 @@ def test_choices_are_made_on_validation_classes(name, banks, monkeypatch):
 
     # What training draws, it draws under a name of its own.
     monkeypatch.setattr(tuning, "draw", drawing)
-    PEERS[name]().fit(*banks, Budget(iterations=1, way=5, shot=1, query=5, valid_episodes=4))
+    PEERS[name]().fit(banks, Budget(iterations=1, way=5, shot=1, query=5, valid_episodes=4))
     assert seen and all(torch.equal(features, banks[1].features) for features in seen)
 
 
