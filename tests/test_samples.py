@@ -170,7 +170,7 @@ def judge(monkeypatch: pytest.MonkeyPatch, zoo: Checkpoints, bars: list[float]) 
             return theta
         return next(b for i, b in enumerate(bars) if torch.equal(theta, zoo.theta[:, i]))
 
-    monkeypatch.setattr("ltdi.samples._valid_accuracy", accuracy)
+    monkeypatch.setattr("ltdi.samples.choice.valid_accuracy", accuracy)
 
 
 def test_a_chain_ends_where_the_nets_of_the_zoo_are_best(
@@ -210,7 +210,7 @@ def test_nets_may_be_trained_on_few_images_with_wrong_labels(
         seen.append(data)
         return theta.unsqueeze(1).expand(-1, 4, -1)
 
-    monkeypatch.setattr("ltdi.samples.train_nets", trained)
+    monkeypatch.setattr("ltdi.samples.checkpoints.train_nets", trained)
 
     def data(**options: float) -> tuple[torch.Tensor, torch.Tensor]:
         trainings = replace(TRAININGS, **options)

@@ -10,7 +10,7 @@ import torch
 
 from ltdi.denoiser import RowDenoiser
 from ltdi.engine import Runtime
-from ltdi.errors import MismatchError
+from ltdi.errors import InputError, MismatchError
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
 from ltdi.recipe import Recipe
@@ -22,6 +22,7 @@ from ltdi.whole import (
     fit_doubt,
     initial_of,
     prepare_net_zoo,
+    start_net_zoo,
     train_net_generator,
 )
 from ltdi.zoo import Zoo
@@ -96,7 +97,9 @@ def test_the_loss_of_the_target_itself_is_zero(
     batch = made.draw(torch.Generator().manual_seed(1), 4)
     params = dict(net_gen.parts.network.named_parameters())
     assert float(made(params, batch)) > 1e-3
-    monkeypatch.setattr("ltdi.whole.NetTask.step", lambda self, network, *rest: batch["target"])
+    monkeypatch.setattr(
+        "ltdi.whole.objective.NetTask.step", lambda self, network, *rest: batch["target"]
+    )
     assert abs(float(made(params, batch))) < 1e-6
 
 
@@ -130,3 +133,12 @@ def test_doubt_is_chosen_on_the_solved_tasks(net_zoo: Zoo, net_gen: NetGenerator
     network = net_gen.parts.network
     assert isinstance(network, RowDenoiser)
     assert float(network.doubt) == fit_doubt(NetSet.of(net_zoo))
+
+
+def test_a_zoo_without_its_initialisation_says_what_to_do(
+    tmp_path: Path, net_recipe: Recipe, net_zoo: Zoo
+):
+    host = NetHost.from_config(net_zoo.about["net"])
+    started = start_net_zoo(tmp_path / "zoo", host, net_recipe)
+    with pytest.raises(InputError, match="no initialisation yet"):
+        NetSet.of(started)

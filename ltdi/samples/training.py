@@ -1,0 +1,220 @@
+"""Meta-training on checkpoints, and gradient descent on the same images."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ltdi.anchor import Centres
+from ltdi.backbone.augment import distort
+from ltdi.collect import Adam
+from ltdi.denoiser import RowDenoiser
+from ltdi.diffusion import draw, make_schedule
+from ltdi.engine import Runtime
+from ltdi.generator.nets import build_rows
+from ltdi.generator.samples import SampleGenerator, Unguided
+from ltdi.losses import Probe, check_net_loss, loss_of
+from ltdi.meta import Batch, Params
+from ltdi.nets import NetPredictor
+from ltdi.parts import Parts
+from ltdi.pipeline import train_parts
+from ltdi.progress import Progress
+from ltdi.recipe import Recipe
+from ltdi.samples.checkpoints import Checkpoints
+from ltdi.samples.choice import valid_accuracy
+from ltdi.seeding import seeded
+from ltdi.weights import Normaliser
+from ltdi.zoo import Group
+
+# Training images that a net is judged on, out of so many that are distorted for all nets of a
+# batch; and the share of the vote in what is wanted of it.
+JUDGED, _TOLD, _VOTE = 32, 128, 0.5
+# Images of a step of gradient descent on the same.
+BATCH = 64
+
+
+class Lessons:
+    """Training images, and what is wanted of a net on them.
+
+    Nets know their images by heart, so that they are shown distorted. Wanted are, in equal parts,
+    the label and the vote: what the centres of all trainings predict on average, which is right
+    more often than any of them (distillation, Hinton et al., arXiv 1503.02531).
+
+    Args:
+        zoo: Checkpoints.
+    """
+
+    def __init__(self, zoo: Checkpoints) -> None:
+        self.zoo, self.centres = zoo, zoo.centres()
+
+    @torch.no_grad()
+    def draw(self, rng: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Images [count, ...] and probabilities [count, classes]."""
+        host, (known, labels) = self.zoo.host, self.zoo.taught
+        pick = torch.randint(len(labels), (count,), generator=rng)
+        images = distort(known[pick], 1.0, rng)
+        if images.shape[1] > 1:  # a drawing may be another one in the mirror
+            mirrored = torch.rand(count, 1, 1, 1, generator=rng) < 0.5
+            images = torch.where(mirrored, images.flip(-1), images)
+        shown = images.expand(len(self.centres), *images.shape)
+        vote = host.many(self.centres, shown, self.zoo.space).softmax(-1).mean(0)
+        hot = F.one_hot(labels[pick], vote.shape[1]).to(vote)
+        return images, torch.lerp(hot, vote, _VOTE)
+
+
+class Moving(nn.Module):
+    """A denoiser, and how far it moves the centres that nets are drawn around.
+
+    Moves are in plain units: there a step of Adam is as long as those of the trainings.
+
+    Args:
+        network: The denoiser.
+        centres: [C, n].
+    """
+
+    def __init__(self, network: RowDenoiser, centres: Tensor) -> None:
+        super().__init__()
+        self.network, self.moves = network, nn.Parameter(torch.zeros_like(centres))
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """That of the denoiser."""
+        out: Tensor = self.network(*inputs)
+        return out
+
+
+class CheckpointObjective:
+    """The training loss of a generator of checkpoints.
+
+    In weight space a net is compared with the residual that was noised; in function space with what
+    is wanted on training images (`Lessons`), around the centre that the network moves.
+
+    Args:
+        zoo: Checkpoints.
+        network: Denoiser.
+        anchor: Means of every training at each local target.
+        normaliser: Of what checkpoints differ from them by.
+        recipe: For the chain and the loss.
+    """
+
+    def __init__(
+        self,
+        zoo: Checkpoints,
+        network: Moving,
+        anchor: Centres,
+        normaliser: Normaliser,
+        recipe: Recipe,
+    ) -> None:
+        self.zoo, self.network, self.recipe = zoo, network, recipe
+        self.own = anchor.theta.transpose(0, 1)  # [C, k, n]
+        self.residual = normaliser.normalise(zoo.theta - self.own[zoo.run], zoo.space)
+        self.scale = normaliser.scale(zoo.space)
+        d = recipe.diffusion
+        self.loss = loss_of(d.loss, d.plus_weight)
+        self.lessons = Lessons(zoo) if d.loss != "weight" else None
+        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+
+    def see(self, groups: list[Group]) -> None:
+        """All checkpoints are there from the beginning."""
+
+    def draw(self, rng: torch.Generator, tasks: int) -> Batch:
+        """Noised targets of random checkpoints; every tensor [tasks, ...]."""
+        pick = torch.randint(len(self.residual), (tasks,), generator=rng)
+        d = self.recipe.diffusion
+        noised = draw(
+            d.objective,
+            self.residual[pick],
+            self.schedule,
+            prediction=d.prediction,
+            first=d.first,
+            rng=rng,
+        )
+        batch = {**vars(noised), "twice": torch.rand(tasks, generator=rng) < 0.5}
+        if self.lessons:
+            images, wanted = self.lessons.draw(rng, _TOLD)
+            shown = torch.randint(_TOLD, (tasks, JUDGED), generator=rng)
+            run, k = self.zoo.run[pick], self.residual.shape[1]
+            target = (noised.stage * k).round().long() - 1
+            batch |= {"run": run, "centre": self.own[run, target]}
+            batch |= {"images": images[shown], "wanted": wanted[shown]}
+        return batch
+
+    def __call__(self, params: Params, batch: Batch) -> Tensor:
+        """Loss of one base learner; half of the time the network sees its own first estimate."""
+        x, t, signal, stage = (batch[n] for n in ("x_t", "t", "signal", "stage"))
+        frozen = {k: p.detach() for k, p in params.items()}
+        own = Unguided(lambda *a: functional_call(self.network, frozen, a), self.zoo.space)
+        before = own.step(x, t, signal, stage)
+        own.estimate = torch.where(batch["twice"][:, None], before.detach(), 0.0)
+        own.network = lambda *a: functional_call(self.network, params, a)
+        out = own.step(x, t, signal, stage)
+        # The loss in weight space asks for nothing but the weights.
+        probe = Probe(out, out, out)
+        if self.lessons:
+            host, space = self.zoo.host, self.zoo.space
+            probe = Probe(
+                batch["images"],
+                batch["centre"] + params["moves"][batch["run"]],
+                self.scale,
+                lambda theta, images: host.logits(theta, images, space),
+                batch["wanted"],
+            )
+        return self.loss(out, batch["target"], batch["weight"], probe)
+
+
+def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> SampleGenerator:
+    """Meta-train a generator of checkpoints."""
+    d = recipe.diffusion
+    check_net_loss(d.loss)
+    with seeded(recipe.meta.seed):
+        network = build_rows(zoo.space, recipe.network, d)
+    anchor = Centres(zoo.path())
+    apart = zoo.last - zoo.centres()[zoo.run]
+    normaliser = Normaliser.fit(apart, zoo.space, centre=False)
+    moving = Moving(network, zoo.centres())
+    objective = CheckpointObjective(zoo, moving, anchor, normaliser, recipe)
+    parts = Parts.of(recipe, zoo.space, moving, anchor, normaliser, zoo.host)
+    train_parts(parts, objective, recipe, Runtime(progress=progress))
+    moved = Centres(anchor.theta + moving.moves.detach())
+    return SampleGenerator(replace(parts, network=network, anchor=moved))
+
+
+def descended(
+    zoo: Checkpoints,
+    steps: int,
+    rng: torch.Generator,
+    rates: tuple[float, ...] = (5e-4, 2e-3, 5e-3),
+) -> tuple[Tensor, dict[float, float]]:
+    """The centre of every training after gradient descent on what a generator is trained on.
+
+    Adam, batches of 64 of the same `Lessons`, a rate that falls to zero.
+
+    Args:
+        zoo: Checkpoints.
+        steps: Of each centre.
+        rng: Source of images.
+        rates: To choose from, on images that no net was trained on.
+
+    Returns:
+        [C, n] nets, and the accuracy at each rate.
+    """
+    lessons, predict, found = Lessons(zoo), NetPredictor(zoo.host, zoo.space), {}
+    start = lessons.centres
+    for rate in rates:
+        parts = predict.parts(start)
+        optimiser = Adam([x.clone() for x in parts], rate)
+        for step in range(steps):
+            images, wanted = lessons.draw(rng, BATCH)
+            shown = predict.nets.enter(images.expand(len(start), *images.shape))
+            optimiser.lr = rate * (1 - step / steps)
+            gradient = predict.nets.gradient(
+                optimiser.parts, shown, wanted.expand(len(start), *wanted.shape)
+            )
+            optimiser.step([g.contiguous() for g in gradient])
+        found[rate] = predict.whole(optimiser.parts)
+    scores = {rate: valid_accuracy(zoo, theta) for rate, theta in found.items()}
+    return found[max(scores, key=lambda rate: scores[rate])], scores
