@@ -191,11 +191,11 @@ def test_peers_are_fitted_on_train_and_valid(monkeypatch):
     monkeypatch.setattr(
         PEERS["protonet"],
         "fit",
-        lambda self, train, valid, budget, progress=None: seen.append((train, valid, budget)),
+        lambda self, banks, budget, progress=None: seen.append((banks, budget)),
     )
     world = run(("protonet",), shot=2).world
-    train, valid, budget = seen[0]
-    assert train is world.train and valid is world.valid
+    banks, budget = seen[0]
+    assert banks.train is world.train and banks.valid is world.valid
     assert (budget.way, budget.shot, budget.query, budget.seed) == (3, 2, 8, 3)
     assert budget.iterations == TINY.peer_iterations
 
