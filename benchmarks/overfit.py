@@ -57,7 +57,7 @@ def recipe(axis: str, value: int) -> Recipe:
         base,
         diffusion=replace(base.diffusion, loss="weight", plus_weight=0.0),
         prepare=replace(base.prepare, steps=steps, segments=_SEGMENTS),
-        meta=replace(base.meta, iterations=60, tasks=32, warmup=10),
+        meta=replace(base.meta, iterations=60, tasks=32, warmup=10, inner_lr=0.05),
     )
 
 

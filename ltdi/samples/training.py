@@ -36,6 +36,8 @@ from ltdi.zoo import Group
 JUDGED, _TOLD, _VOTE = 32, 128, 0.5
 # Images of a step of gradient descent on the same.
 BATCH = 64
+# Unit of the moves of centres, which have further to go than a denoiser's parameters.
+_STRIDE = 10.0
 
 
 class Lessons:
@@ -70,7 +72,7 @@ class Lessons:
 class Moving(nn.Module):
     """A denoiser, and how far it moves the centres that nets are drawn around.
 
-    Moves are in plain units: there a step of Adam is as long as those of the trainings.
+    A step of Adam moves a centre `_STRIDE` times as far as a parameter of the denoiser.
 
     Args:
         network: The denoiser.
@@ -158,7 +160,7 @@ class CheckpointObjective:
             host, space = self.zoo.host, self.zoo.space
             probe = Probe(
                 batch["images"],
-                batch["centre"] + params["moves"][batch["run"]],
+                batch["centre"] + _STRIDE * params["moves"][batch["run"]],
                 self.scale,
                 lambda theta, images: host.logits(theta, images, space),
                 batch["wanted"],
@@ -179,7 +181,7 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
     objective = CheckpointObjective(zoo, moving, anchor, normaliser, recipe)
     parts = Parts.of(recipe, zoo.space, moving, anchor, normaliser, zoo.host)
     train_parts(parts, objective, recipe, Runtime(progress=progress))
-    moved = Centres(anchor.theta + moving.moves.detach())
+    moved = Centres(anchor.theta + _STRIDE * moving.moves.detach())
     return SampleGenerator(replace(parts, network=network, anchor=moved))
 
 

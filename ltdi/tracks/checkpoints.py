@@ -53,7 +53,14 @@ _RECIPE = Recipe(
     diffusion=Diffusion(20, "cosine", "trajectory", "x0", "predictive", plus_weight=3.0),
     network=Network("rows", width=64, depth=1),
     meta=MetaConfig(
-        iterations=600, meta_batch=2, inner_steps=2, tasks=8, meta_lr=2e-3, warmup=20, ema=0.97
+        iterations=600,
+        meta_batch=2,
+        inner_steps=2,
+        inner_lr=2e-3,
+        tasks=8,
+        meta_lr=2e-3,
+        warmup=20,
+        ema=0.97,
     ),
     sampling=Sampling(steps=20, temperature=1.0),
     anchor="shared",
