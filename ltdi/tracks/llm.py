@@ -5,7 +5,7 @@ adapter at once. *Unseen tasks*: a generator that has learnt from all other task
 a topic of a known task that no run has seen a row of. Metrics are on dev rows, of unseen tasks also
 on training rows that nothing else uses, of slices on half of their rows. Choices are made on
 validation rows of the training part. `ltdi.tracks.llm_presets` has budgets and settings,
-`ltdi.tracks.llm_trial` the measuring, `ltdi.tracks.adapted` the methods.
+`ltdi.tracks.llm_methods` the methods, `llm_choice` their choices, `llm_scores` the measuring.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Result
-from ltdi.tracks.adapted import (
+from ltdi.tracks.llm_choice import choose_head, choose_sampling
+from ltdi.tracks.llm_methods import (
     FITTED,
     GENERATED,
     MADE,
@@ -38,11 +39,9 @@ from ltdi.tracks.adapted import (
     NOTES,
     Bench,
     Setting,
-    choose_head,
-    choose_sampling,
 )
 from ltdi.tracks.llm_presets import PRESETS, SETTINGS, SLICE, UNSEEN, Preset, settings_of
-from ltdi.tracks.llm_trial import Trial, rounded
+from ltdi.tracks.llm_scores import Trial, rounded
 from ltdi.tracks.measured import publish
 from ltdi.tracks.track import check_methods, chosen_preset
 

@@ -15,7 +15,7 @@ from ltdi.data.text import rules
 from ltdi.errors import InputError
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Diffusion, Network
-from ltdi.tracks.adapted import Setting
+from ltdi.tracks.llm_methods import Setting
 
 GLUE = ("sst-2", "cola", "mrpc", "sts-b", "rte", "qnli")
 RULES = tuple(f"rule:{name}" for name in rules.TASKS)

@@ -13,7 +13,7 @@ from ltdi.cli import main
 from ltdi.errors import InputError
 from ltdi.generator import AdapterGenerator
 from ltdi.report.table import Result
-from ltdi.tracks import TRACKS, adapted, llm, llm_trial
+from ltdi.tracks import TRACKS, llm, llm_choice, llm_scores
 from ltdi.tracks.llm_presets import DEV, SETTINGS, UNSEEN, settings_of
 from tests.lora.conftest import libraries, offline
 
@@ -33,7 +33,7 @@ def tiny() -> pytest.MonkeyPatch:
     )
     full = replace(p.full, steps=2, segments=1)
     small = replace(p, recipe=recipe, full=full, dev=40, warm_steps=5, few_steps=2)
-    patch.setattr(llm_trial, "RESAMPLES", 10)
+    patch.setattr(llm_scores, "RESAMPLES", 10)
     patch.setitem(llm.PRESETS, "smoke", small)  # type: ignore[arg-type]
     yield patch
     patch.undo()
@@ -141,8 +141,8 @@ def test_a_head_is_chosen_for_known_tasks_by_validation_rows(
         task = next(p.task for p in places if p.source is source)
         return float(shared.heads["nearest"][task] == better[source])
 
-    monkeypatch.setattr(adapted, "validation", score)
-    found = adapted.choose_head(shared, "nearest", places)
+    monkeypatch.setattr(llm_choice, "validation", score)
+    found = llm_choice.choose_head(shared, "nearest", places)
     assert shared.heads["nearest"] == {p.task: better[p.source] for p in places}
     assert all(found[p.name][better[p.source]] == 1.0 for p in places)
 

@@ -20,7 +20,7 @@ from ltdi.memory import peak_mb
 from ltdi.metrics import measure
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
-from ltdi.tracks.adapted import FITTED, GENERATED, KINDS, MADE, Bench, Made, Setting
+from ltdi.tracks.llm_methods import FITTED, GENERATED, KINDS, MADE, Bench, Made, Setting
 from ltdi.tracks.llm_presets import DEV, KINDS_OF, SLICE, UNSEEN, Preset
 
 RESAMPLES = 200
