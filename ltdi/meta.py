@@ -256,6 +256,8 @@ class MetaTrainer:
             if message and log:
                 log({"event": "warning", "message": message})
         total = self.config.iterations
+        if self.before and self.step >= total > 0:
+            self.before(total - 1)  # what the last iteration saw is still to be known
         try:
             while self.step < total:
                 if self.before:

@@ -153,6 +153,8 @@ def test_training_beside_collection_begins_with_the_trunks_and_resumes(
     with pytest.raises(KeyboardInterrupt):
         overlapped(begin("b"), tmp_path / "b-out", stop=4)
     resumed = overlapped(begin("b"), tmp_path / "b-out")
-    states = [t.network.state_dict() for t in (whole, resumed)]
-    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    ended = overlapped(begin("b"), tmp_path / "b-out")  # killed after the last iteration
+    states = [t.network.state_dict() for t in (whole, resumed, ended)]
+    for other in states[1:]:
+        assert all(torch.equal(states[0][name], other[name]) for name in other)
     assert len(states[0]["known_task"]) == 2 and bool(states[0]["known_task"].any(1).all())
