@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from ltdi.backbone import ClassifierTraining, ProtoTraining
@@ -12,7 +14,8 @@ from ltdi.tracks.fewshot_presets import NAMES, PHOTOS, PRESETS, STROKES, TRAINED
 @pytest.mark.parametrize("name", NAMES)
 def test_every_data_set_has_it(name: str):
     assert preset_of("omniglot", name) is STROKES[name]
-    assert preset_of("cifar-fs", name) is preset_of("fc100", name) is PHOTOS[name]
+    assert preset_of("cifar-fs", name) is PHOTOS[name]
+    assert replace(preset_of("fc100", name), side=None) == PHOTOS[name]
     assert preset_of("tiny-imagenet", name) is TRAINED[name]
     assert preset_of("a/folder/of/drawings", name) is STROKES[name]
     assert {dataset for dataset in PRESETS if preset_of(dataset, name).channels == 1} == {
@@ -27,6 +30,8 @@ def test_a_pretrained_backbone_makes_photographs_of_everything(name: str):
         preset = preset_of(dataset, name, "timm:resnet18")
         assert preset.backbone == "timm:resnet18" and preset.channels == 3
         assert preset.mapping == PHOTOS[name].mapping and preset.recipe == PHOTOS[name].recipe
+        # Each sees images of its own size.
+        assert preset.side is None
 
 
 @pytest.mark.parametrize("kind", [STROKES, PHOTOS, TRAINED])
