@@ -209,7 +209,8 @@ class Heads:
     """Measures the cases of heads on one backbone."""
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        preset = preset_of(options.dataset, options.preset)
+        # Photographs at 112 pixels, as published: features take a quarter of the time.
+        preset = replace(preset_of(options.dataset, options.preset), side=None)
         parts = load_parts(options.dataset, options.data_dir, preset, split=None, seed=0)
         self.options = options
         self.world = build_world(

@@ -129,7 +129,7 @@ TRAINED = {
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "glyphs": STROKES,
     "omniglot": STROKES,
-    "cifar-fs": PHOTOS,
+    "cifar-fs": LARGE,
     "fc100": LARGE,
     "tiny-imagenet": TRAINED,
 }

@@ -14,7 +14,7 @@ from ltdi.tracks.fewshot_presets import NAMES, PHOTOS, PRESETS, STROKES, TRAINED
 @pytest.mark.parametrize("name", NAMES)
 def test_every_data_set_has_it(name: str):
     assert preset_of("omniglot", name) is STROKES[name]
-    assert preset_of("cifar-fs", name) is PHOTOS[name]
+    assert preset_of("cifar-fs", name) is preset_of("fc100", name)
     assert replace(preset_of("fc100", name), side=None) == PHOTOS[name]
     assert preset_of("tiny-imagenet", name) is TRAINED[name]
     assert preset_of("a/folder/of/drawings", name) is STROKES[name]
