@@ -78,7 +78,8 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None
-    with TemporaryDirectory() as directory:
+    # Windows does not delete a library that is loaded.
+    with TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         target = Path(directory, "windows.so")
         source = Path(__file__).with_name("windows.c")
         try:
