@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,9 @@ class Team:
             library = optional(
                 "accelerate", purpose="training in several processes", extra="accelerate"
             )
+            # torch imports it when first needed; its defaults then hold the connections that there
+            # are, whose threads outlive `leave`, and one in some runs is aborted at its end.
+            import_module("torch.distributed.nn")
             accelerator = library.Accelerator(cpu=not on_gpu)
             place = accelerator.device
         if precision == "auto":
