@@ -233,3 +233,10 @@ def test_local_targets_end_equal_parts_of_a_training_of_any_length(zoo: Checkpoi
     data = zoo.images[: -zoo.valid], zoo.labels[: -zoo.valid]
     path = train_nets(zoo.last[:1], 150, data, zoo.host, zoo.space, RECIPE, rng, 3)
     assert path.shape == (1, 3, zoo.space.size)
+
+
+def test_steps_that_do_not_part_into_segments_are_refused(zoo: Checkpoints):
+    data, rng = (zoo.images, zoo.labels), torch.Generator()
+    for steps, segments in ((10, 4), (2, 3)):
+        with pytest.raises(InputError, match=f"{steps} steps do not part into {segments}"):
+            train_nets(zoo.last[:1], steps, data, zoo.host, zoo.space, RECIPE, rng, segments)

@@ -234,26 +234,31 @@ def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool
             their task: a fit that failed is nothing to learn from.
         one_trunk: Leave out all runs of a task but those that share their beginning with its best
             one. Runs that part early end in different places, and what is generated is between
-            them, where a task is solved less well.
+            them, where a task is solved less well. The beginning of the first look is kept: to it
+            a basis is fitted, which knows nothing of another.
     """
+    begun: dict[int, Tensor] = {}
     texts = torch.stack([describe(host.base, d) for d in zoo.about["descriptions"]])
     made = {zoo.about["names"].index(name) for name in zoo.about.get("unlabelled", ())}
 
     def read(groups: Sequence[Group]) -> list[Solved]:
         by_outputs: dict[int, list[Solved]] = {}
         for group in groups:
-            score = group.read(columns=["score"])["score"]
-            good = score >= score.max() - worse
+            data = group.read(columns=["score", "theta", "features", "targets"])
+            number, score, first = int(group.setting["task"]), data["score"], data["theta"][:, 0]
+            own = torch.ones(len(score), dtype=torch.bool)
             if one_trunk:
-                first = group.read(columns=["theta"])["theta"][:, 0]
-                good &= (first == first[score.argmax()]).all(1)
-            pick = good.nonzero()[:, 0]
-            data = group.read(pick, ["theta", "features", "targets"])
-            number = int(group.setting["task"])
+                own = (first == begun.setdefault(number, first[score.argmax()])).all(1)
+            pick = (own & (score >= score[own].max() - worse)).nonzero()[:, 0]
             task = torch.full((len(pick),), number)
             labelled = torch.full((len(pick),), number not in made)
             found = Solved(
-                data["theta"], data["features"], data["targets"], texts[task], task, labelled
+                data["theta"][pick],
+                data["features"][pick],
+                data["targets"][pick],
+                texts[task],
+                task,
+                labelled,
             )
             by_outputs.setdefault(int(group.setting["way"]), []).append(found)
         return [

@@ -128,10 +128,16 @@ def begin(path: Path, options: Collecting, progress: Bars) -> Collection[Any]:
         progress: Bars.
 
     Raises:
-        InputError: For adapters, or data that do not suffice.
+        InputError: If data do not suffice, or an option is not of this kind of weights.
         MismatchError: If the zoo there was made with other settings.
     """
     o, recipe = options, options.recipe
+    if o.side is not None and (o.target != "head" or o.backbone is None):
+        raise InputError(
+            "only a pretrained backbone sees images of another size",
+            where="--side",
+            fix="leave it out, or collect heads on one that --backbone names",
+        )
     if o.target == "adapter":
         prepare = ADAPTERS.prepare if o.prepare == Recipe().prepare else o.prepare
         wanted = replace(ADAPTERS, runs=o.runs, prepare=prepare)
@@ -281,12 +287,6 @@ def _check_tasks(recipe: Recipe, offsets: torch.Tensor, classes: int) -> None:
 def _given_backbone(name: str | None, side: int | None, zoo: Path) -> Backbone | None:
     """The named backbone, or the one that an interrupted collection trained."""
     if name is None:
-        if side is not None:
-            raise InputError(
-                "a backbone that is trained here sees images of one size",
-                where="--side",
-                fix="leave it out, or name a pretrained one with --backbone",
-            )
         kept = zoo / "backbone"
         return Backbone.load(kept) if (kept / "backbone.json").is_file() else None
     return pretrained_backbone(name, size=side)

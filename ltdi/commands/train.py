@@ -94,6 +94,13 @@ def train(
     made_by = Engine(engine, workers)
     chosen = (diffusion, network, meta, sampling)
     whole = None if collect is not None else _whole(zoo, backbone, target, team)
+    kind = kind_of(whole) if whole is not None else collect and collect.target
+    if kind == AdapterGenerator.kind and team.device.type != "cpu":
+        raise InputError(
+            "a generator of adapters is trained on the CPU",
+            where="--device",
+            fix="give --device cpu; several processes may share the work",
+        )
     settings = {"zoo": zoo, "meta": asdict(meta), "network": asdict(network)}
     with ExitStack() as stack:
         place = run_in(out, "generator", "train.yaml", resolved) if team.main else silent(out)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ltdi.backbone import InputTransform
 from ltdi.collect import optimise
 from ltdi.data import ImageSet
+from ltdi.errors import InputError
 from ltdi.generator.samples import sample_space
 from ltdi.nets import NetConfig, NetHost, NetPredictor, SmallNet
 from ltdi.progress import Progress
@@ -114,7 +115,30 @@ def train_nets(
     rng: torch.Generator,
     segments: int = 1,
 ) -> Tensor:
-    """Train nets [E, n] at once on one data set, each on batches of its own: [E, k, n]."""
+    """Train nets at once on one data set, each on batches of its own.
+
+    Args:
+        theta: [E, n] where they start.
+        steps: Of each, a multiple of `segments`.
+        data: [N, channels, size, size] images as the net sees them, and [N] labels.
+        host: Architecture.
+        space: Of the nets.
+        recipe: Its preparation has the optimiser; steps and segments are those given here.
+        rng: Draws batches.
+        segments: k, local targets kept.
+
+    Returns:
+        [E, k, n].
+
+    Raises:
+        InputError: If the steps do not part into segments of one length.
+    """
+    if steps < segments or steps % segments:
+        raise InputError(
+            f"{steps} steps do not part into {segments} segments of one length",
+            where="prepare.segments",
+            fix=f"choose a multiple of {segments} steps",
+        )
     images, labels = data
     predict = NetPredictor(host, space, images)
     kept, done, every = [], 0, steps // segments
@@ -138,7 +162,18 @@ def collect_checkpoints(
     seed: int,
     progress: Progress,
 ) -> Checkpoints:
-    """Train some nets, and branches from the end of each."""
+    """Train some nets, and branches from the end of each.
+
+    Args:
+        parts: Image sets; nets learn and are chosen by "train", and are tested on "test".
+        trainings: Which nets, how many and for how long.
+        recipe: Its preparation optimises them.
+        seed: Of images, starts and batches.
+        progress: Called as checkpoints are made.
+
+    Raises:
+        InputError: If the steps do not part into segments of one length.
+    """
     p, c = trainings, trainings.net
     mean, std = (0.49, 0.48, 0.45)[: c.channels], (0.25,) * c.channels
     host = NetHost(c, InputTransform(c.size, c.channels, "keep", mean, std))

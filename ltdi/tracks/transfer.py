@@ -227,7 +227,8 @@ def bench(
         "gate": {"seen accuracy": round(float(gate.seen.double().mean()), 5)},
         **found.about,
         "again": f"every method chose on the {len(found.valid.names)} validation classes, and then "
-        f"learned once more from all {len(world.whole.names)} source classes",
+        f"learned once more from all {len(world.whole.names)} source classes; a generated one took "
+        "the start from them, its network is that of the training classes",
         "recipe": plain(asdict(p.recipe)),
         "prior": world.prior().described if world.priors else None,
         **_chosen(fitted),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ def test_two_workers_make_the_zoo_of_one_process(zoo: Zoo, begin: Begin) -> None
 
 @pytest.mark.slow
 def test_ray_makes_the_zoo_of_one_process(zoo: Zoo, begin: Begin) -> None:
-    pytest.importorskip("ray", reason="RAY NOT TESTED: pip install 'ltdi[ray]'")
+    pytest.importorskip("ray", reason="RAY NOT TESTED: pip install -e '.[ray]'")
     collection = begin()
     collection.fill(Engine("ray", 2))
     assert files(collection.zoo) == files(zoo)
@@ -144,6 +145,33 @@ def overlapped(collection: RunCollection, out: Path, stop: int | None = None) ->
         )
     assert stop or (seen == sorted(seen) and seen[-1] == 6)
     return made
+
+
+class Look:
+    """Runs of task 0 that are there by now: their beginnings and scores."""
+
+    setting: ClassVar = {"task": 0, "way": 2}
+
+    def __init__(self, beginnings: list[float], scores: list[float]) -> None:
+        self.columns = {
+            "theta": torch.tensor(beginnings)[:, None, None].repeat(1, 3, 4),
+            "score": torch.tensor(scores),
+            "features": torch.zeros(len(scores), 5, 6),
+            "targets": torch.zeros(len(scores), 5),
+        }
+
+    def read(self, columns: list[str]) -> dict[str, torch.Tensor]:
+        return {name: self.columns[name] for name in columns}
+
+
+def test_a_task_keeps_the_trunk_of_the_first_look(zoo: Zoo, host: LanguageHost) -> None:
+    read = reader(zoo, host)
+    (first,) = read([Look([1.0, 2.0], [0.9, 0.8])])  # type: ignore[list-item]
+    (later,) = read([Look([1.0, 2.0, 2.0, 1.0, 1.0], [0.9, 0.8, 1.0, 0.5, 0.91])])  # type: ignore[list-item]
+    assert first.theta[:, 0, 0].tolist() == [1.0]
+    assert later.theta[:, 0, 0].tolist() == [1.0, 1.0]  # the one that failed is left out
+    (anew,) = reader(zoo, host)([Look([1.0, 2.0], [0.8, 0.9])])  # type: ignore[list-item]
+    assert anew.theta[:, 0, 0].tolist() == [2.0]
 
 
 def test_training_beside_collection_begins_with_the_trunks_and_resumes(
