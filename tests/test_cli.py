@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -29,6 +28,7 @@ from ltdi.generator import Generator
 from ltdi.tasks import Support
 from ltdi.tracks import Track
 from ltdi.zoo import Zoo
+from tests.folders import write_folders
 
 TASKS = (
     "--held-out 0.5 --tasks.ways [3] --tasks.shots [1,2] --tasks.query 5 --tasks.per-setting 30 "
@@ -39,18 +39,6 @@ SIZES = (
     "--network.width 32 --network.depth 1 --network.heads 2 --meta.meta-batch 2 --meta.tasks 4 "
     "--meta.warmup 2"
 )
-
-
-def write_folders(path: Path, images: ImageSet, per_class: int = 20) -> Path:
-    """Images as `<class>/<image>.png`."""
-    for number, (start, end) in enumerate(
-        zip(images.offsets[:-1].tolist(), images.offsets[1:].tolist(), strict=True)
-    ):
-        place = path / f"class{number:02d}"
-        place.mkdir(parents=True)
-        for i in range(start, min(end, start + per_class)):
-            Image.fromarray(images.images[i, 0].numpy()).save(place / f"{i - start:02d}.png")
-    return path
 
 
 def ltdi_(command: str, *more: object) -> int:
@@ -130,10 +118,17 @@ def test_two_zoos_are_merged_and_trained_on(place: Path, tmp_path: Path):
 def test_a_given_backbone_sees_the_side_that_is_asked_for(place: Path, tmp_path: Path, capsys):
     words = f"collect {TASKS} --tasks.per-setting 20 --side 36 --data"
     assert ltdi_(words, place / "drawings", "--out", tmp_path / "a") == 2
-    assert "trained here" in capsys.readouterr().err
+    assert "only a pretrained backbone" in capsys.readouterr().err
     given = ("--backbone", place / "zoo" / "backbone")
     assert ltdi_(words, place / "drawings", *given, "--out", tmp_path / "b") == 0
     assert Backbone.load(tmp_path / "b" / "backbone").transform.size == 36
+
+
+@pytest.mark.parametrize("target", ["net", "adapter", "head"])
+def test_a_side_is_of_pretrained_backbones_alone(target: str, tmp_path: Path, capsys):
+    command = f"collect --data glyphs --target {target} --side 36 --out"
+    assert ltdi_(command, tmp_path / "zoo") == 2
+    assert "where: --side" in capsys.readouterr().err
 
 
 def test_train_makes_a_generator_with_a_log(place: Path):
@@ -376,106 +371,6 @@ def test_ctrl_c_during_training_resumes_bit_for_bit(place: Path, tmp_path: Path)
     stopped, whole = (Generator.from_pretrained(p) for p in (out, tmp_path / "whole"))
     assert stopped.revision == whole.revision
     assert stopped.parts.sampling == whole.parts.sampling
-
-
-# ---- help and mistakes --------------------------------------------------------------------------
-
-
-ENDS = [[name] for name in cli.COMMANDS if name != "bench"] + [["bench", t] for t in cli.TRACKS]
-
-
-@pytest.mark.parametrize("command", ENDS, ids=" ".join)
-def test_help_has_examples_that_parse(command: list[str], capsys):
-    name = command[0]
-    with pytest.raises(SystemExit) as stop:
-        cli.main([*command, "--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    lines = [line.strip() for line in shown.splitlines()]
-    examples = lines[lines.index("examples:") + 1 :]
-    assert examples and all(line.startswith(f"ltdi {command[0]}") for line in examples)
-    assert any(line.startswith(f"ltdi {' '.join(command)}") for line in examples)
-    assert not re.search(r"--\w+_\w+", shown)  # options are shown with dashes
-    options = re.findall(r"^  (--[\w.-]+)", shown, re.MULTILINE)
-    assert len(options) >= 3
-    for example in cli.EXAMPLES[name]:
-        words = [cli._underscored(a) for a in shlex.split(example)[1:] if "--config" not in a]
-        words = [w for w in words if not w.endswith(".yaml")]
-        if "--config" in example:
-            words += ["--zoo", "z"]
-        assert cli.make_parser().parse_args(words).subcommand == name
-
-
-def test_help_describes_every_option(capsys):
-    for command in ENDS:
-        with pytest.raises(SystemExit):
-            cli.main([*command, "--help"])
-        shown = " ".join(capsys.readouterr().out.split())
-        for option, following in re.findall(
-            r" (--[\w.-]+) [A-Z_]+ (\S+)", shown.split("options:")[1]
-        ):
-            assert not following.startswith(("--", "(type")), f"{command} {option} has no help"
-
-
-@pytest.mark.parametrize(
-    ("command", "nearest"),
-    [
-        ("train --zoo z --out o --meta.iteratoins 3", "--meta.iterations"),
-        ("train --zoo z --out o --iterations 3", "--meta.iterations"),
-        ("train --zoo z --out o --meta.inner-rl 3", "--meta.inner-lr"),
-        ("train --zoo z --out o --meta '{iteratoins: 3}'", "--meta.iterations"),
-        ("evaluate --generator g --data-dri d", "--data-dir"),
-        ("evaluate --generator g --data_dir d --episode=5", "--episodes"),
-        ("collect --out o --taks.ways [5]", "--tasks.ways"),
-        ("bench fewshot --dataset glyphs --metods a", "--methods"),
-        ("generate --generator g --support s --out o --temperatur 0", "--temperature"),
-        ("trian --zoo z", "train"),
-    ],
-)
-def test_a_mistyped_option_is_told_the_nearest(command: str, nearest: str, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(shlex.split(command))
-    shown = capsys.readouterr().err
-    assert stop.value.code == 2
-    assert f"did you mean {nearest}?" in shown.replace("'", "") and "Traceback" not in shown
-    assert len(shown.splitlines()) == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "nearest"),
-    [
-        ("zoo: z\nout: o\nmeta:\n  iteratoins: 3\n", "--meta.iterations"),
-        ("zoo: z\nout: o\nnetwrk:\n  width: 32\n", "--network.width"),
-        ("zoo: z\nout: o\nsampling:\n  temprature: 0.5\n", "--sampling.temperature"),
-    ],
-)
-def test_a_mistyped_key_of_a_file_is_told_the_nearest(
-    text: str, nearest: str, tmp_path: Path, capsys
-):
-    (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--config", str(tmp_path / "c.yaml")])
-    assert stop.value.code == 2
-    assert f"did you mean {nearest}?" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("command", "message"),
-    [
-        ("", "no command was given"),
-        ("bench", "no track was given"),
-        ("train --zoo z", "needed but not given: --out"),
-        ("train --config /no/such.yaml", "where: --config"),
-        ("bench --dataset glyphs --way two", "where: --way"),
-        ("collect --out o --tasks.per-setting many", "where: --tasks.per-setting"),
-        ("evaluate --steps", "--steps"),
-    ],
-)
-def test_other_mistakes_say_where(command: str, message: str, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(shlex.split(command))
-    shown = capsys.readouterr().err
-    assert stop.value.code == 2 and message in shown and "to do:" in shown
 
 
 def test_the_module_and_its_version_run_as_a_program():

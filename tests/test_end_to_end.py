@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -17,17 +16,7 @@ from ltdi import cli, data, demonstration
 from ltdi.data import ImageSet
 from ltdi.generator import Generator
 from ltdi.weights import query_logits
-
-
-def write_folders(path: Path, images: ImageSet) -> Path:
-    """Every image as `<class>/<number>.png`."""
-    edges = images.offsets.tolist()
-    for number, (start, end) in enumerate(pairwise(edges)):
-        place = path / f"character{number:03d}"
-        place.mkdir(parents=True)
-        for i in range(start, end):
-            Image.fromarray(images.images[i, 0].numpy()).save(place / f"{i - start:02d}.png")
-    return path
+from tests.folders import write_folders
 
 
 @pytest.mark.slow

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from ltdi import cli
 from ltdi.data import ImageSet
+from tests.folders import write_folders
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -43,15 +43,6 @@ def ltdi_words(line: str) -> list[str] | None:
     words = shlex.split(line, comments=True)
     called = bool(words) and words[0].removeprefix(".venv/bin/") == "ltdi"
     return words[1:] if called else None
-
-
-def write_folders(path: Path, images: ImageSet, per_class: int) -> None:
-    """Images as `<class>/<number>.png`."""
-    for number, start in enumerate(images.offsets[:-1].tolist()):
-        place = path / f"class{number:02d}"
-        place.mkdir(parents=True)
-        for i in range(per_class):
-            Image.fromarray(images.images[start + i, 0].numpy()).save(place / f"{i:02d}.png")
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,8 @@ def test_the_output_is_an_adapter_that_peft_loads(
     generator: AdapterGenerator, sources: list[Source], tmp_path: Path
 ) -> None:
     """Loaded and merged by the library alone, it gives the same logits."""
-    peft = pytest.importorskip("peft")
-    transformers = pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft", reason="PEFT NOT TESTED")
+    transformers = pytest.importorskip("transformers", reason="TRANSFORMERS NOT TESTED")
     base = tiny_base()
     base.encoder.save_pretrained(tmp_path / "base")  # type: ignore[operator]
     for s in sources:
@@ -77,7 +77,10 @@ def test_the_output_is_an_adapter_that_peft_loads(
 @pytest.mark.parametrize("rank", [4, 8])
 def test_all_projections_of_attention(rank: int, sources: list[Source], tmp_path: Path) -> None:
     """From weights of any rank and place to a file that PEFT loads, with the same logits."""
-    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    peft, transformers = (
+        pytest.importorskip("peft", reason="PEFT NOT TESTED"),
+        pytest.importorskip("transformers", reason="TRANSFORMERS NOT TESTED"),
+    )
     targets = ("query", "key", "value", "attention.output.dense")
     base = tiny_base()
     host = LanguageHost.of(base, LoraSpec(rank=rank, target_modules=targets), "tiny")

@@ -37,7 +37,7 @@ from .conftest import drawn
 @pytest.mark.parametrize("strength", [0.01, 1.0, 100.0])
 @pytest.mark.parametrize(("way", "shot"), [(2, 1), (5, 1), (5, 5)])
 def test_linear_probe_equals_scikit_learn(strength, way, shot):
-    linear_model = pytest.importorskip("sklearn.linear_model")
+    linear_model = pytest.importorskip("sklearn.linear_model", reason="SKLEARN NOT TESTED")
     (support, query), _ = drawn(3, way, shot, 10, seed=1)
     ours = linear(query, logistic_head(support, strength)).softmax(-1)
     labels = np.arange(way).repeat(shot)

@@ -42,7 +42,7 @@ COLUMNS = ["--columns.text", "sentence", "--columns.label", "kind"]
 
 @pytest.fixture(scope="module")
 def generator(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("peft")
+    pytest.importorskip("peft", reason="PEFT NOT TESTED")
     place = tmp_path_factory.mktemp("run")
     zoo, out = str(place / "zoo"), place / "generator"
     assert main(["collect", "--data", f"{rows}", "--out", zoo, *SMALL, *COLUMNS]) == 0

@@ -72,7 +72,7 @@ def minilm() -> Base:
 
 def other_base(architecture: str, **settings: Any) -> Base:
     """A tiny base of another architecture, such as "Roberta", with the same tokenizer."""
-    transformers = pytest.importorskip("transformers")
+    transformers = pytest.importorskip("transformers", reason="TRANSFORMERS NOT TESTED")
     tokenizer = tiny_base().tokenizer
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     config = getattr(transformers, f"{architecture}Config")(

@@ -13,7 +13,7 @@ from ltdi.nets.grouped import Grouped
 from ltdi.nets.unfolded import Unfolded, grouped
 from ltdi.nets.windows import Windows, library
 
-compiled = pytest.mark.skipif(library() is None, reason="no C compiler (cc)")
+compiled = pytest.mark.skipif(library() is None, reason="WINDOWS IN C NOT TESTED: no cc, nor CC")
 
 # Pixels that no window sees; three channels; windows side by side; one layer and one group; many.
 CONFIGS = {
