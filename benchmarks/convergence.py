@@ -46,11 +46,11 @@ from ltdi.analysis import (
     softmax_smoothness,
 )
 from ltdi.anchor import Anchor
+from ltdi.anchor.crossfit import Fold
+from ltdi.anchor.frame import Frame
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import HeadPredictor
-from ltdi.crossfit import Fold
 from ltdi.evaluate import Summary, accuracy, paired
-from ltdi.frame import Frame
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, solve, train_generator
 from ltdi.recipe import Recipe

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from ltdi.anchor import Anchor
-from ltdi.condition import SetEncoder
 from ltdi.denoiser import (
     ConditionalDenoiser,
     DomainDenoiser,
@@ -18,6 +17,7 @@ from ltdi.denoiser import (
     TokenTransformer,
     UNet1d,
 )
+from ltdi.denoiser.condition import SetEncoder
 from ltdi.diffusion import make_schedule
 from ltdi.diffusion.sampler import SAMPLERS, time_grid
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError, unknown

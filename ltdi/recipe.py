@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ltdi.collect import Preparation
+from ltdi.diffusion.losses import check_loss
 from ltdi.errors import InputError, unknown
-from ltdi.losses import check_loss
 from ltdi.meta import MetaConfig
 
 
@@ -23,7 +23,7 @@ class Tasks:
             predictions; with 0 it compares them on `query`, where a solved head is always right.
         per_setting: Solved tasks for each pair of way and shot, rounded up to equal folds.
         shard: Most tasks per shard of the zoo.
-        folds: How often classes are held out from the anchor (`ltdi.crossfit`); 0 for never.
+        folds: How often classes are held out from the anchor (`ltdi.anchor.crossfit`); 0 for never.
         held_out: Share of the classes in a fold.
         alike: Share of the folds made of classes that are alike; -1 chooses on validation.
     """

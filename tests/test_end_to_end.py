@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from ltdi import cli, data, demonstration
+from ltdi import cli, data
+from ltdi.commands import demonstration
 from ltdi.data import ImageSet
 from ltdi.generator import Generator
 from ltdi.weights import query_logits

@@ -11,8 +11,8 @@ import torch
 from ltdi.collect import Preparation
 from ltdi.denoiser import ConditionalDenoiser, EquivariantDenoiser, Guide
 from ltdi.diffusion import draw, make_schedule
+from ltdi.diffusion.losses import LOSSES, Probe
 from ltdi.errors import InputError
-from ltdi.losses import LOSSES, Probe
 from ltdi.meta import MetaConfig
 from ltdi.parts import build_network
 from ltdi.recipe import (

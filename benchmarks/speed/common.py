@@ -14,12 +14,12 @@ from ltdi.anchor import PrototypeAnchor
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
 from ltdi.meta import MetaConfig, MetaTrainer
+from ltdi.meta.team import ALONE, Team
 from ltdi.parts import build_network
 from ltdi.pipeline import HeadCollection, HeadObjective, TrainingSet, begin_zoo, fit_normaliser
 from ltdi.products import fast_products
 from ltdi.recipe import Diffusion, Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
-from ltdi.team import ALONE, Team
 
 WIDTH = 128
 EQUIVARIANT = Network()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import ltdi.meta
+import ltdi.meta.reptile
 from benchmarks.speed.common import (
     NETWORKS,
     Figure,
@@ -19,7 +19,7 @@ from benchmarks.speed.common import (
     trainer,
 )
 from ltdi.meta import MetaConfig
-from ltdi.team import Team
+from ltdi.meta.team import Team
 
 
 def train(repeats: int) -> list[Figure]:
@@ -34,7 +34,7 @@ def train(repeats: int) -> list[Figure]:
             low = Team(precision="bfloat16")
             trainers["bfloat16"] = trainer(data, network, MetaConfig(), low)
             seconds = in_turns({m: t.iterate for m, t in trainers.items()}, repeats)
-            with stop_watch(ltdi.meta, "_gradient") as inside:
+            with stop_watch(ltdi.meta.reptile, "_gradient") as inside:
                 start = time.process_time()
                 for _ in range(repeats):
                     trainers["reptile"].iterate()

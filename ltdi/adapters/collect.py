@@ -17,11 +17,11 @@ from ltdi.adapters.source import TaskRows
 from ltdi.adapters.support import shown
 from ltdi.adapters.training import AdapterRecipe, Read, Solved
 from ltdi.collect import Preparation
+from ltdi.data.text.metrics import measure
 from ltdi.engine import Collection
 from ltdi.errors import InputError
 from ltdi.files import locked, plain
 from ltdi.lora import Adapter, adapter_logits
-from ltdi.metrics import measure
 from ltdi.zoo import Group, Zoo
 
 START = "start"

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ltdi.condition import Condition
 from ltdi.data.text import Text
+from ltdi.denoiser.condition import Condition
 from ltdi.lora import Base, embed, pair_features
 
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from ltdi.adapters.basis import Basis
 from ltdi.adapters.condition import Facts, TextEncoder, as_way
-from ltdi.condition import Condition
 from ltdi.denoiser import TokenTransformer
+from ltdi.denoiser.condition import Condition
 from ltdi.recipe import Network
 from ltdi.weights import WeightSpace
 

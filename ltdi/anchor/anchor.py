@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ltdi.anchor.frame import Frame
 from ltdi.errors import InputError
-from ltdi.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, prototype_head
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.anchor.anchor import Anchor, masked_mean
-from ltdi.frame import Frame
+from ltdi.anchor.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, prototype_head
 

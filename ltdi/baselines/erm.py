@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ltdi.anchor.domain import softmax_head
 from ltdi.baselines.domains import DomainMethod, Sources, aligned
 from ltdi.baselines.inner import Adam, Weights, linear, trajectory
 from ltdi.baselines.method import Budget, fitted
 from ltdi.baselines.tuning import choose, score
 from ltdi.crossdomain import Domain
-from ltdi.domain import softmax_head
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.progress import Step
 from ltdi.tasks import Episodes
@@ -47,7 +47,7 @@ class SourceHead:
 
     @classmethod
     def fit(cls, domains: Sequence[Domain], decay: float, align: bool) -> SourceHead:
-        """See `ltdi.domain.softmax_head`, on features of length one."""
+        """See `ltdi.anchor.domain.softmax_head`, on features of length one."""
         domains = [aligned(d) for d in domains] if align else list(domains)
         x = torch.cat([F.normalize(d.full.features, dim=-1) for d in domains])
         found = softmax_head([d.full for d in domains], x, decay, 100)

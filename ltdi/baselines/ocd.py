@@ -20,8 +20,8 @@ from ltdi.baselines.method import Budget
 from ltdi.baselines.outer import Recipe
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, draw, score
-from ltdi.condition import Condition, SetEncoder
 from ltdi.denoiser import TokenTransformer
+from ltdi.denoiser.condition import Condition, SetEncoder
 from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_space

@@ -21,8 +21,8 @@ from ltdi.baselines.method import Banks, Budget, fitted
 from ltdi.baselines.ocd import Ocd, Overfitter
 from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import Batch
-from ltdi.condition import Condition
 from ltdi.crossdomain import Domain
+from ltdi.denoiser.condition import Condition
 from ltdi.progress import Step
 from ltdi.seeding import seeded
 from ltdi.tasks import Episodes, FeatureBank

@@ -2,7 +2,7 @@
 
 from ltdi.commands.bench import bench
 from ltdi.commands.collect import Collecting, collect
-from ltdi.commands.demo import demo
+from ltdi.commands.demonstration import demo
 from ltdi.commands.evaluate import evaluate
 from ltdi.commands.generate import export, generate
 from ltdi.commands.train import train

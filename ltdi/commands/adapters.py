@@ -17,6 +17,7 @@ from ltdi.adapters.training import AdapterRecipe, train_network
 from ltdi.commands.common import class_names
 from ltdi.data import text
 from ltdi.data.text import Columns, TextSet
+from ltdi.data.text.metrics import measure
 from ltdi.engine import Arrivals, Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
@@ -24,7 +25,6 @@ from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
-from ltdi.metrics import measure
 from ltdi.report.table import Result, Row
 from ltdi.zoo import Zoo
 

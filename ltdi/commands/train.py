@@ -21,9 +21,9 @@ from ltdi.errors import InputError, MismatchError
 from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
+from ltdi.meta.team import Team, tracked
 from ltdi.pipeline import TrainingSet, load_shared, train_generator
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling, Varied
-from ltdi.team import Team, tracked
 from ltdi.zoo import Zoo
 from ltdi.zoo.remote import is_url
 

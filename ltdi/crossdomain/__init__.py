@@ -1,7 +1,7 @@
 """Generators for unseen domains: each source domain is held out from the anchor of its own tasks.
 
-What `ltdi.crossfit` does with classes is done with domains here: the tasks of a domain start from
-what the other domains tell about its classes, as those of the unseen domain will.
+What `ltdi.anchor.crossfit` does with classes is done with domains here: the tasks of a domain start
+from what the other domains tell about its classes, as those of the unseen domain will.
 """
 
 from ltdi.crossdomain.anchors import (

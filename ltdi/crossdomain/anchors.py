@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ltdi.anchor.domain import DomainAnchor, DomainView, level_of, source_head
 from ltdi.crossdomain.domains import Domain
-from ltdi.domain import DomainAnchor, DomainView, level_of, source_head
 from ltdi.evaluate import accuracy, negative_log_likelihood
 from ltdi.tasks import Episodes
 from ltdi.weights import head_space, query_logits

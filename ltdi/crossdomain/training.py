@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltdi.anchor.crossfit import Fold
+from ltdi.anchor.domain import DomainAnchor, Scene
 from ltdi.backbone import Backbone
 from ltdi.crossdomain.domains import Domain, together
-from ltdi.crossfit import Fold
 from ltdi.denoiser import DomainGuide, Guide
-from ltdi.domain import DomainAnchor, Scene
 from ltdi.engine import Collection, Runtime, plan_of
 from ltdi.generator import DomainHeadGenerator
 from ltdi.meta import Batch

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.anchor import shrinkage
+from ltdi.anchor.domain import Scene
 from ltdi.denoiser.conditional import Guide
 from ltdi.denoiser.equivariant import STEP, EquivariantDenoiser, Pace, Support, describe
 from ltdi.denoiser.transformer import Block
-from ltdi.domain import Scene
 from ltdi.errors import InputError
 
 # No probability, and no NaN where it is multiplied by 0.

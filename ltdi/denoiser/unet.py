@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdi.condition import Condition
+from ltdi.denoiser.condition import Condition
 from ltdi.denoiser.transformer import time_features
 from ltdi.errors import MismatchError
 from ltdi.weights import WeightSpace

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ltdi.checkpoint import NAME as CHECKPOINT
 from ltdi.engine.arrivals import Arrivals
 from ltdi.files import plain
 from ltdi.meta import Batch, MetaTrainer, Params
+from ltdi.meta.checkpoint import NAME as CHECKPOINT
+from ltdi.meta.team import ALONE, Team
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Varied
-from ltdi.team import ALONE, Team
 from ltdi.zoo import Group
 
 

@@ -17,8 +17,8 @@ from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.search import choose
 from ltdi.adapters.training import Trained
 from ltdi.anchor import Anchor
-from ltdi.condition import Condition
 from ltdi.data.text import TextSet
+from ltdi.denoiser.condition import Condition
 from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import write_text
 from ltdi.generator.base import CARD, Generator, View, Weights, repeat

@@ -8,10 +8,10 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
+from ltdi.anchor.domain import DomainAnchor, DomainView
 from ltdi.backbone import Backbone
 from ltdi.denoiser import DomainDenoiser, DomainGuide, DomainWalk, Guide
 from ltdi.denoiser import Network as Denoiser
-from ltdi.domain import DomainAnchor, DomainView
 from ltdi.errors import InputError
 from ltdi.generator.base import View, Weights, repeat
 from ltdi.generator.heads import HeadGenerator
@@ -21,7 +21,7 @@ from ltdi.tasks import Support
 
 
 class DomainHeadGenerator(HeadGenerator):
-    """Generates heads for tasks of a domain; see `ltdi.domain`.
+    """Generates heads for tasks of a domain; see `ltdi.anchor.domain`.
 
     A support has unlabelled images of the domain, or is its own domain where it has none, and names
     of its classes among those that the generator knows, or leaves the names to be inferred.

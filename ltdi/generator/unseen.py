@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ltdi.anchor import Anchor
+from ltdi.anchor.prior import NamePrior, PriorSettings
 from ltdi.backbone import Backbone
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.errors import InputError, MismatchError
 from ltdi.generator.base import Callback, View, Weights, repeat
 from ltdi.generator.linear import LinearHeads
-from ltdi.names import NameEncoder
+from ltdi.lora.names import NameEncoder
 from ltdi.parts import Host, Saved
-from ltdi.prior import NamePrior, PriorSettings
 from ltdi.tasks import Unseen
 
 

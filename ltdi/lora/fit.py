@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ltdi.backbone import autocast
 from ltdi.collect import Preparation
+from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
 from ltdi.lora.adapter import Adapter
 from ltdi.lora.inputs import in_order, shuffled, trim
-from ltdi.metrics import measure
 
 PREPARATION = Preparation("adamw", lr=2e-3, steps=200, segments=4, weight_decay=0.01, batch=16)
 # The rate rises over this share of the steps, and then falls to zero.

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
+from ltdi.anchor.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, optimise
-from ltdi.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.engine import Collection, Engine, Piece, plan_of, recipe_of, settings_of
 from ltdi.errors import unknown
 from ltdi.files import plain

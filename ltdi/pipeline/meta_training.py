@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from ltdi.choice import choose_sampling
 from ltdi.engine import Arrivals, Objective, Runtime, meta_train
 from ltdi.generator import ImageGenerator
 from ltdi.parts import Parts
+from ltdi.pipeline.choice import choose_sampling
 from ltdi.progress import Log
 from ltdi.recipe import Recipe, Varied
 from ltdi.tasks import FeatureBank

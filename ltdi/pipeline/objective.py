@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from ltdi.anchor.frame import Frame
 from ltdi.denoiser import Guide
 from ltdi.diffusion import draw, make_schedule
+from ltdi.diffusion.losses import Probe, loss_of
 from ltdi.engine import Arrivals
-from ltdi.frame import Frame
-from ltdi.losses import Probe, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank

@@ -15,10 +15,10 @@ from ltdi.backbone.augment import distort
 from ltdi.collect import Adam
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
+from ltdi.diffusion.losses import Probe, check_net_loss, loss_of
 from ltdi.engine import Runtime
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided
-from ltdi.losses import Probe, check_net_loss, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetPredictor
 from ltdi.parts import Parts

@@ -11,11 +11,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ltdi.anchor.domain import DomainAnchor, DomainView
 from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, fitted
 from ltdi.baselines.domains import DomainMethod, Sources
-from ltdi.choice import Trial as Judged
-from ltdi.choice import choose_among
 from ltdi.crossdomain import (
     DomainSet,
     Trial,
@@ -25,8 +24,9 @@ from ltdi.crossdomain import (
     train_domain_generator,
     view_logits,
 )
-from ltdi.domain import DomainAnchor, DomainView
 from ltdi.generator import DomainHeadGenerator
+from ltdi.pipeline.choice import Trial as Judged
+from ltdi.pipeline.choice import choose_among
 from ltdi.progress import Step, staged
 from ltdi.recipe import Recipe, named_recipe
 from ltdi.tracks.world import Once

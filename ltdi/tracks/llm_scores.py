@@ -14,10 +14,10 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.peers import full_model
 from ltdi.adapters.source import Source
 from ltdi.collect import Preparation
+from ltdi.data.text.metrics import measure
 from ltdi.evaluate import across
 from ltdi.lora import adapter_logits
 from ltdi.memory import peak_mb
-from ltdi.metrics import measure
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
 from ltdi.tracks.llm_methods import FITTED, GENERATED, KINDS, MADE, Bench, Made, Setting

@@ -32,7 +32,7 @@ from ltdi.data.transfer import (
     synthetic,
     target_names,
 )
-from ltdi.names import NameEncoder
+from ltdi.lora.names import NameEncoder
 from ltdi.progress import Progress
 from ltdi.tasks import FeatureBank
 from ltdi.unseen import NamedBank, TaskBatch, sample_tasks

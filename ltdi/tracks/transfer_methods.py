@@ -10,12 +10,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ltdi.anchor.prior import NamePrior
 from ltdi.backbone import Backbone
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
 from ltdi.baselines.unseen.method import Coordinates, NamedBanks, UnseenBudget
 from ltdi.generator import UnseenGenerator
-from ltdi.names import NameEncoder
-from ltdi.prior import NamePrior
+from ltdi.lora.names import NameEncoder
 from ltdi.progress import Progress, Step, staged
 from ltdi.recipe import VARIANTS
 from ltdi.tracks.world import Once

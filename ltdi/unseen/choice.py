@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from ltdi.prior import NamePrior, PriorSettings
+from ltdi.anchor.prior import NamePrior, PriorSettings
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 from ltdi.weights import head_logits, head_space, prototype_head

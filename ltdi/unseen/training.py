@@ -17,20 +17,20 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ltdi.anchor.frame import Frame
+from ltdi.anchor.prior import NamePrior
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, Preparation, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion import draw, make_schedule
+from ltdi.diffusion.losses import Probe, loss_of
 from ltdi.engine import Runtime
 from ltdi.files import plain
-from ltdi.frame import Frame
 from ltdi.generator import NamedHost, UnseenGenerator
-from ltdi.losses import Probe, loss_of
+from ltdi.lora.names import NameEncoder
 from ltdi.meta import Batch, MetaConfig, Params
-from ltdi.names import NameEncoder
 from ltdi.parts import Parts
 from ltdi.pipeline import train_parts
-from ltdi.prior import NamePrior
 from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling, variant
 from ltdi.seeding import seeded

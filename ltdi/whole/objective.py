@@ -13,11 +13,11 @@ from ltdi.anchor import SharedAnchor
 from ltdi.backbone.augment import distort
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion import draw, make_schedule
+from ltdi.diffusion.losses import Probe, loss_of
 from ltdi.engine import Arrivals
 from ltdi.errors import MismatchError
 from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask
-from ltdi.losses import Probe, loss_of
 from ltdi.meta import Batch, Params
 from ltdi.nets import Initial, NetHost
 from ltdi.recipe import Recipe

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.denoiser import RowDenoiser
+from ltdi.diffusion.losses import check_net_loss
 from ltdi.engine import Runtime
 from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
-from ltdi.losses import check_net_loss
 from ltdi.parts import Parts, check_sampling
 from ltdi.pipeline import train_parts, tuned
 from ltdi.recipe import Recipe

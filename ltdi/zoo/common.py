@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ltdi.anchor.frame import Frame
 from ltdi.errors import MismatchError
 from ltdi.files import locked, read_tensors, write_tensors
-from ltdi.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
 from ltdi.zoo.header import HEADER, read_header, write_header

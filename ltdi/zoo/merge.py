@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ltdi.anchor.frame import Frame
 from ltdi.errors import InputError, MismatchError
-from ltdi.frame import Frame
 from ltdi.zoo.common import LOCK
 from ltdi.zoo.header import HEADER
 from ltdi.zoo.index import NAME as INDEX

@@ -13,11 +13,11 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.source import Source
 from ltdi.adapters.training import Solved, train_network
 from ltdi.data.text import TextSet
+from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
 from ltdi.generator import AdapterGenerator, HeadGenerator, TextSupport
 from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, tiny_base
-from ltdi.metrics import measure
 from tests.lora.conftest import some_weights
 
 from .conftest import RECIPE

@@ -211,7 +211,7 @@ from ltdi.adapters.collect import read_runs
 from ltdi.adapters.training import train_network
 from ltdi.engine import Runtime
 from ltdi.files import write_tensors
-from ltdi.team import Team
+from ltdi.meta.team import Team
 from ltdi.zoo import Zoo
 from ltdi.adapters.host import LanguageHost
 from tests.adapters.conftest import RECIPE

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from ltdi.anchor.domain import Scene
 from ltdi.crossdomain import head_of, make_anchor
 from ltdi.denoiser import DomainDenoiser, DomainGuide, DomainWalk, Guide
-from ltdi.domain import Scene
 from ltdi.errors import InputError
 from ltdi.weights import head_space
 from tests.domains import make_domains

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
-from ltdi.condition import Condition
 from ltdi.denoiser import TokenTransformer
+from ltdi.denoiser.condition import Condition
 from ltdi.denoiser.transformer import time_features
 from ltdi.weights import WeightSpace, head_space
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ltdi.condition import Condition, SetEncoder
 from ltdi.denoiser import TokenTransformer, UNet1d
+from ltdi.denoiser.condition import Condition, SetEncoder
 from ltdi.denoiser.conditional import ConditionalDenoiser
 from ltdi.errors import MismatchError
 from ltdi.weights import WeightSpace, head_space

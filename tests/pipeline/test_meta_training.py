@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdi.choice import choose_sampling
 from ltdi.errors import MismatchError
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import (
     HeadObjective,
 )
+from ltdi.pipeline.choice import choose_sampling
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
 from tests.pipeline.made import Train, same, tensors

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from ltdi import cli
+from ltdi.anchor.prior import NamePrior, PriorSettings
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_json, read_metadata
 from ltdi.generator import Generator, UnseenGenerator
+from ltdi.lora.names import NameEncoder
 from ltdi.meta import MetaConfig
-from ltdi.names import NameEncoder
-from ltdi.prior import NamePrior, PriorSettings
 from ltdi.recipe import Network
 from ltdi.tasks import FeatureBank, Unseen
 from ltdi.unseen import (

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from ltdi.frame import Frame
+from ltdi.anchor.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, head_space
 from ltdi.zoo import SolvedTasks, Zoo

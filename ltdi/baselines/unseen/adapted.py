@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ltdi.anchor.prior import shares
 from ltdi.baselines.unseen.method import (
     Coordinates,
     NamedBanks,
@@ -15,7 +16,6 @@ from ltdi.baselines.unseen.method import (
     UnseenMethod,
     accuracy,
 )
-from ltdi.prior import shares
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
@@ -30,7 +30,7 @@ class Plan:
         sharpness: Of the method's own logits, in units of their spread.
         hardness: Of the distances to class means.
         trust: Weight of the method's own logits beside the distances, from the first iteration.
-        balance: How far classes are believed to have equally many images; see `ltdi.prior`.
+        balance: How far classes are believed to have equally many images; see `ltdi.anchor.prior`.
     """
 
     iterations: int = 5

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.anchor import GaussianAnchor
-from ltdi.frame import Frame
+from ltdi.anchor.frame import Frame
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ltdi.data.text.metrics import check_metric
 from ltdi.errors import InputError
-from ltdi.metrics import check_metric
 
 Text = tuple[str, str | None]
 
@@ -24,7 +24,7 @@ class TextSet:
         texts: n texts, each with a second one or None; all alike.
         labels: int64 [n] classes; float32 [n] values of a regression; None where unknown.
         label_names: One per class; empty for a regression.
-        metrics: Keys of `ltdi.metrics.METRICS`, the headline first.
+        metrics: Keys of `ltdi.data.text.metrics.METRICS`, the headline first.
         label_range: Of a regression, the lowest and the highest value.
 
     Raises:
@@ -48,7 +48,7 @@ class TextSet:
                 "give rows of two classes or more, or read the labels as values of a regression",
             )
         if not self.metrics:
-            raise self._error("no metric is given", "name one of ltdi.metrics.METRICS")
+            raise self._error("no metric is given", "name one of ltdi.data.text.metrics.METRICS")
         for metric in self.metrics:
             check_metric(metric, regression=self.regression)
         if self.labels is not None:

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.anchor import Anchor
-from ltdi.frame import Frame
+from ltdi.anchor.anchor import Anchor
+from ltdi.anchor.frame import Frame
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import head_logits, head_space
 

@@ -1,4 +1,4 @@
-"""`ltdi.crossfit`: held-out classes stay out of the anchor of their own tasks."""
+"""`ltdi.anchor.crossfit`: held-out classes stay out of the anchor of their own tasks."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.anchor import Anchor, GaussianAnchor, fit_anchor
-from ltdi.crossfit import Fold, crossfit, likeness
-from ltdi.crossfit import hold_out as crossfit_hold_out
+from ltdi.anchor.crossfit import Fold, crossfit, likeness
+from ltdi.anchor.crossfit import hold_out as crossfit_hold_out
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_logits, head_space
 

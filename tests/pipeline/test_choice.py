@@ -1,4 +1,4 @@
-"""`ltdi.choice`: the fewest steps that reach the lowest validation loss within noise."""
+"""`ltdi.pipeline.choice`: the fewest steps that reach the lowest validation loss within noise."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltdi.choice import Trial, choose_among
 from ltdi.evaluate import negative_log_likelihood
+from ltdi.pipeline.choice import Trial, choose_among
 from ltdi.recipe import Network, Recipe
 
 RECIPE = Recipe(network=Network(kind="transformer"))

@@ -1,4 +1,4 @@
-"""`ltdi.condition`: the order of samples, and what stands under the mask, do not matter."""
+"""`ltdi.denoiser.condition`: neither order of samples nor what stands under the mask matters."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltdi.condition import Condition, SetEncoder
+from ltdi.denoiser.condition import Condition, SetEncoder
 
 B, WAY, SHOT, D, WIDTH = 2, 4, 5, 6, 7
 

@@ -1,4 +1,4 @@
-"""`ltdi.checkpoint`: what is read back is what was written, or an error says why not."""
+"""`ltdi.meta.checkpoint`: what is read back is what was written, or an error says why not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from ltdi.checkpoint import (
+from ltdi.errors import DamagedFileError, MismatchError
+from ltdi.files import write_tensors
+from ltdi.meta.checkpoint import (
     NAME,
     Checkpoint,
     load_checkpoint,
@@ -19,8 +21,6 @@ from ltdi.checkpoint import (
     restore_optimiser,
     save_checkpoint,
 )
-from ltdi.errors import DamagedFileError, MismatchError
-from ltdi.files import write_tensors
 
 RUN: dict[str, Any] = {"meta_lr": 0.1, "seed": 3, "ways": (5, 10)}
 
@@ -144,7 +144,7 @@ def test_the_good_one_survives_a_kill_after_damage(
         raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
-        patch.setattr("ltdi.checkpoint.write_tensors", killed)
+        patch.setattr("ltdi.meta.checkpoint.write_tensors", killed)
         save_checkpoint(path, state(3))
     assert_same(load_checkpoint(path, RUN)[0], state(1))
 

@@ -1,4 +1,4 @@
-"""`ltdi.metrics`: equal to scikit-learn and SciPy, also where nothing varies."""
+"""`ltdi.data.text.metrics`: equal to scikit-learn and SciPy, also where nothing varies."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from scipy import stats
 from sklearn import metrics as reference
 from torch import Tensor
 
+from ltdi.data.text.metrics import METRICS, REGRESSION, measure, predictions
 from ltdi.errors import InputError
-from ltdi.metrics import METRICS, REGRESSION, measure, predictions
 
 Reference = Callable[[np.ndarray, np.ndarray], float]
 CLASSES: dict[str, Reference] = {

@@ -1,10 +1,10 @@
 """What class names say of a head before any image is seen, and what unlabelled images add.
 
 Names are mapped to class means by kernel ridge regression from sentence embeddings, fitted on the
-source classes in the coordinates of their Gaussian anchor (`ltdi.frame`): the posterior mean and
-variance of a Gaussian process. Unlabelled images then move the means by expectation maximisation
-in which a name counts as some samples of its class, and classes whose names are alike move
-together: what the process leaves unexplained is correlated. This is the start of the chain.
+source classes in the frame of their Gaussian anchor: the posterior mean and variance of a Gaussian
+process. Unlabelled images then move the means by expectation maximisation in which a name counts as
+some samples of its class, and classes whose names are alike move together: what the process leaves
+unexplained is correlated. This is the start of the chain.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.anchor import Anchor, GaussianAnchor
+from ltdi.anchor.anchor import Anchor
+from ltdi.anchor.frame import Frame
+from ltdi.anchor.gaussian import GaussianAnchor
 from ltdi.errors import InputError
-from ltdi.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, prototype_head
 

@@ -1,4 +1,4 @@
-"""`ltdi.frame`: heads follow features from one set of coordinates into another."""
+"""`ltdi.anchor.frame`: heads follow features from one set of coordinates into another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ltdi.frame import Frame
+from ltdi.anchor.frame import Frame
 from ltdi.weights import head_logits
 
 

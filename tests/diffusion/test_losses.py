@@ -1,4 +1,4 @@
-"""`ltdi.losses`: each loss is the distance that its name says, and no other."""
+"""`ltdi.diffusion.losses`: each loss is the distance that its name says, and no other."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.errors import InputError
-from ltdi.losses import (
+from ltdi.diffusion.losses import (
     LOSSES,
     Probe,
     check_loss,
@@ -20,6 +19,7 @@ from ltdi.losses import (
     predictive_loss,
     weight_loss,
 )
+from ltdi.errors import InputError
 from ltdi.weights import head_space
 
 B, WAY, D, P = 3, 4, 5, 6

@@ -1,11 +1,11 @@
-"""The demo: the whole corridor on the embedded glyphs, in about two minutes."""
+"""`ltdi demo`: the whole corridor on the embedded glyphs, in about two minutes."""
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,10 +13,11 @@ from torch import Tensor
 
 from ltdi.backbone import ProtoTraining
 from ltdi.collect import HeadPredictor, optimise
+from ltdi.commands.common import OUT, run_in
 from ltdi.generator import HeadGenerator
 from ltdi.recipe import Recipe
 from ltdi.report.figure import Chain, plot_chains
-from ltdi.report.table import Result
+from ltdi.report.table import show
 from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
 from ltdi.tracks.fewshot_methods import Generated, World
@@ -35,26 +36,34 @@ PRESET = replace(
 )
 
 
-def run(
-    path: Path,
-    *,
-    seed: int,
-    progress: Callable[[str, int, int, str], None],
-    log: Callable[[dict[str, Any]], None],
-) -> Result:
-    """Train, compare, generate, draw; see the files below `path`."""
-    outcome = fewshot.bench(
-        "glyphs", methods=METHODS, preset=PRESET, seed=seed, progress=progress, log=log
+def demo(out: str = "runs/demo", seed: int = 0, resolved: str = "") -> None:
+    """Train a generator on the embedded glyphs and use it on scripts it has never seen.
+
+    Args:
+        out: Directory for the generator, generated weights, table and figure.
+        seed: Fixes data, training and episodes.
+        resolved: The command's options, saved beside the run.
+    """
+    with run_in(out, "demo", "demo.yaml", resolved) as (path, progress, log):
+        outcome = fewshot.bench(
+            "glyphs", methods=METHODS, preset=PRESET, seed=seed, progress=progress, log=log
+        )
+        result = replace(outcome.result, preset="demo")
+        ours = outcome.methods["lt-di"]
+        assert isinstance(ours, Generated)
+        generator = ours.publish(result, path / "generator")
+        tasks = outcome.world.test.episodes(way=5, shot=1, query=15, episodes=3, seed=seed + 1)
+        save_weights(path / "weights", generator, outcome.world, tasks, seed)
+        result.write_json(path / "result.json")
+        plot_chains(path / "chains.png", chains(generator, outcome.world, tasks, ours.recipe))
+    show(result, OUT)
+    made = shlex.quote(str(path / "generator"))
+    OUT.print(
+        f"\ngenerator   {path / 'generator'}\nweights     {path / 'weights'}\n"
+        f"table       {path / 'result.json'}\nfigure      {path / 'chains.png'}\n\n"
+        f"next: ltdi evaluate --generator {made} --data-dir FOLDER_OR_ZIP --way 5 --shot 1",
+        soft_wrap=True,
     )
-    result = replace(outcome.result, preset="demo")
-    ours = outcome.methods["lt-di"]
-    assert isinstance(ours, Generated)
-    generator = ours.publish(result, path / "generator")
-    tasks = outcome.world.test.episodes(way=5, shot=1, query=15, episodes=3, seed=seed + 1)
-    save_weights(path / "weights", generator, outcome.world, tasks, seed)
-    result.write_json(path / "result.json")
-    plot_chains(path / "chains.png", chains(generator, outcome.world, tasks, ours.recipe))
-    return result
 
 
 def save_weights(

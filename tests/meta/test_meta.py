@@ -21,7 +21,7 @@ from torch.func import functional_call
 from ltdi.errors import DivergedError, InputError, MismatchError
 from ltdi.meta import Batch, MetaConfig, MetaTrainer, Params, reptile_displacement
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PLAIN = MetaConfig(iterations=40, meta_batch=3, inner_steps=2, tasks=4, warmup=5, ema=0.9)
 
 
@@ -376,7 +376,7 @@ import sys, pathlib
 sys.path[:0] = {path!r}
 import torch
 torch.set_num_threads(1)
-from test_meta import PLAIN, replace, trainer
+from tests.meta.test_meta import PLAIN, replace, trainer
 run = trainer(replace(PLAIN, iterations=4000, checkpoint_every=3))
 run.fit(pathlib.Path({checkpoint!r}), progress=lambda step, total, loss: print(step, flush=True))
 """
@@ -385,7 +385,7 @@ run.fit(pathlib.Path({checkpoint!r}), progress=lambda step, total, loss: print(s
 def test_a_killed_process_resumes_bit_for_bit(tmp_path: Path) -> None:
     """SIGKILL at a random moment, twice; then to a short end in this process."""
     checkpoint = tmp_path / "c"
-    script = KILLED.format(path=[str(ROOT), str(ROOT / "tests")], checkpoint=str(checkpoint))
+    script = KILLED.format(path=[str(ROOT)], checkpoint=str(checkpoint))
     chance = random.Random(0)
     last = 0
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""`ltdi.domain`: what is known of classes elsewhere, moved by a support and by a pool."""
+"""`ltdi.anchor.domain`: what is known of classes elsewhere, moved by a support and by a pool."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from ltdi.anchor.domain import DomainAnchor, level_of, responsibilities
 from ltdi.crossdomain import anchor_logits, head_of, make_anchor
-from ltdi.domain import DomainAnchor, level_of, responsibilities
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy
 from ltdi.weights import head_logits, head_space

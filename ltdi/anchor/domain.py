@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.anchor import Anchor, masked_mean
+from ltdi.anchor.anchor import Anchor, masked_mean
+from ltdi.anchor.frame import Frame
 from ltdi.errors import InputError, unknown
-from ltdi.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, prototype_head
 

@@ -22,16 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from ltdi.checkpoint import (
+from ltdi.errors import DivergedError, InputError, unknown
+from ltdi.memory import keep_freed
+from ltdi.meta.checkpoint import (
     Checkpoint,
     load_checkpoint,
     optimiser_tensors,
     restore_optimiser,
     save_checkpoint,
 )
-from ltdi.errors import DivergedError, InputError, unknown
-from ltdi.memory import keep_freed
-from ltdi.team import ALONE, Team
+from ltdi.meta.team import ALONE, Team
 
 Params = dict[str, Tensor]
 Batch = dict[str, Tensor]

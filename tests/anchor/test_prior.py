@@ -1,4 +1,4 @@
-"""`ltdi.prior`: names predict class means, and unlabelled images correct them."""
+"""`ltdi.anchor.prior`: names predict class means, and unlabelled images correct them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from ltdi.anchor.prior import Named, NamePrior, PriorSettings, responsibilities
 from ltdi.errors import InputError
-from ltdi.prior import Named, NamePrior, PriorSettings, responsibilities
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_logits, head_space
 

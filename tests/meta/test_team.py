@@ -1,4 +1,4 @@
-"""`ltdi.team`: two processes are one, and every tensor is on the device of the others."""
+"""`ltdi.meta.team`: two processes are one, and every tensor is on the device of the others."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from benchmarks import recovery
 from ltdi.errors import InputError
 from ltdi.files import read_tensors
 from ltdi.meta import MetaConfig, MetaTrainer
+from ltdi.meta.team import ALONE, Team, tracked
 from ltdi.parts import build_network
 from ltdi.pipeline import HeadObjective, TrainingSet, fit_normaliser
 from ltdi.recipe import Diffusion, Network
-from ltdi.team import ALONE, Team, tracked
 from ltdi.zoo import Zoo
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TWO = """
 import sys
@@ -30,9 +30,9 @@ from dataclasses import replace
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import torch
-from tests.test_team import fitted
+from tests.meta.test_team import fitted
 from ltdi.files import write_tensors
-from ltdi.team import Team
+from ltdi.meta.team import Team
 torch.set_num_threads(1)
 for meta in ("reptile", "none"):
     team = Team.join("cpu")
