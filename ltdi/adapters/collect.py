@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -57,9 +58,16 @@ class RunCollection(Collection[RunShard]):
         host: The language model, where it is loaded already.
         branches: Of each task, in the plan. A run has its number whatever they are, so that a zoo
             can grow.
+        plans: Of each task, where they are made already.
     """
 
-    def __init__(self, zoo: Zoo, host: LanguageHost | None = None, branches: int = 0) -> None:
+    def __init__(
+        self,
+        zoo: Zoo,
+        host: LanguageHost | None = None,
+        branches: int = 0,
+        plans: Sequence[list[Run]] = (),
+    ) -> None:
         about = zoo.about
         self.host = host or LanguageHost.from_config(about["base"])
         self.names: list[str] = about["names"]
@@ -73,7 +81,7 @@ class RunCollection(Collection[RunShard]):
         ]
         self.least = len(self.trunks)
         self.rows = functools.cache(functools.partial(TaskRows.kept, zoo))
-        self._plans: dict[int, list[Run]] = {}
+        self._plans = dict(enumerate(plans))
         count = self.least + branches * len(self.names)
         super().__init__(zoo, [self.shard(number) for number in range(count)])
 
@@ -189,8 +197,9 @@ def begin_runs(
             fix="give one trunk or more: branches begin in the middle of one",
         )
     outputs = sorted({t.outputs for t in tasks})
-    for task in tasks:  # one that is too small is refused before anything is written
-        plan(host.adapter(task.outputs), task, runs_of(runs, bool(task.origin)), seed=seed)
+    plans = [  # a task that is too small is refused before anything is written
+        plan(host.adapter(t.outputs), t, runs_of(runs, bool(t.origin)), seed=seed) for t in tasks
+    ]
     about = {
         "kind": "adapter",
         "base": host.describe(),
@@ -208,7 +217,22 @@ def begin_runs(
     zoo.keep(START, {str(o): host.adapter(o).theta_0 for o in outputs})
     for number, task in enumerate(tasks):
         task.keep(zoo, number)
-    return RunCollection(zoo, host, runs.branches)
+    return RunCollection(zoo, host, runs.branches, plans)
+
+
+def collected(zoo: Zoo, recipe: AdapterRecipe) -> AdapterRecipe:
+    """A recipe with how the runs of a zoo were made, and how many there are by now."""
+    about = zoo.about
+    made = Counter(int(e["setting"]["task"]) for e in zoo.shards)
+    runs = Runs(**about.get("runs", {}))  # zoos of earlier versions do not say
+    own = [runs_of(runs, name in about.get("unlabelled", ())) for name in about["names"]]
+    branches = max(made[task] - of.trunks for task, of in enumerate(own))
+    return replace(
+        recipe,
+        runs=replace(runs, branches=max(0, branches)),
+        prepare=Preparation(**about["prepare"]),
+        own={name: Preparation(**p) for name, p in about.get("own", {}).items()},
+    )
 
 
 def validation(
@@ -227,6 +251,8 @@ def validation(
 def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True) -> Read:
     """Reads the runs of a zoo's groups into memory, by number of outputs.
 
+    A look reads what has come since the one before: groups grow at their ends.
+
     Args:
         zoo: A zoo of adapters.
         host: Embeds descriptions.
@@ -238,28 +264,30 @@ def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool
             a basis is fitted, which knows nothing of another.
     """
     begun: dict[int, Tensor] = {}
+    seen: Counter[int] = Counter()
+    held: dict[int, dict[str, Tensor]] = {}
     texts = torch.stack([describe(host.base, d) for d in zoo.about["descriptions"]])
     made = {zoo.about["names"].index(name) for name in zoo.about.get("unlabelled", ())}
 
     def read(groups: Sequence[Group]) -> list[Solved]:
         by_outputs: dict[int, list[Solved]] = {}
         for group in groups:
-            data = group.read(columns=["score", "theta", "features", "targets"])
-            number, score, first = int(group.setting["task"]), data["score"], data["theta"][:, 0]
-            own = torch.ones(len(score), dtype=torch.bool)
-            if one_trunk:
-                own = (first == begun.setdefault(number, first[score.argmax()])).all(1)
-            pick = (own & (score >= score[own].max() - worse)).nonzero()[:, 0]
-            task = torch.full((len(pick),), number)
-            labelled = torch.full((len(pick),), number not in made)
-            found = Solved(
-                data["theta"][pick],
-                data["features"][pick],
-                data["targets"][pick],
-                texts[task],
-                task,
-                labelled,
-            )
+            number = int(group.setting["task"])
+            if new := range(seen[number], len(group)):
+                data = group.read(torch.tensor(new), ["score", "theta", "features", "targets"])
+                if one_trunk:
+                    first, score = data["theta"][:, 0], data["score"]
+                    own = (first == begun.setdefault(number, first[score.argmax()])).all(1)
+                    data = {name: column[own] for name, column in data.items()}
+                if number in held:
+                    data = {n: torch.cat([x, data[n]]) for n, x in held[number].items()}
+                good = data["score"] >= data["score"].max() - worse
+                held[number] = {name: column[good] for name, column in data.items()}
+                seen[number] = len(group)
+            runs = {n: x for n, x in held[number].items() if n != "score"}
+            task = torch.full((len(runs["theta"]),), number)
+            labelled = torch.full_like(task, number not in made, dtype=torch.bool)
+            found = Solved(**runs, text=texts[task], task=task, labelled=labelled)
             by_outputs.setdefault(int(group.setting["way"]), []).append(found)
         return [
             Solved(**{n: torch.cat([vars(p)[n] for p in parts]) for n in vars(parts[0])})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ltdi.adapters.collect import RunCollection, begin_runs, reader
+from ltdi.adapters.collect import RunCollection, begin_runs, collected, reader
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.source import Source, prepare_source
 from ltdi.adapters.support import support_rows
@@ -88,6 +88,7 @@ def train_adapters(
     read = reader(zoo, host)
     groups = read((arrivals.at(0) if arrivals else None) or zoo.groups())
     trained = train_network(groups, host, recipe, runtime, arrivals, read)
+    trained = replace(trained, recipe=collected(zoo, recipe))
     return assemble(trained, host, {"data": ", ".join(zoo.about["names"])})
 
 

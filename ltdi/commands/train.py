@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ltdi.backbone import Backbone
-from ltdi.collect import Preparation
 from ltdi.commands.adapters import DEFAULT as ADAPTERS
 from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
@@ -156,7 +155,7 @@ def _recipe(zoo: Zoo, chosen: tuple[Diffusion, Network, MetaConfig, Sampling]) -
     if isinstance(suits, Recipe):
         own: Any = recipe_of(zoo, suits)
     else:
-        own = replace(suits, prepare=Preparation(**zoo.about["prepare"]))
+        own = suits  # how its runs were made says the zoo once it is full
     pairs = zip(("diffusion", "network", "meta"), chosen, strict=False)
     named = {n: x if x != type(x)() else getattr(suits, n) for n, x in pairs}
     recipe: Varied = replace(own, **named, sampling=chosen[-1])

@@ -91,8 +91,8 @@ def _verify(zoos: list[str], out: str | None, json: str | None) -> None:
         with bars(ERR) as progress:
             problems += list(store.verify(lambda i, n: progress("verifying", i, n, "")))
         OUT.print(f"{path}: {len(store.shards)} shards, {len(problems)} damaged", soft_wrap=True)
-        known = {e["name"] for e in store.shards}
-        spare = [f.stem for f in store.path.glob("shard-*.safetensors") if f.stem not in known]
+        known = {e["name"] for e in store.shards} | set(store.header["shared"])
+        spare = [f.stem for f in store.path.glob("*.safetensors") if f.stem not in known]
         if spare:
             ERR.print(
                 f"note: the index does not list {len(spare)} shards that lie there, such as "

@@ -77,7 +77,10 @@ class AdapterGenerator(Generator):
     def build(cls, saved: Saved) -> tuple[nn.Module, Anchor, Host]:
         """See `Generator.build`."""
         host = LanguageHost.from_config(saved.config[LanguageHost.group])
-        known = saved.config["about"]["condition"]
+        known, tensors = saved.config["about"]["condition"], saved.groups["network"]
+        tasks = len(tensors["known_task"])
+        # Earlier versions knew tasks with labels alone, and did not say so.
+        tensors.setdefault("known_labelled", torch.ones(tasks, dtype=torch.bool))
         network = AdapterDenoiser(
             saved.space,
             int(host.known["hidden size"]),
@@ -86,7 +89,7 @@ class AdapterGenerator(Generator):
             rank=int(known["rank"]),
             rows=bool(known["rows"]),
             text=bool(known["text"]),
-            tasks=len(saved.groups["network"]["known_task"]),
+            tasks=tasks,
         )
         return network, Anchor(), host
 

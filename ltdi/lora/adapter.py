@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,7 +139,11 @@ def make_adapter(base: Base, spec: LoraSpec, outputs: int, *, seed: int = 0) -> 
             where="lora.pooling",
             fix="choose pooling='mean', or add the module to modules_to_save",
         )
-    with seeded(seed):
+    with seeded(seed), warnings.catch_warnings():
+        # PEFT asks for it by its old name.
+        warnings.filterwarnings(
+            "ignore", ".is_gradient_checkpointing. is deprecated", FutureWarning
+        )
         wrapped = peft.get_peft_model(model, lora_config(base, spec, task))
     net = TextClassifier(wrapped).eval()
     weights = {n: p.detach() for n, p in net.named_parameters() if p.requires_grad}

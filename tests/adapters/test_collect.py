@@ -10,13 +10,14 @@ from typing import ClassVar
 import pytest
 import torch
 
-from ltdi.adapters.collect import RunCollection, begin_runs, reader
+from ltdi.adapters.collect import RunCollection, begin_runs, collected, reader
 from ltdi.adapters.host import LanguageHost
-from ltdi.adapters.runs import Runs
+from ltdi.adapters.runs import Run, Runs, plan
 from ltdi.adapters.source import Source, TaskRows
 from ltdi.adapters.training import AdapterRecipe, Trained, train_network
 from ltdi.engine import Engine, Runtime
 from ltdi.errors import InputError, MismatchError
+from ltdi.lora import Adapter
 from ltdi.zoo import Zoo
 
 from .conftest import RECIPE, TASKS, quick
@@ -71,6 +72,30 @@ def test_a_task_without_labels_is_given_one_trunk(
     runs = [collection.run(p.task, p.index) for p in collection.plan]
     assert [r.trunk for r in runs] == [0, 0, 1, 0, 0, 1, 0]
     assert all(p.name.endswith(r.name) for p, r in zip(collection.plan, runs, strict=True))
+
+
+def test_a_zoo_that_is_begun_is_planned_once(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned = []
+
+    def counted(adapter: Adapter, source: TaskRows, runs: Runs, *, seed: int) -> list[Run]:
+        planned.append(source.name)
+        return plan(adapter, source, runs, seed=seed)
+
+    monkeypatch.setattr("ltdi.adapters.collect.plan", counted)
+    collection = begin()
+    assert [collection.run(t, i).name for t in (0, 1) for i in (0, 2)][-1] == "branch-001"
+    assert planned == list(TASKS)
+
+
+def test_a_zoo_says_how_its_runs_were_made(zoo: Zoo, begin: Begin) -> None:
+    assert collected(zoo, AdapterRecipe()) == replace(
+        AdapterRecipe(), runs=RECIPE.runs, prepare=RECIPE.prepare
+    )
+    alone = replace(RECIPE, runs=replace(RECIPE.runs, branches=0), own={"tone": RECIPE.prepare})
+    begun = begin(recipe=alone)
+    for _ in range(2):  # before and after its runs
+        assert collected(begun.zoo, RECIPE) == alone
+        begun.fill()
 
 
 def test_a_branch_that_comes_first_makes_its_trunk(zoo: Zoo, begin: Begin) -> None:
@@ -160,8 +185,19 @@ class Look:
             "targets": torch.zeros(len(scores), 5),
         }
 
-    def read(self, columns: list[str]) -> dict[str, torch.Tensor]:
-        return {name: self.columns[name] for name in columns}
+    def __len__(self) -> int:
+        return len(self.columns["score"])
+
+    def read(self, pick: torch.Tensor, columns: list[str]) -> dict[str, torch.Tensor]:
+        self.picked = pick.tolist()
+        return {name: self.columns[name][pick] for name in columns}
+
+
+def test_a_look_reads_what_is_new(zoo: Zoo, host: LanguageHost) -> None:
+    looks, read = [Look([1.0] * n, [0.9] * n) for n in (1, 3, 3)], reader(zoo, host)
+    sizes = [len(found) for look in looks for found in read([look])]  # type: ignore[list-item]
+    assert sizes == [1, 3, 3]
+    assert (looks[0].picked, looks[1].picked) == ([0], [1, 2]) and not hasattr(looks[2], "picked")
 
 
 def test_a_task_keeps_the_trunk_of_the_first_look(zoo: Zoo, host: LanguageHost) -> None:

@@ -15,9 +15,11 @@ from ltdi.adapters.training import Solved, train_network
 from ltdi.data.text import TextSet
 from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
+from ltdi.files import digest, read_json, read_tensors, write_json, write_tensors
 from ltdi.generator import AdapterGenerator, HeadGenerator, TextSupport
 from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, tiny_base
+from ltdi.parts import CONFIG, WEIGHTS
 from tests.lora.conftest import some_weights
 
 from .conftest import RECIPE
@@ -40,6 +42,21 @@ def test_it_comes_back_from_its_files(
     assert "save_peft" in card and "tiny-0" in card and "image" not in card
     with pytest.raises(MismatchError, match="'adapter'"):
         HeadGenerator.from_pretrained(tmp_path / "g")
+
+
+def test_one_of_an_earlier_version_has_learnt_from_labels_alone(
+    generator: AdapterGenerator, tmp_path: Path
+) -> None:
+    place = tmp_path / "g"
+    generator.save(place)
+    old = read_tensors(place / WEIGHTS)
+    del old["network.known_labelled"]
+    write_tensors(place / WEIGHTS, old)
+    config = read_json(place / CONFIG)
+    write_json(place / CONFIG, {**config, "revision": digest(old)[:16]})
+    again = ltdi.Generator.from_pretrained(place)
+    assert isinstance(again, AdapterGenerator)
+    assert again.network.get_buffer("known_labelled").tolist() == [True, True]
 
 
 def test_the_output_is_an_adapter_that_peft_loads(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,23 @@ def test_from_rows_to_an_adapter(generator: Path, rows: Path, tmp_path: Path) ->
     about = json.loads((tmp_path / "direct" / "ltdi.json").read_text())
     assert about["about"]["label_names"] == ["bad", "good"]
     assert json.loads((tmp_path / "direct" / "adapter_config.json").read_text())["r"] == 2
+
+
+def test_a_generator_says_how_its_runs_were_made(generator: Path) -> None:
+    recipe = json.loads((generator / "config.json").read_text())["about"]["recipe"]
+    assert recipe["runs"] == {"trunks": 1, "branches": 1, "shared": 0.5, "rows": 2048}
+    assert (recipe["prepare"]["steps"], recipe["meta"]["iterations"]) == (4, 3)
+
+
+def test_runs_that_the_index_does_not_list_are_told(
+    generator: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = shutil.copytree(generator.parent / "zoo", tmp_path / "zoo")
+    assert main(["zoo", "verify", str(copy)]) == 0
+    assert "not list" not in capsys.readouterr().err
+    shutil.copy(copy / "mine-trunk-0.safetensors", copy / "mine-trunk-9.safetensors")
+    assert main(["zoo", "verify", str(copy)]) == 0
+    assert "does not list 1 shards that lie there, such as mine-trunk-9" in capsys.readouterr().err
 
 
 def test_evaluate_scores_a_task(generator: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -33,7 +34,9 @@ def head_of(adapter: Adapter) -> Tensor:
 def test_an_adapter_is_its_factors_and_its_head(
     base: Base, outputs: int, rank: int, targets: tuple[str, ...], modules: int
 ) -> None:
-    made = make_adapter(base, LoraSpec(rank, target_modules=targets), outputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = make_adapter(base, LoraSpec(rank, target_modules=targets), outputs)
     assert made.space.size == modules * rank * (32 + 32) + outputs * 33
     assert made.outputs == made.space.way == outputs
     assert int(head_of(made).sum()) == outputs * 33
