@@ -68,9 +68,8 @@ class Learner(EpisodeNet):
 class Maml(TrainedMethod[Learner]):
     """Inner gradient steps on the head, differentiated through (second order)."""
 
-    name: ClassVar[str] = "maml"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "maml"
+    note = (
         "second-order ANIL with learnt step sizes on a linear body over the frozen backbone; "
         "adaptation and training of the convolutions are left out"
     )

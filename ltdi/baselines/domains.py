@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdi.baselines.method import Banks, Budget, Method
+from ltdi.baselines.method import Banks, Budget, Contender, Method
 from ltdi.crossdomain import Domain, together
 from ltdi.progress import Step
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
@@ -41,22 +41,8 @@ class Sources:
         return tuple(d for i, d in enumerate(self.domains) if i != self.held)
 
 
-class DomainMethod(ABC):
-    """A classifier for tasks of a domain that nothing was trained on.
-
-    Attributes:
-        name: Its name in tables.
-        kind: "ours", "control" or "peer".
-        note: One sentence: what is re-implemented and what is left out.
-        prepare_s: Seconds of weight preparation, after `fit`.
-        train_s: Seconds of training, after `fit`; 0 where they are those of `fit` itself.
-    """
-
-    name: str
-    kind: str = "peer"
-    note: str
-    prepare_s: float = 0.0
-    train_s: float = 0.0
+class DomainMethod(Contender):
+    """A classifier for tasks of a domain that nothing was trained on."""
 
     @abstractmethod
     def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:

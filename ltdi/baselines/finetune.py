@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -64,9 +63,8 @@ class Walk:
 class FineTune(Method):
     """Adam on the head; start, scaling, step size, decay and steps are chosen on validation."""
 
-    name: ClassVar[str] = "finetune"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "finetune"
+    note = (
         "Adam on the linear head from prototypes or zeros, whichever validates better, the "
         "backbone frozen; fine-tuning of the backbone is left out"
     )

@@ -64,9 +64,8 @@ class HeadRegressor(EpisodeNet):
 class Hypernetwork(TrainedMethod[HeadRegressor]):
     """Feed-forward regression of head weights, trained by the queries' cross entropy."""
 
-    name: ClassVar[str] = "hypernetwork"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "hypernetwork"
+    note = (
         "a set transformer regresses a cosine head from the support, from the class means on, "
         "trained end to end; no diffusion, no base classes beside the new ones"
     )

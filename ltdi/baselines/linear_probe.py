@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,9 +21,8 @@ _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 class LinearProbe(Method):
     """Multinomial logistic regression to convergence; C and the scaling chosen on validation."""
 
-    name: ClassVar[str] = "linear-probe"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "linear-probe"
+    note = (
         "L2-regularised multinomial logistic regression, C and feature scaling chosen on "
         "validation; no distillation of the backbone"
     )

@@ -105,9 +105,8 @@ class FullLearner(Learner):
 class MamlFull(TrainedMethod[FullLearner]):
     """Inner gradient steps on adapter and head, differentiated through (second order)."""
 
-    name: ClassVar[str] = "maml-full"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "maml-full"
+    note = (
         "second-order MAML with learnt step sizes in which a linear feature adapter and the head "
         "are adapted; the convolutions below it stay frozen"
     )

@@ -39,9 +39,8 @@ class CosineNet(EpisodeNet):
 class MetaBaseline(TrainedMethod[CosineNet]):
     """Cosine to the class mean with a learnt scale; the map is kept only if it validates."""
 
-    name: ClassVar[str] = "meta-baseline"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "meta-baseline"
+    note = (
         "cosine nearest mean with learnt scale, meta-training a linear map on the frozen "
         "backbone's features in place of the backbone"
     )

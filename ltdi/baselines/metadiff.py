@@ -117,9 +117,8 @@ class GradientDenoiser(HeadDiffusion[Tensor]):
 class MetaDiff(DiffusedMethod[GradientDenoiser]):
     """Conditional diffusion of classifier weights, guided by the support's gradient."""
 
-    name: ClassVar[str] = "metadiff"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "metadiff"
+    note = (
         "noise prediction for cosine heads from the support loss's closed-form gradient, with a "
         "bottleneck network for each row; T = 20, steps and temperature of the start chosen on "
         "validation; the paper's convolutional U-Net and its training of the backbone are left out"

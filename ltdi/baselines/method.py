@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -48,8 +48,8 @@ class Banks(NamedTuple):
     valid: FeatureBank
 
 
-class Method(ABC):
-    """A few-shot classifier on the features of a shared frozen backbone.
+class Contender(ABC):
+    """What a comparison tells of a method of any family.
 
     Attributes:
         name: Its name in tables and on the command line.
@@ -59,13 +59,17 @@ class Method(ABC):
         train_s: Seconds of training, after `fit`; 0 where they are those of `fit` itself.
     """
 
-    name: ClassVar[str]
-    kind: ClassVar[str]
-    note: ClassVar[str]
+    name: str
+    kind: str = "peer"
+    note: str
     prepare_s: float = 0.0
     train_s: float = 0.0
 
-    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:  # noqa: B027  (a method without preparation is a whole method)
+
+class Method(Contender):
+    """A few-shot classifier on the features of a shared frozen backbone."""
+
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Learn from the classes of `train`; make every choice on episodes of `valid`.
 
         Args:

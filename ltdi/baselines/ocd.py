@@ -130,9 +130,8 @@ class Overfitter(HeadDiffusion[Condition]):
 class Ocd(DiffusedMethod[Overfitter]):
     """A base head moved by a generated difference, averaged over samples."""
 
-    name: ClassVar[str] = "ocd"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "ocd"
+    note = (
         "noise prediction of the difference between a logistic-regression head of the support and "
         "its overfit to the whole task; conditioned on the support in place of one input, its "
         "activation and output; a transformer in place of the U-Net; the share of the difference "

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import Tensor
 
@@ -16,9 +14,8 @@ from ltdi.progress import Step
 class ProtoNet(Method):
     """Squared Euclidean distance to the mean of each class's support."""
 
-    name: ClassVar[str] = "protonet"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "protonet"
+    note = (
         "nearest class mean on the shared frozen backbone, inverse temperature calibrated; "
         "end-to-end training of the backbone is left out"
     )

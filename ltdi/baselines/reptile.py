@@ -106,9 +106,8 @@ class Initialisation(EpisodeNet):
 class Reptile(TrainedMethod[Initialisation]):
     """First-order meta-learning of an initialisation; all of it is fine-tuned at test time."""
 
-    name: ClassVar[str] = "reptile"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "reptile"
+    note = (
         "Reptile with gradient descent inside, on a residual linear layer and a head over the "
         "frozen backbone; meta-training of the convolutions is left out"
     )

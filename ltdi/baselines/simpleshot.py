@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from ltdi.baselines.method import Banks, Budget, Method, fitted
@@ -17,9 +15,8 @@ from ltdi.progress import Step
 class SimpleShot(Method):
     """Nearest class mean of transformed features; the transform is chosen on validation."""
 
-    name: ClassVar[str] = "simpleshot"
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = (
+    name = "simpleshot"
+    note = (
         "nearest class mean with the published transforms (CL2N, L2N, UN), of which validation "
         "chooses, inverse temperature calibrated; the paper's own backbone training is left out"
     )

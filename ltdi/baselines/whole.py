@@ -10,7 +10,6 @@ import itertools
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -95,8 +94,7 @@ class Prototypes(NetMethod):
         initial: Its layers below the head are taken over.
     """
 
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str] = "nearest class mean on the features of the generator's initialisation"
+    note = "nearest class mean on the features of the generator's initialisation"
 
     def __init__(self, host: NetHost, initial: Initial) -> None:
         super().__init__(host)
@@ -128,9 +126,7 @@ class Tuned(NetMethod):
         steps: How many at test time.
     """
 
-    kind: ClassVar[str] = "peer"
-
-    note: ClassVar[str] = "gradient descent on all weights, from a meta-learned start"
+    note = "gradient descent on all weights, from a meta-learned start"
 
     def __init__(self, host: NetHost, learner: Learner, steps: int) -> None:
         super().__init__(host)
@@ -181,7 +177,7 @@ class Learner:
         common: What is known of that start itself; learners may share it.
     """
 
-    note: ClassVar[str]
+    note: str
 
     def __init__(self, initial: Initial, common: Known | None = None) -> None:
         self.initial = initial
@@ -256,7 +252,7 @@ class Learner:
 class ReptileLearner(Learner):
     """First-order meta-learning of theta_0 (Nichol et al., 2018)."""
 
-    note: ClassVar[str] = (
+    note = (
         "Reptile on all layers below the head, from the generator's initialisation or that itself"
     )
 
@@ -283,7 +279,7 @@ class ReptileLearner(Learner):
 class MamlLearner(Learner):
     """Second-order meta-learning of theta_0 and of a step size for each layer."""
 
-    note: ClassVar[str] = (
+    note = (
         "second-order MAML through 3 steps with learnt step sizes of layers, from the generator's "
         "initialisation or that itself"
     )

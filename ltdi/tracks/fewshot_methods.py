@@ -70,7 +70,7 @@ class Generated(GeneratorMethod[HeadGenerator]):
         way: Classes per test episode; a U-Net is trained for these alone, as it has no other way.
     """
 
-    note: ClassVar[str] = "generated heads"
+    note = "generated heads"
 
     def __init__(self, name: str, base: Recipe, world: World, way: int) -> None:
         recipe = named_recipe(name, base)
@@ -98,9 +98,9 @@ class Ensemble(Method):
         single: The generator as a method; trained here if it was not.
     """
 
-    name: ClassVar[str] = "lt-di-16"
-    kind: ClassVar[str] = "ours"
-    note: ClassVar[str] = "lt-di with 16 samples averaged in probability"
+    name = "lt-di-16"
+    kind = "ours"
+    note = "lt-di with 16 samples averaged in probability"
     samples: ClassVar[int] = 16
 
     def __init__(self, single: Generated) -> None:
@@ -141,9 +141,9 @@ class Ensemble(Method):
 class AnchorOnly(Method):
     """The anchor of `lt-di` with nothing generated: what the cheap head does alone."""
 
-    name: ClassVar[str] = "anchor"
-    kind: ClassVar[str] = "control"
-    note: ClassVar[str] = "the anchor head of lt-di, without a generator"
+    name = "anchor"
+    kind = "control"
+    note = "the anchor head of lt-di, without a generator"
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe

@@ -6,7 +6,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -73,7 +72,7 @@ class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):
         world: What the run shares.
     """
 
-    note: ClassVar[str] = "all weights generated from the support, without a gradient step"
+    note = "all weights generated from the support, without a gradient step"
 
     def __init__(self, name: str, base: Recipe, world: NetWorld) -> None:
         NetMethod.__init__(self, world.host)
@@ -93,8 +92,8 @@ class Refined(NetMethod):
         steps: How many.
     """
 
-    kind: ClassVar[str] = "ours"
-    note: ClassVar[str] = "lt-di, then gradient descent on all weights"
+    kind = "ours"
+    note = "lt-di, then gradient descent on all weights"
 
     def __init__(self, single: GeneratedNet, unit: float, steps: int) -> None:
         super().__init__(single.host)
@@ -137,8 +136,8 @@ class Initialisation(NetMethod):
         steps: 0 or 1.
     """
 
-    kind: ClassVar[str] = "control"
-    note: ClassVar[str] = "theta_0 itself; a shared initialisation cannot know the task's labels"
+    kind = "control"
+    note = "theta_0 itself; a shared initialisation cannot know the task's labels"
 
     def __init__(self, world: NetWorld, steps: int) -> None:
         super().__init__(world.host)

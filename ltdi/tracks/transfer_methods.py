@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -93,11 +92,11 @@ class GeneratedUnseen(UnseenMethod):
         world: What the run shares.
     """
 
-    note: ClassVar[str] = "generated heads"
+    note = "generated heads"
 
     def __init__(self, name: str, world: TransferWorld) -> None:
-        self.name = name  # type: ignore[misc]
-        self.kind = "ours" if name == "lt-di" else "control"  # type: ignore[misc]
+        self.name = name
+        self.kind = "ours" if name == "lt-di" else "control"
         self.world, self.recipe = world, unseen_recipe(name, world.recipe)
         self.generator: UnseenGenerator | None = None
         self.steps: dict[str, tuple[float, float]] = {}
@@ -137,9 +136,9 @@ class GeneratedUnseen(UnseenMethod):
 class PriorOnly(UnseenMethod):
     """The start of the chain with nothing generated: what names and plain EM do alone."""
 
-    name: ClassVar[str] = ANCHOR
-    kind: ClassVar[str] = "control"
-    note: ClassVar[str] = "the start of lt-di's chain, without a generator"
+    name = ANCHOR
+    kind = "control"
+    note = "the start of lt-di's chain, without a generator"
 
     def __init__(self, world: TransferWorld) -> None:
         self.world = world

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ltdi.baselines import Banks, Budget, Method
 from ltdi.data import ImageSet
@@ -109,7 +109,7 @@ class GeneratorMethod(Method, Generic[G]):
         world: What the run shares.
     """
 
-    kind: ClassVar[str] = "ours"
+    kind = "ours"
 
     def __init__(self, recipe: Recipe, world: SharedWorld[Any, G]) -> None:
         self.recipe, self.world = recipe, world

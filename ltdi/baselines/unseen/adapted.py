@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,15 +48,15 @@ class Adapted(UnseenMethod):
         own: Whether it is to be fitted here.
     """
 
-    note: ClassVar[str] = (
+    note = (
         "the method's own soft labels of the unlabelled images give class means, which give new "
         "soft labels, and so on; every setting chosen on validation, no adaptation among them"
     )
 
     def __init__(self, base: UnseenMethod, own: bool = False) -> None:
         self.base, self.own = base, own
-        self.name = f"{base.name}+em"  # type: ignore[misc]
-        self.kind = base.kind  # type: ignore[misc]
+        self.name = f"{base.name}+em"
+        self.kind = base.kind
         self.plan = Plan()
         self.spaces: dict[bool, Coordinates] = {}
 

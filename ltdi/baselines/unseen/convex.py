@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,8 +21,8 @@ from ltdi.unseen.tasks import NamedBank, TaskBatch
 class Conse(FromNames):
     """Norouzi et al., 2014: the source classifier's top classes, weighed by their probability."""
 
-    name: ClassVar[str] = "conse"
-    note: ClassVar[str] = (
+    name = "conse"
+    note = (
         "as published, on the Gaussian classifier of the source classes; coordinates, its "
         "temperature and the number of top classes chosen on validation"
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -60,8 +59,8 @@ class Trial:
 class Icis(FromNames):
     """Christensen et al., 2023: cosine losses, within and across names and weights."""
 
-    name: ClassVar[str] = "icis"
-    note: ClassVar[str] = (
+    name = "icis"
+    note = (
         "re-implemented; the source classifier is that of class means; coordinates, dropout, step "
         "size and number of iterations chosen on validation"
     )

@@ -156,8 +156,8 @@ class _Trained(UnseenMethod):
 class Hypernetwork(_Trained):
     """A network that writes the head in one pass, trained by the loss of what it writes."""
 
-    name: ClassVar[str] = "hypernetwork"
-    note: ClassVar[str] = (
+    name = "hypernetwork"
+    note = (
         "a set transformer over names and unlabelled images writes all class rows (Ha et al., "
         "2017); trained by cross entropy of cosine scores; stopped on validation"
     )
@@ -214,8 +214,8 @@ class _Denoiser(nn.Module):
 class D2nwg(_Trained):
     """Soro et al., 2025 (D2NWG): an autoencoder of weights, and diffusion over its latents."""
 
-    name: ClassVar[str] = "d2nwg"
-    note: ClassVar[str] = (
+    name = "d2nwg"
+    note = (
         "re-implemented for heads: a variational autoencoder of class rows, and single-level "
         "diffusion of their latents conditioned on names and on the unlabelled images as a set; "
         "steps, temperature and number of samples chosen on validation"

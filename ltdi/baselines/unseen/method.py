@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ltdi.anchor import GaussianAnchor
 from ltdi.anchor.frame import Frame
+from ltdi.baselines.method import Contender
 from ltdi.progress import Step
 from ltdi.unseen.tasks import NamedBank, TaskBatch
 
@@ -48,22 +49,9 @@ class NamedBanks(NamedTuple):
     valid: Sequence[TaskBatch]
 
 
-class UnseenMethod(ABC):
-    """A classifier of images for tasks without labels, on the features of a shared backbone.
+class UnseenMethod(Contender):
+    """A classifier of images for tasks without labels, on the features of a shared backbone."""
 
-    Attributes:
-        name: Its name in tables and on the command line.
-        kind: "ours", "control" or "peer".
-        note: One sentence: what is re-implemented and what is left out.
-        prepare_s: Seconds of weight preparation, after `fit`.
-        train_s: Seconds of training, after `fit`; 0 where they are those of `fit` itself.
-    """
-
-    name: ClassVar[str]
-    kind: ClassVar[str] = "peer"
-    note: ClassVar[str]
-    prepare_s: float = 0.0
-    train_s: float = 0.0
     _final: Self | None = None
 
     @abstractmethod

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import product
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -22,8 +21,8 @@ from ltdi.unseen.tasks import NamedBank, TaskBatch
 class Devise(FromNames):
     """A linear map between names and images, as DeViSE (Frome et al., 2013) has."""
 
-    name: ClassVar[str] = "devise"
-    note: ClassVar[str] = (
+    name = "devise"
+    note = (
         "ridge regression from name vectors to class means, cosine scores; the published method "
         "maps images to names with a ranking loss; coordinates and ridge chosen on validation"
     )
