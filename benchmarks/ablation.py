@@ -211,7 +211,15 @@ class Heads:
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
         # Photographs at 112 pixels, as published: features take a quarter of the time.
         preset = replace(preset_of(options.dataset, options.preset), side=None)
-        parts = load_parts(options.dataset, options.data_dir, preset, split=None, seed=0)
+        parts = load_parts(
+            options.dataset,
+            options.data_dir,
+            size=preset.size,
+            channels=preset.channels,
+            rotations=preset.rotations,
+            split=None,
+            seed=0,
+        )
         self.options = options
         self.world = build_world(
             parts,

@@ -321,7 +321,7 @@ def enter(frame: Frame, theta: Tensor) -> Tensor:
 
 def sam_rows(preset: Preset, radii: Sequence[float], tasks: int, seeds: int) -> list[Row]:
     """Medians over tasks, and mean accuracies with their paired difference to no SAM."""
-    parts = load_parts("glyphs", None, preset, split=None, seed=0)
+    parts = load_parts("glyphs", None, size=28, channels=1, rotations=False, split=None, seed=0)
     base = preset.recipe.prepare
     variants = {f"rho = {radius:g}": replace(base, sam_rho=radius) for radius in radii}
     # SAM takes two gradients per step: the control of equal cost takes twice the steps.

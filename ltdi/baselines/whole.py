@@ -126,11 +126,9 @@ class Tuned(NetMethod):
         steps: How many at test time.
     """
 
-    note = "gradient descent on all weights, from a meta-learned start"
-
     def __init__(self, host: NetHost, learner: Learner, steps: int) -> None:
         super().__init__(host)
-        self.learner, self.steps = learner, steps
+        self.learner, self.steps, self.note = learner, steps, learner.note
         self.plan: Plan | None = None
 
     def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:

@@ -20,7 +20,7 @@ from ltdi.report.figure import Chain, plot_chains
 from ltdi.report.table import show
 from ltdi.tasks import Episodes
 from ltdi.tracks import fewshot
-from ltdi.tracks.fewshot_methods import Generated, World
+from ltdi.tracks.fewshot_methods import World
 from ltdi.tracks.fewshot_presets import PHOTOS, STROKES
 from ltdi.weights import centre_classes, head_space, query_logits
 
@@ -49,13 +49,14 @@ def demo(out: str = "runs/demo", seed: int = 0, resolved: str = "") -> None:
             "glyphs", methods=METHODS, preset=PRESET, seed=seed, progress=progress, log=log
         )
         result = replace(outcome.result, preset="demo")
-        ours = outcome.methods["lt-di"]
-        assert isinstance(ours, Generated)
-        generator = ours.publish(result, path / "generator")
+        outcome.publish(path)
+        generator = outcome.generators["generator"]
+        assert isinstance(generator, HeadGenerator)
         tasks = outcome.world.test.episodes(way=5, shot=1, query=15, episodes=3, seed=seed + 1)
         save_weights(path / "weights", generator, outcome.world, tasks, seed)
         result.write_json(path / "result.json")
-        plot_chains(path / "chains.png", chains(generator, outcome.world, tasks, ours.recipe))
+        recipe = outcome.methods["lt-di"].recipe
+        plot_chains(path / "chains.png", chains(generator, outcome.world, tasks, recipe))
     show(result, OUT)
     made = shlex.quote(str(path / "generator"))
     OUT.print(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +14,6 @@ from ltdi.data import ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError
 from ltdi.evaluate import Summary, summarise
-from ltdi.generator.samples import SampleGenerator
 from ltdi.memory import peak_mb, reset_peak
 from ltdi.meta import MetaConfig
 from ltdi.nets import NetConfig
@@ -26,7 +24,8 @@ from ltdi.report.table import Result, Row
 from ltdi.samples import Trainings, collect_checkpoints, predictions, transformed
 from ltdi.tracks.checkpoint_methods import ALL_METHODS, RECIPES, CheckpointWorld, Drawn, kind_of
 from ltdi.tracks.episodes import one_thread
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.measured import generators_of, sampling_of
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 
 
 @dataclass(frozen=True)
@@ -80,24 +79,6 @@ PRESETS: Mapping[str, CheckpointPreset] = {
         10_000,
     ),
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A finished benchmark.
-
-    Attributes:
-        result: Table and JSON.
-        generators: Trained, by method.
-    """
-
-    result: Result
-    generators: dict[str, SampleGenerator]
-
-    def publish(self, path: Path) -> None:
-        """Write our generator."""
-        if "lt-di" in self.generators:
-            self.generators["lt-di"].save(path / "generator")
 
 
 class Judge:
@@ -162,7 +143,7 @@ def bench(
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
-) -> Outcome:
+) -> Outcome[CheckpointWorld]:
     """New nets for a task that was seen (as in p-diff), against plain generators.
 
     Args:
@@ -200,22 +181,11 @@ def bench(
             score, novelty[name] = judge(drawn)
             if name == "lt-di":
                 world.distance = novelty[name]["distance"]
-            rows.append(
-                Row(
-                    name,
-                    kind_of(name),
-                    "accuracy",
-                    score.mean,
-                    score.ci95,
-                    score.episodes,
-                    drawn.latency_ms,
-                    prepare_s if name in RECIPES else 0.0,
-                    drawn.train_s,
-                    peak_mb(),
-                )
-            )
+            spent = prepare_s if name in RECIPES else 0.0
+            costs = (drawn.latency_ms, spent, drawn.train_s, peak_mb())
+            found = (score.mean, score.ci95, score.episodes)
+            rows.append(Row(name, kind_of(name), "accuracy", *found, *costs))
             log({"event": "method", **asdict(rows[-1]), **novelty[name]})
-    generators = {name: d.generator for name, d in made.items() if d.generator}
     settings: dict[str, Any] = {
         "net": asdict(p.trainings.net),
         "weights": zoo.space.size,
@@ -223,9 +193,11 @@ def bench(
         "runs": p.trainings.runs,
         "originals": judge.checkpoints(),
         "novelty": novelty,
-        "sampling": {n: asdict(g.parts.sampling) for n, g in generators.items()},
+        "sampling": sampling_of(made),
         "validation accuracy": {name: d.tried for name, d in made.items() if d.tried},
         "recipe": asdict(p.recipe),
         "temperature": temperature,
     }
-    return Outcome(Result("checkpoints", dataset, label, seed, settings, rows), generators)
+    result = Result("checkpoints", dataset, label, seed, settings, rows)
+    ours = generators_of(made).get("lt-di")
+    return Outcome(result, world, made, {"generator": ours} if ours else {})

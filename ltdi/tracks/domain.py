@@ -20,21 +20,25 @@ from ltdi.baselines.method import Budget
 from ltdi.baselines.w_diff import WDiff
 from ltdi.collect import Preparation
 from ltdi.errors import InputError, unknown
+from ltdi.evaluate import across
+from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.progress import Log, Progress
-from ltdi.recipe import VARIANTS, Diffusion, Network, Recipe, Tasks
-from ltdi.report.table import Result
+from ltdi.recipe import VARIANTS, Diffusion, Network, Recipe, Tasks, named_recipe
+from ltdi.report.table import Result, Row
 from ltdi.tracks.domain_data import embed, load_sets, world_of
 from ltdi.tracks.domain_methods import (
     DomainAnchorOnly,
     DomainWorld,
     GeneratedForDomain,
+    Plan,
 )
-from ltdi.tracks.domain_scores import Run, averages, mean_paired, run_methods
 from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
-from ltdi.tracks.measured import metrics_of, nll_of, publish
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.measured import kept, leads, mean_row, nll_of, sampling_of
+from ltdi.tracks.run import Run, run_methods
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 
+Runs = Sequence[Run[DomainMethod]]
 UNNAMED = "lt-di-unnamed"
 LEARNED = "lt-di-learned-em"
 ANCHORS = ("anchor", "anchor-unnamed", "anchor-no-em")
@@ -98,29 +102,6 @@ PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished benchmark.
-
-    Attributes:
-        result: Table and JSON.
-        methods: The fitted methods by held-out domain and name, for the first shape of episodes.
-    """
-
-    result: Result
-    methods: dict[str, dict[str, DomainMethod]]
-
-    def publish(self, path: Path) -> None:
-        """Write our generator for each held-out domain: `generator-<domain>`."""
-        for domain, methods in self.methods.items():
-            ours = methods.get("lt-di")
-            if isinstance(ours, GeneratedForDomain) and ours.generator is not None:
-                own = [r for r in self.result.rows if f"/{domain} " in (r.dataset or "")]
-                metrics = metrics_of(own, lambda row: row.dataset or "")
-                known = f"{self.result.dataset} without {domain}"
-                publish(ours.generator, path / f"generator-{domain}", data=known, metrics=metrics)
-
-
 def label(options: Mapping[str, Any]) -> str:
     """Names a run: "pacs-5w1s-5w5s"."""
     dataset = Path(str(options["dataset"])).name.removesuffix(".zip")
@@ -164,7 +145,7 @@ def bench(
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
-) -> Outcome:
+) -> Outcome[dict[str, DomainWorld]]:
     """Heads for tasks of a domain that is held out, each domain in turn.
 
     Args:
@@ -202,24 +183,25 @@ def bench(
     _check_ways(shapes, len(classes))
     kept = None if cache is None else Path(cache)
     net, raw = embed(dataset, sets, p.training, backbone, kept, seed, progress)
-    runs: dict[str, list[Run]] = {}
-    fitted: dict[str, dict[str, DomainMethod]] = {}
+    recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
+    worlds: dict[str, DomainWorld] = {}
+    runs: dict[str, list[Run[DomainMethod]]] = {}
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread():
         for target in held:
-            place = Path(scratch)
-            world, test = world_of(target, net, raw, p.choices, shapes, unlabelled, place, seed)
+            worlds[target] = world = world_of(
+                target, net, raw, p.choices, shapes, unlabelled, Path(scratch), seed
+            )
             runs[target] = []
             for way, shot in shapes:
                 budget = Budget(p.peer_iterations, way, shot, query, p.choices, seed)
-                chosen = {name: make_method(name, p.recipe, world, seed) for name in methods}
-                fitted.setdefault(target, chosen)
+                made = {name: make_method(name, recipe, world) for name in methods}
                 title = f"{dataset}/{target} {way}w{shot}s"
-                run = run_methods(title, chosen, world, test, budget, many, progress, log)
-                runs[target].append(run)
+                runs[target].append(run_methods(made, world, budget, many, progress, log, title))
     rows = [row for of_target in runs.values() for run in of_target for row in run.rows]
     if len(held) > 1:
         for title, same in _by_shape(dataset, shapes, runs).items():
             rows += averages(title, same)
+    fitted = {target: of_target[0].methods for target, of_target in runs.items()}
     about = {
         "shapes": [f"{w}w{s}s" for w, s in shapes],
         "held_out": held,
@@ -230,10 +212,24 @@ def bench(
         "backbone": net.config,
         "mapping": None if net.config["kind"] == "conv" else asdict(FeatureMapping()),
         "peer_iterations": p.peer_iterations,
+        "pool": {target: len(world.target.pool) for target, world in worlds.items()},
+        "anchor": {target: _anchor(world) for target, world in worlds.items()},
         **_measured(dataset, shapes, runs),
         "notes": {n: m.note for n, m in next(iter(fitted.values())).items()},
     }
-    return Outcome(Result("domain", dataset, name, seed, about, rows), fitted)
+    result = Result("domain", dataset, name, seed, about, rows)
+    return Outcome(result, worlds, fitted, _kept(result, fitted))
+
+
+def _kept(result: Result, fitted: Mapping[str, Mapping[str, DomainMethod]]) -> dict[str, Generator]:
+    """Our generator for each held-out domain."""
+    out = {}
+    for domain, methods in fitted.items():
+        own = [row for row in result.rows if f"/{domain} " in (row.dataset or "")]
+        told = replace(result, dataset=f"{result.dataset} without {domain}", rows=own)
+        for name, generator in kept(methods, told, lambda row: row.dataset or "").items():
+            out[f"{name}-{domain}"] = generator
+    return out
 
 
 def _check_ways(shapes: Sequence[tuple[int, int]], classes: int) -> None:
@@ -248,8 +244,8 @@ def _check_ways(shapes: Sequence[tuple[int, int]], classes: int) -> None:
 
 
 def _by_shape(
-    dataset: str, shapes: Sequence[tuple[int, int]], runs: Mapping[str, list[Run]]
-) -> dict[str, list[Run]]:
+    dataset: str, shapes: Sequence[tuple[int, int]], runs: Mapping[str, Runs]
+) -> dict[str, Runs]:
     """Runs of all held-out domains by the title of their mean."""
     return {
         f"{dataset} {w}w{s}s": [of_target[number] for of_target in runs.values()]
@@ -258,38 +254,57 @@ def _by_shape(
 
 
 def _measured(
-    dataset: str, shapes: Sequence[tuple[int, int]], runs: Mapping[str, list[Run]]
+    dataset: str, shapes: Sequence[tuple[int, int]], runs: Mapping[str, Runs]
 ) -> dict[str, Any]:
     """What is told beside the rows: by held-out domain, or by the title of a run."""
     each = [run for of_target in runs.values() for run in of_target]
     means = {t: mean_paired(same) for t, same in _by_shape(dataset, shapes, runs).items()}
     return {
-        "pool": {target: of[0].pool for target, of in runs.items()},
-        "query": {run.title: run.query for run in each},
-        "anchor": {target: of[0].anchor for target, of in runs.items()},
-        "sampling": {run.title: run.sampling for run in each},
-        "paired": {run.title: run.paired() for run in each} | means,
-        "nll": {run.title: nll_of(run.scores) for run in each},
+        "query": {run.label: run.query for run in each},
+        "sampling": {run.label: sampling_of(run.methods) for run in each},
+        "paired": {run.label: leads(run.scores) for run in each} | means,
+        "nll": {run.label: nll_of(run.scores) for run in each},
     }
 
 
-def make_method(name: str, recipe: Recipe, world: DomainWorld, seed: int) -> DomainMethod:
-    """The method called `name`, unfitted.
+def _anchor(world: DomainWorld) -> dict[str, Any]:
+    """What was chosen for the anchor that names classes and reads the pool."""
+    if (True, True) not in world.anchors:
+        return {}
+    (found, _), _ = world.anchors[True, True]
+    return {n: getattr(found, n).tolist() for n in ("drift", "blend", "trust", "heat", "scale")}
 
-    Raises:
-        InputError: If the name is unknown.
-    """
-    recipe = replace(recipe, meta=replace(recipe.meta, seed=seed))
-    if name in VARIANTS:
-        return GeneratedForDomain(name, name, recipe, world)
-    if name == UNNAMED:
-        return GeneratedForDomain(name, "lt-di", recipe, world, named=False)
-    if name == LEARNED:
-        return GeneratedForDomain(name, "lt-di", recipe, world, pooled=False)
-    if name in ANCHORS:
-        return DomainAnchorOnly(
-            world, seed, named="unnamed" not in name, pooled="no-em" not in name
+
+def averages(title: str, runs: Runs) -> list[Row]:
+    """Rows of the mean over held-out domains, whose episodes are independent."""
+    return [
+        mean_row(
+            same,
+            prepare_s=sum(r.prepare_s for r in same),
+            train_s=sum(r.train_s for r in same),
+            peak_mb=max(r.peak_mb for r in same),
+            dataset=title,
         )
+        for same in zip(*(run.rows for run in runs), strict=True)
+    ]
+
+
+def mean_paired(runs: Runs) -> dict[str, dict[str, float]]:
+    """Mean over held-out domains of what lt-di leads by."""
+    found = [leads(run.scores) for run in runs]
+    out = {}
+    for name in found[0]:
+        mean, ci95 = across([(f[name]["mean"], f[name]["ci95"]) for f in found])
+        out[name] = {"mean": round(mean, 5), "ci95": round(ci95, 5)}
+    return out
+
+
+def make_method(name: str, recipe: Recipe, world: DomainWorld) -> DomainMethod:
+    """The method called `name`, unfitted."""
     if name in PEERS:
         return PEERS[name]()
-    raise unknown("method", name, ALL_METHODS, where="--methods")
+    if name in ANCHORS:
+        return DomainAnchorOnly(world, named="unnamed" not in name, pooled="no-em" not in name)
+    own = named_recipe(name if name in VARIANTS else "lt-di", recipe)
+    plan = Plan(own, named=name != UNNAMED, pooled=name != LEARNED)
+    return GeneratedForDomain(plan, name in ("lt-di", UNNAMED), world)

@@ -21,7 +21,7 @@ from ltdi.backbone import (
     train_backbone,
 )
 from ltdi.baselines.domains import Sources
-from ltdi.crossdomain import Domain, split_domain
+from ltdi.crossdomain import split_domain
 from ltdi.data import ImageSet, domains, glyphs
 from ltdi.errors import unknown
 from ltdi.progress import Progress
@@ -99,8 +99,8 @@ def world_of(
     unlabelled: float,
     scratch: Path,
     seed: int,
-) -> tuple[DomainWorld, Domain]:
-    """What is known while `target` is held out, and `target` itself.
+) -> DomainWorld:
+    """What is known while `target` is held out, and `target` itself to measure on.
 
     Features of pretrained backbones are mapped (`FeatureMap`), as the source domains say.
     """
@@ -118,5 +118,4 @@ def world_of(
     sources = Sources(tuple(split[n] for n in others), others.index(valid))
     place = scratch / target
     place.mkdir()
-    world = DomainWorld(backbone, sources, tuple(shapes), place, choices)
-    return world, split[target]
+    return DomainWorld(place, backbone, sources, split[target], tuple(shapes), choices, seed)

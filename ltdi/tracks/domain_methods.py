@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from ltdi.backbone import Backbone
 from ltdi.baselines import Budget, fitted
 from ltdi.baselines.domains import DomainMethod, Sources
 from ltdi.crossdomain import (
+    Domain,
     DomainSet,
     Trial,
     domain_folds,
@@ -27,136 +27,142 @@ from ltdi.crossdomain import (
 from ltdi.generator import DomainHeadGenerator
 from ltdi.pipeline.choice import Trial as Judged
 from ltdi.pipeline.choice import choose_among
-from ltdi.progress import Step, staged
-from ltdi.recipe import Recipe, named_recipe
-from ltdi.tracks.world import Once
+from ltdi.progress import Progress, Step, staged
+from ltdi.recipe import Recipe
+from ltdi.tasks import Episodes
+from ltdi.tracks.world import Once, Workshop
 from ltdi.weights import query_logits
 
 
+@dataclass(frozen=True)
+class Plan:
+    """How a generator for unseen domains is made.
+
+    Attributes:
+        recipe: Of the generator.
+        named: Whether the classes of tasks are told by name.
+        pooled: Whether its anchor reads the pool.
+        without: Number of a source domain that it does not learn from, if any.
+    """
+
+    recipe: Recipe
+    named: bool = True
+    pooled: bool = True
+    without: int | None = None
+
+
 @dataclass
-class DomainWorld:
-    """Everything that the methods of one held-out domain share.
+class DomainWorld(Workshop[Plan, DomainSet, DomainHeadGenerator]):
+    """Everything that the methods of one held-out domain share; an `Arena`.
 
     Attributes:
         backbone: The frozen feature extractor.
         sources: The other domains.
+        target: The domain held out: only measured on.
         shapes: Ways and shots of the tasks to come.
-        directory: Where zoos are kept during the run.
         choices: Tasks for each source domain and shape that the anchor's numbers are chosen on.
+        seed: Of these tasks.
+        anchors: That of all sources and those without each of them, by (named, pooled).
     """
 
     backbone: Backbone
     sources: Sources
+    target: Domain
     shapes: tuple[tuple[int, int], ...]
-    directory: Path
     choices: int
+    seed: int
     anchors: Once[tuple[DomainAnchor, list[DomainAnchor]]] = field(default_factory=Once)
-    zoos: Once[DomainSet] = field(default_factory=Once)
-    trained: Once[DomainHeadGenerator] = field(default_factory=Once)
 
-    def anchor(
-        self, named: bool, seed: int, pooled: bool
-    ) -> tuple[DomainAnchor, list[DomainAnchor], float]:
-        """The anchor of all sources, those without each of them, and the seconds they took."""
-        (whole, left_out), seconds = self.anchors.once(
+    def fit(self, method: DomainMethod, budget: Budget, progress: Step) -> None:
+        """See `Arena.fit`."""
+        method.fit(self.sources, budget, progress)
+
+    def tests(self, budget: Budget, episodes: int) -> Episodes:
+        """See `Arena.tests`."""
+        seed = budget.seed + 77_000
+        return self.target.episodes(budget.way, budget.shot, budget.query, episodes, seed)
+
+    def predict(self, method: DomainMethod, tasks: Episodes) -> Tensor:
+        """See `Arena.predict`."""
+        features, pool = self.target.bank.features, self.target.pool
+        return method.predict(features[tasks.support], features[tasks.query], tasks.classes, pool)
+
+    def fit_anchors(
+        self, named: bool, pooled: bool
+    ) -> tuple[tuple[DomainAnchor, list[DomainAnchor]], float]:
+        """Of all sources and without each of them, and the seconds they took."""
+        return self.anchors.once(
             (named, pooled),
             lambda: fit_domain_anchor(
                 self.sources.domains,
                 shapes=self.shapes,
-                seed=seed,
+                seed=self.seed,
                 episodes=self.choices,
                 named=named,
                 pooled=pooled,
             ),
         )
-        return whole, left_out, seconds
 
-    def zoo(
-        self,
-        recipe: Recipe,
-        named: bool,
-        pooled: bool,
-        which: Sequence[int],
-        progress: Any | None,
-    ) -> tuple[DomainSet, float]:
-        """Solved tasks of source domains number `which`; recipes that agree share them."""
-        _, left_out, anchor_s = self.anchor(named, recipe.meta.seed, pooled)
-        place = self.directory / f"zoo-{len(self.zoos)}"
+    def key(self, plan: Plan) -> Hashable:
+        """See `Workshop.key`."""
+        r = plan.recipe
+        return r.tasks, r.prepare, r.start, r.meta.seed, plan.named, plan.pooled, plan.without
 
-        def solve() -> DomainSet:
-            domains = [self.sources.domains[i] for i in which]
-            folds = domain_folds(domains, [left_out[i] for i in which], named)
-            return prepare_domains(place, domains, folds, recipe, self.backbone, progress=progress)
+    def prepare(self, plan: Plan, progress: Progress | None) -> tuple[DomainSet, float]:
+        """See `Workshop.prepare`; the anchors are part of it."""
+        _, anchors_s = self.fit_anchors(plan.named, plan.pooled)
+        solved, seconds = super().prepare(plan, progress)
+        return solved, anchors_s + seconds
 
-        solved = (recipe.tasks, recipe.prepare, recipe.start, recipe.meta.seed)
-        data, seconds = self.zoos.once((*solved, named, pooled, tuple(which)), solve)
-        return data, anchor_s + seconds
-
-    def generator(
-        self,
-        recipe: Recipe,
-        named: bool,
-        pooled: bool,
-        which: Sequence[int],
-        anchor: DomainAnchor,
-        progress: Any | None,
-    ) -> tuple[DomainHeadGenerator, float, float]:
-        """A generator of domains number `which`, and the seconds of preparation and training."""
-        data, prepare_s = self.zoo(recipe, named, pooled, which, progress)
-        generator, train_s = self.trained.once(
-            (recipe, named, pooled, tuple(which)),
-            lambda: train_domain_generator(data, anchor, self.backbone, recipe, progress=progress),
+    def solve(self, place: Path, plan: Plan, progress: Progress | None) -> DomainSet:
+        """See `Workshop.solve`."""
+        (_, left_out), _ = self.fit_anchors(plan.named, plan.pooled)
+        pairs = zip(self.sources.domains, left_out, strict=True)
+        domains, anchors = zip(
+            *(pair for i, pair in enumerate(pairs) if i != plan.without), strict=True
         )
-        return generator, prepare_s, train_s
+        folds = domain_folds(domains, anchors, plan.named)
+        return prepare_domains(place, domains, folds, plan.recipe, self.backbone, progress=progress)
+
+    def meta_train(
+        self, solved: DomainSet, plan: Plan, progress: Progress | None
+    ) -> DomainHeadGenerator:
+        """See `Workshop.meta_train`; the anchor lacks the domain that the generator lacks."""
+        (whole, left_out), _ = self.fit_anchors(plan.named, plan.pooled)
+        anchor = whole if plan.without is None else left_out[plan.without]
+        return train_domain_generator(solved, anchor, self.backbone, plan.recipe, progress=progress)
 
 
 class GeneratedForDomain(DomainMethod):
     """A generator as a method for unseen domains.
 
     Args:
-        name: In tables.
-        recipe: A key of `RECIPES`.
-        base: The recipe that it varies.
+        plan: How it is made.
+        ours: Whether it is no control.
         world: What the run shares.
-        named: Whether the classes of tasks are told by name.
-        pooled: Whether its anchor reads the pool.
     """
 
-    def __init__(
-        self,
-        name: str,
-        recipe: str,
-        base: Recipe,
-        world: DomainWorld,
-        named: bool = True,
-        pooled: bool = True,
-    ) -> None:
-        self.name, self.world, self.named, self.pooled = name, world, named, pooled
-        self.recipe = named_recipe(recipe, base)
-        self.kind = "ours" if recipe == "lt-di" and pooled else "control"
+    def __init__(self, plan: Plan, ours: bool, world: DomainWorld) -> None:
+        self.plan, self.world = plan, world
+        self.kind = "ours" if ours else "control"
         self.note = (
             "generated heads"
-            + ("" if named else "; class names are not told")
-            + ("" if pooled else "; only the generator reads the pool, its anchor does not")
+            + ("" if plan.named else "; class names are not told")
+            + ("" if plan.pooled else "; only the generator reads the pool, its anchor does not")
         )
         self.generator: DomainHeadGenerator | None = None
 
     def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`; the sampling is chosen on the source domain held out."""
-        world, told = self.world, staged(progress)
-        every = range(len(sources.domains))
-        part = [i for i in every if i != sources.held]
-        whole, left_out, _ = world.anchor(self.named, self.recipe.meta.seed, self.pooled)
-        how = (self.recipe, self.named, self.pooled)
-        # One beside the anchor that lacks the domain to validate on, one for the unseen one.
-        judged, prepare_s, train_s = world.generator(*how, part, left_out[sources.held], told)
-        final, *seconds = world.generator(*how, every, whole, told)
-        self.prepare_s, train_s = prepare_s + seconds[0], train_s + seconds[1]
+        told, recipe = staged(progress), self.plan.recipe
+        # One for the domain to validate on, whose anchor lacks it as well; one for the unseen one.
+        judged, *spent = self.world.train_once(replace(self.plan, without=sources.held), told)
+        final, *more = self.world.train_once(self.plan, told)
+        self.prepare_s, train_s = (a + b for a, b in zip(spent, more, strict=True))
         start = time.perf_counter()
         parts = final.parts
-        if self.recipe.sampling.temperature == 0:
-            trial = self._trial(judged, sources, budget)
-            found, scores = choose_among([trial], self.recipe)
+        if recipe.sampling.temperature == 0:
+            found, scores = choose_among([self._trial(judged, sources, budget)], recipe)
             about = {**parts.about, "validation NLL": scores}
             parts = replace(parts, sampling=found, about=about)
         self.generator = DomainHeadGenerator(parts)
@@ -171,14 +177,14 @@ class GeneratedForDomain(DomainMethod):
             judged.weights,
             valid.bank.features[tasks.support],
             pool=valid.pool,
-            names=tasks.classes if self.named else None,
+            names=tasks.classes if self.plan.named else None,
         )
         return weights, partial(judged.query_logits, query=valid.bank.features[tasks.query])
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
         generator = fitted(self.generator, self)
-        told = names if self.named else None
+        told = names if self.plan.named else None
         return query_logits(generator.weights(support, pool=pool, names=told), query)
 
 
@@ -187,18 +193,14 @@ class DomainAnchorOnly(DomainMethod):
 
     Args:
         world: What the run shares.
-        seed: Of the tasks that its numbers are chosen on.
         named: Whether the classes of tasks are told by name.
         pooled: Whether the anchor reads the pool itself, by expectation maximisation.
     """
 
     kind = "control"
 
-    def __init__(
-        self, world: DomainWorld, seed: int, named: bool = True, pooled: bool = True
-    ) -> None:
-        self.world, self.seed, self.named, self.pooled = world, seed, named, pooled
-        self.name = "anchor" + ("" if pooled else "-no-em") + ("" if named else "-unnamed")
+    def __init__(self, world: DomainWorld, named: bool = True, pooled: bool = True) -> None:
+        self.world, self.named, self.pooled = world, named, pooled
         self.note = "the anchor head of lt-di, without a generator" + (
             "" if pooled else "; the pool gives its origin alone"
         )
@@ -207,7 +209,7 @@ class DomainAnchorOnly(DomainMethod):
 
     def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
-        self.anchor, _, self.train_s = self.world.anchor(self.named, self.seed, self.pooled)
+        (self.anchor, _), self.train_s = self.world.fit_anchors(self.named, self.pooled)
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""

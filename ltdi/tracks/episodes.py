@@ -11,7 +11,6 @@ import torch
 from ltdi.data import SOURCES, ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError
-from ltdi.tracks.fewshot_presets import Preset
 
 MOST = 1_000_000
 
@@ -71,9 +70,25 @@ def one_thread() -> Iterator[None]:
 
 
 def load_parts(
-    dataset: str, data_dir: str | None, preset: Preset, *, split: str | None, seed: int
+    dataset: str,
+    data_dir: str | None,
+    *,
+    size: int,
+    channels: int,
+    rotations: bool,
+    split: str | None,
+    seed: int,
 ) -> dict[str, ImageSet]:
     """The three parts of a data set; a folder is split at random by class.
+
+    Args:
+        dataset: A named data set, or a path.
+        data_dir: Where a named one lies.
+        size: Side of the images in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        rotations: Whether rotated characters are classes of their own.
+        split: The data set's split; its own by default.
+        seed: Of a random split.
 
     Raises:
         InputError: If there are no such parts, or they cannot be read.
@@ -82,8 +97,8 @@ def load_parts(
     parts = load_data(
         dataset,
         data_dir,
-        size=preset.size,
-        channels=preset.channels,
+        size=size,
+        channels=channels,
         split=split or (None if named else "random"),
         seed=0 if named else seed,
     )
@@ -95,9 +110,9 @@ def load_parts(
             fix="choose a data set, or a split of it, that is made for few-shot learning",
         )
     turned = any("@" in c for c in parts["train"].classes)
-    if preset.rotations and not turned:
+    if rotations and not turned:
         parts = {name: images.with_rotations() for name, images in parts.items()}
-    if turned and not preset.rotations:
+    if turned and not rotations:
         parts = {name: _upright(images) for name, images in parts.items()}
     return parts
 

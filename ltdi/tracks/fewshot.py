@@ -5,9 +5,9 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -28,12 +28,13 @@ from ltdi.errors import InputError, unknown
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Result
 from ltdi.tasks import sample_episodes
-from ltdi.tracks import nets
+from ltdi.tracks import net_methods, nets
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread, shapes_of
-from ltdi.tracks.fewshot_methods import ALL_METHODS, Generated, World, kind_of, methods_of
+from ltdi.tracks.fewshot_methods import ALL_METHODS, World, methods_of
 from ltdi.tracks.fewshot_presets import NAMES, Preset, preset_of
+from ltdi.tracks.measured import kept
 from ltdi.tracks.run import Run, run_methods
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 
 
 def build_world(
@@ -64,7 +65,7 @@ def build_world(
         map = FeatureMap(banks[0].width, preset.mapping).fit(banks[0].features)
         backbone, banks = backbone.mapped(map), [map.bank(bank) for bank in banks]
     train_bank, valid_bank, test_bank = banks
-    return World(train_bank, valid_bank, test_bank, directory, backbone)
+    return World(directory, train_bank, valid_bank, test_bank, backbone)
 
 
 def _backbone(
@@ -92,27 +93,6 @@ def _backbone(
     return Backbone(trained.net, transform, trained.config), held
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished benchmark.
-
-    Attributes:
-        result: Table and JSON.
-        world: Backbone and features.
-        methods: The fitted methods by name.
-    """
-
-    result: Result
-    world: World
-    methods: dict[str, Method]
-
-    def publish(self, path: Path) -> None:
-        """Write our generator, where there is one, into the directory `path`."""
-        ours = self.methods.get("lt-di")
-        if isinstance(ours, Generated):
-            ours.publish(self.result, path / "generator")
-
-
 def bench(
     dataset: str,
     data_dir: str | None = None,
@@ -133,7 +113,7 @@ def bench(
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
-) -> Outcome:
+) -> Outcome[Any]:
     """Heads for tasks of unseen classes: methods on the same test episodes.
 
     Args:
@@ -163,13 +143,13 @@ def bench(
     Raises:
         InputError: If a name is unknown or the data do not suffice.
     """
-    if target != "head":
-        other: Outcome = _other_target(
-            target,
+    if target == "net":
+        # The same tasks with another kind of weights, which is a track of its own.
+        return nets.bench(
             dataset,
             data_dir,
-            methods=() if tuple(methods) == ALL_METHODS else methods,
-            preset=preset,
+            methods=net_methods.ALL_METHODS if tuple(methods) == ALL_METHODS else methods,
+            preset=cast(Any, preset),
             way=way,
             shot=shot,
             query=query,
@@ -179,7 +159,8 @@ def bench(
             progress=progress,
             log=log,
         )
-        return other
+    if target != "head":
+        raise unknown("target", target, ("head", "net"), where="--target")
     label, p = chosen_preset(preset, {n: preset_of(dataset, n, backbone) for n in NAMES})
     check_methods(methods, ALL_METHODS)
     if side is not None:
@@ -190,7 +171,15 @@ def bench(
     if download:
         fetch(dataset, data_dir)
     recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
-    parts = load_parts(dataset, data_dir, p, split=split, seed=seed)
+    parts = load_parts(
+        dataset,
+        data_dir,
+        size=p.size,
+        channels=p.channels,
+        rotations=p.rotations,
+        split=split,
+        seed=seed,
+    )
     # Impossible episodes are refused before time is spent on a backbone.
     for w, s in shapes:
         sample_episodes(parts["test"].offsets, way=w, shot=s, query=query, episodes=1, seed=seed)
@@ -209,13 +198,10 @@ def bench(
         runs: list[Run[Method]] = []
         for w, s in shapes:
             title = f"{w}w{s}s" if len(shapes) > 1 else None
-            tests = world.test.episodes(
-                way=w, shot=s, query=query, episodes=episodes, seed=seed + 77_000
-            )
             budget = Budget(p.peer_iterations, w, s, query, p.valid_episodes, seed)
             made = methods_of(methods, recipe, world, w)
             with one_thread():
-                run = run_methods(made, kind_of, world, tests, budget, progress, log, title)
+                run = run_methods(made, world, budget, episodes, progress, log, title)
             runs.append(run)
             log({"event": "shape", "way": w, "shot": s, **run.measured()})
     about = {
@@ -229,7 +215,10 @@ def bench(
         **_told(p, runs),
     }
     rows = [row for run in runs for row in run.rows]
-    return Outcome(Result("fewshot", dataset, label, seed, about, rows), world, runs[0].methods)
+    result = Result("fewshot", dataset, label, seed, about, rows)
+    methods_of_one, shape = runs[0].methods, f"{dataset} {shapes[0][0]}w{shapes[0][1]}s"
+    generators = kept(methods_of_one, result, lambda row: row.dataset or shape)
+    return Outcome(result, world, methods_of_one, generators)
 
 
 def _seen_at(preset: Preset, side: int) -> Preset:
@@ -262,10 +251,3 @@ def _measured(runs: Sequence[Run[Method]]) -> dict[str, Any]:
         return runs[0].measured()
     kept = {run.label: run.measured() for run in runs}
     return {key: {shape: of[key] for shape, of in kept.items()} for key in runs[0].measured()}
-
-
-def _other_target(target: str, *args: Any, **options: Any) -> Any:
-    """The same tasks with another kind of weights, which is a track of its own."""
-    if target != "net":
-        raise unknown("target", target, ("head", "net"), where="--target")
-    return nets.bench(*args, **options)

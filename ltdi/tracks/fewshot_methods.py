@@ -16,14 +16,11 @@ from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.baselines import PEERS, Banks, Budget, Method, fitted, validation_episodes
 from ltdi.engine import Runtime
-from ltdi.errors import unknown
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import HeadGenerator
 from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
 from ltdi.progress import Progress, Step
 from ltdi.recipe import RECIPES, Recipe, named_recipe
-from ltdi.report.table import Result
-from ltdi.tracks.measured import metrics_of, publish
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.weights import head_space, query_logits
 
@@ -76,14 +73,7 @@ class Generated(GeneratorMethod[HeadGenerator]):
         recipe = named_recipe(name, base)
         if recipe.network.kind == "unet":
             recipe = replace(recipe, tasks=replace(recipe.tasks, ways=(way,)))
-        super().__init__(recipe, world)
-
-    def publish(self, result: Result, path: Path) -> HeadGenerator:
-        """Save the generator with the metrics of a run in its card."""
-        one = f"{result.dataset} {result.settings['way']}w{result.settings['shot']}s"
-        metrics = metrics_of(result.rows, lambda row: row.dataset or one)
-        generator = fitted(self.generator, self)
-        return publish(generator, path, data=result.dataset, metrics=metrics)
+        super().__init__(name, recipe, world)
 
     def predict(self, support: Tensor, query: Tensor) -> Tensor:
         """See `Method.predict`."""
@@ -165,11 +155,7 @@ ALL_METHODS = ("lt-di", Ensemble.name, *RECIPES[1:], AnchorOnly.name, *PEERS)
 
 
 def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> dict[str, Method]:
-    """The methods called `names`, unfitted, for test episodes of `way` classes.
-
-    Raises:
-        InputError: If a name is unknown.
-    """
+    """The methods called `names`, unfitted, for test episodes of `way` classes."""
     single = Generated("lt-di", recipe, world, way)
     made: dict[str, Callable[[], Method]] = {
         **{n: partial(Generated, n, recipe, world, way) for n in RECIPES},
@@ -178,14 +164,4 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: World, way: int) -> 
         AnchorOnly.name: lambda: AnchorOnly(recipe),
         **PEERS,
     }
-    for name in names:
-        if name not in made:
-            raise unknown("method", name, made, where="--methods")
     return {name: made[name]() for name in names}
-
-
-def kind_of(name: str) -> str:
-    """Whether a method is ours, a control or a peer."""
-    if name in ("lt-di", Ensemble.name, "mc-di-paper"):
-        return "ours"
-    return "control" if name in RECIPES or name == AnchorOnly.name else "peer"

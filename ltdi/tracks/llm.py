@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +26,7 @@ from ltdi.adapters.kept import Kept
 from ltdi.adapters.source import Source, prepare_source
 from ltdi.data import text
 from ltdi.errors import InputError, unknown
+from ltdi.generator import Generator
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
 from ltdi.progress import Log, Progress
@@ -42,36 +43,11 @@ from ltdi.tracks.llm_methods import (
 )
 from ltdi.tracks.llm_presets import PRESETS, SETTINGS, SLICE, UNSEEN, Preset, settings_of
 from ltdi.tracks.llm_scores import Trial, rounded
-from ltdi.tracks.measured import publish
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.measured import with_card
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 
 DEFAULT = ("lt-di", "mv-di", "anchored-regression", "hypernetwork", *MADE)
 ALL_METHODS = (*DEFAULT, *FITTED)
-
-
-@dataclass
-class LlmOutcome:
-    """A finished run; see `ltdi.tracks.Outcome`.
-
-    Attributes:
-        result: Rows and settings.
-        bench: What was trained.
-    """
-
-    result: Result
-    bench: Bench
-
-    def publish(self, path: Path) -> None:
-        """Write our generator, of the first seed and all tasks."""
-        if not any(row.method == "lt-di" for row in self.result.rows):
-            return
-        gen = self.bench.generator("lt-di", self.bench.labelled, 0)
-        metrics = {
-            f"{row.dataset}, {row.metric}": {"mean": row.mean, "ci95": row.ci95}
-            for row in self.result.rows
-            if row.method == "lt-di"
-        }
-        publish(gen, path / "generator", metrics=metrics)
 
 
 def label(options: Mapping[str, Any]) -> str:
@@ -99,7 +75,7 @@ def bench(
     preset: str,
     progress: Progress | None = None,
     log: Log | None = None,
-) -> LlmOutcome:
+) -> Outcome[Bench]:
     """Compare generated and fitted LoRA adapters on text tasks.
 
     Args:
@@ -161,7 +137,20 @@ def bench(
         # Kept pieces tell of the processes that made them, and these of the code of their day.
         facts |= {"peak MB": round(max(here, shared.kept.peak_mb)), "peak MB here": round(here)}
         rows = [*trial.rows, *trial.means()]
-        return LlmOutcome(Result("llm", host.known["name"], preset, seed, facts, rows), shared)
+        result = Result("llm", host.known["name"], preset, seed, facts, rows)
+        return Outcome(result, shared, {}, _kept(result, shared))
+
+
+def _kept(result: Result, shared: Bench) -> dict[str, Generator]:
+    """Our generator, of the first seed and all tasks."""
+    metrics = {
+        f"{row.dataset}, {row.metric}": {"mean": row.mean, "ci95": row.ci95}
+        for row in result.rows
+        if row.method == "lt-di"
+    }
+    if not metrics:
+        return {}
+    return {"generator": with_card(shared.generator("lt-di", shared.labelled, 0), metrics=metrics)}
 
 
 def _with(p: Preset, trunks: int | None, branches: int | None, warm: bool) -> Preset:

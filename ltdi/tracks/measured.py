@@ -2,66 +2,16 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any, TypeVar
 
-from torch import Tensor
-
-from ltdi.evaluate import Scores, class_ci95, latency_ms, paired, score_tasks, summarise
+from ltdi.evaluate import Scores, across, class_ci95, paired, summarise
 from ltdi.generator import Generator
-from ltdi.memory import peak_mb, reset_peak
-from ltdi.report.table import Row
-from ltdi.tasks import Episodes
+from ltdi.memory import peak_mb
+from ltdi.report.table import Result, Row
 
 G = TypeVar("G", bound=Generator)
-
-
-class Timed(Protocol):
-    """A method that may share what it is made of with others, and knows what that took."""
-
-    prepare_s: float
-    train_s: float
-
-
-def measure(
-    name: str,
-    kind: str,
-    method: Timed,
-    fit: Callable[[], None],
-    predict: Callable[[Episodes], Tensor],
-    tasks: Episodes,
-    *,
-    dataset: str | None = None,
-) -> tuple[Scores, Row]:
-    """Fit one method, and measure it on test episodes.
-
-    Args:
-        name: Of the method.
-        kind: "ours", "control" or "peer".
-        method: For the seconds that it says itself.
-        fit: Fits it; timed where the method says nothing.
-        predict: Episodes -> logits [E, way, Q, way].
-        tasks: The test episodes.
-        dataset: Where it differs between rows.
-    """
-    reset_peak()
-    start = time.perf_counter()
-    fit()
-    fit_s = time.perf_counter() - start
-    scores = score_tasks(predict, tasks)
-    row = scored(
-        name,
-        kind,
-        scores,
-        latency_ms=latency_ms(predict, tasks),
-        prepare_s=method.prepare_s,
-        train_s=method.train_s or fit_s,
-        dataset=dataset,
-    )
-    return scores, row
 
 
 def scored(
@@ -74,31 +24,24 @@ def scored(
     train_s: float = 0.0,
     dataset: str | None = None,
 ) -> Row:
-    """The row of a method, with the peak of memory until now.
+    """The row of a method, with the peak of memory until now; see `Row`."""
+    s = summarise(scores.accuracy)
+    costs = (latency_ms, prepare_s, train_s, peak_mb())
+    return Row(name, kind, "accuracy", s.mean, s.ci95, s.episodes, *costs, dataset)
+
+
+def mean_row(rows: Sequence[Row], **changes: Any) -> Row:
+    """The mean of one method over independent sets, which count the same.
 
     Args:
-        name: Of the method.
-        kind: "ours", "control" or "peer".
-        scores: On the test episodes.
-        latency_ms: Of one task.
-        prepare_s: Time of weight preparation.
-        train_s: Time of training.
-        dataset: Where it differs between rows.
+        rows: Of the sets; the first gives what is no mean.
+        **changes: Of the fields that are neither.
     """
-    s = summarise(scores.accuracy)
-    return Row(
-        name,
-        kind,
-        "accuracy",
-        s.mean,
-        s.ci95,
-        s.episodes,
-        latency_ms,
-        prepare_s,
-        train_s,
-        peak_mb(),
-        dataset,
-    )
+    mean, ci95 = across([(row.mean, row.ci95) for row in rows])
+    episodes = sum(row.episodes for row in rows)
+    latency = sum(row.latency_ms for row in rows) / len(rows)
+    means = {"mean": mean, "ci95": ci95, "episodes": episodes, "latency_ms": latency}
+    return replace(rows[0], **{**means, **changes})
 
 
 def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
@@ -151,18 +94,29 @@ def metrics_of(rows: Iterable[Row], label: Callable[[Row], str]) -> dict[str, An
     }
 
 
-def publish(generator: G, path: Path, **about: Any) -> G:
-    """Save a generator whose card tells of a run.
+def generators_of(methods: Mapping[str, object]) -> dict[str, Generator]:
+    """The generators of those methods that have one, by the method's name."""
+    found = {name: getattr(method, "generator", None) for name, method in methods.items()}
+    return {name: made for name, made in found.items() if isinstance(made, Generator)}
 
-    Args:
-        generator: The generator.
-        path: Directory to write.
-        **about: Entries of the card, such as `data` and `metrics`.
 
-    Returns:
-        The generator as it was saved.
-    """
+def sampling_of(methods: Mapping[str, object]) -> dict[str, Any]:
+    """What generators sample with, by the method's name."""
+    return {n: asdict(g.parts.sampling) for n, g in generators_of(methods).items()}
+
+
+def kept(
+    methods: Mapping[str, object], result: Result, label: Callable[[Row], str]
+) -> dict[str, Generator]:
+    """Our generator, with the run's metrics in its card; see `metrics_of`."""
+    ours = generators_of(methods).get("lt-di")
+    if ours is None:
+        return {}
+    metrics = metrics_of(result.rows, label)
+    return {"generator": with_card(ours, data=result.dataset, metrics=metrics)}
+
+
+def with_card(generator: G, **about: Any) -> G:
+    """A generator whose card tells of a run, by entries such as `data` and `metrics`."""
     parts = generator.parts
-    published = type(generator)(replace(parts, about={**parts.about, **about}))
-    published.save(path)
-    return published
+    return type(generator)(replace(parts, about={**parts.about, **about}))

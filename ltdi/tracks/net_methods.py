@@ -23,7 +23,6 @@ from ltdi.baselines.whole import (
     walk,
 )
 from ltdi.engine import Runtime
-from ltdi.errors import unknown
 from ltdi.evaluate import accuracy, calibrate
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
@@ -76,7 +75,7 @@ class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):
 
     def __init__(self, name: str, base: Recipe, world: NetWorld) -> None:
         NetMethod.__init__(self, world.host)
-        GeneratorMethod.__init__(self, named_recipe(name, base), world)
+        GeneratorMethod.__init__(self, name, named_recipe(name, base), world)
 
     def adapt(self, support: Tensor) -> Tensor:
         """See `NetMethod.adapt`."""
@@ -152,11 +151,7 @@ class Initialisation(NetMethod):
 
 
 def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[str, NetMethod]:
-    """The methods called `names`, unfitted.
-
-    Raises:
-        InputError: If a name is unknown.
-    """
+    """The methods called `names`, unfitted."""
     reptile = ReptileLearner(world.initial)
     maml = MamlLearner(world.initial, reptile.common)
     single = GeneratedNet("lt-di", recipe, world)
@@ -170,9 +165,6 @@ def methods_of(names: Sequence[str], recipe: Recipe, world: NetWorld) -> dict[st
         **{f"reptile-{n}": partial(Tuned, world.host, reptile, n) for n in STEPS},
         **{f"maml-{n}": partial(Tuned, world.host, maml, n) for n in STEPS},
     }
-    for name in names:
-        if name not in made:
-            raise unknown("method", name, made, where="--methods")
     return {name: made[name]() for name in names}
 
 
@@ -186,11 +178,3 @@ ALL_METHODS = (
     *(f"reptile-{n}" for n in STEPS),
     *(f"maml-{n}" for n in STEPS),
 )
-
-
-def kind_of(name: str) -> str:
-    """Whether a method is ours, a control or a peer."""
-    if name.partition("+")[0] == "lt-di":
-        return "ours"
-    peer = name == "protonet" or name.rpartition("-")[0] in ("reptile", "maml")
-    return "peer" if peer else "control"

@@ -14,7 +14,7 @@ import torch
 
 from ltdi.backbone import InputTransform
 from ltdi.baselines import Budget
-from ltdi.baselines.whole import NetMethod, Tuned
+from ltdi.baselines.whole import NetMethod
 from ltdi.data import ImageSet
 from ltdi.evaluate import median_ms
 from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
@@ -23,17 +23,14 @@ from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.report.table import Result
 from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread
-from ltdi.tracks.fewshot_presets import preset_of
-from ltdi.tracks.measured import metrics_of, publish
+from ltdi.tracks.measured import kept
 from ltdi.tracks.net_methods import (
     ALL_METHODS,
-    GeneratedNet,
     NetWorld,
-    kind_of,
     methods_of,
 )
 from ltdi.tracks.run import run_methods
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 
 
 @dataclass(frozen=True)
@@ -82,29 +79,6 @@ PRESETS: Mapping[str, NetPreset] = {
 }
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """A finished benchmark.
-
-    Attributes:
-        result: Table and JSON.
-        methods: The fitted methods by name.
-    """
-
-    result: Result
-    methods: dict[str, NetMethod]
-
-    def publish(self, path: Path) -> None:
-        """Write our generator, with the run's metrics in its card."""
-        ours = self.methods.get("lt-di")
-        if not isinstance(ours, GeneratedNet) or ours.generator is None:
-            return
-        s = self.result.settings
-        shape = f"{self.result.dataset} {s['way']}-way {s['shot']}-shot"
-        metrics = metrics_of(self.result.rows, lambda row: shape)
-        publish(ours.generator, path / "generator", data=self.result.dataset, metrics=metrics)
-
-
 def build_world(
     parts: dict[str, ImageSet], preset: NetPreset, *, seed: int, directory: Path, progress: Progress
 ) -> NetWorld:
@@ -117,7 +91,7 @@ def build_world(
 
     initial = learn_initial(seen, host, replace(preset.initial, seed=seed), step)
     train, valid, test = (host.bank(i) for i in (held, parts["val"], parts["test"]))
-    return NetWorld(train, valid, test, directory, host, initial)
+    return NetWorld(directory, train, valid, test, host, initial)
 
 
 def bench(
@@ -134,13 +108,13 @@ def bench(
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
-) -> Outcome:
+) -> Outcome[NetWorld]:
     """Whole networks for tasks of unseen classes: methods on the same test episodes.
 
     Args:
         dataset: "glyphs", "omniglot", or a folder or zip of drawings as <class>/<image>.
         data_dir: Where a named data set lies.
-        methods: Names; all of `ALL_METHODS` where there are none.
+        methods: Names; see `ALL_METHODS`.
         preset: Name of a preset, or a preset.
         way: Classes per test episode.
         shot: Support images per class.
@@ -155,17 +129,18 @@ def bench(
         InputError: If a name is unknown or the data do not suffice.
     """
     label, p = chosen_preset(preset, PRESETS)
-    methods = tuple(methods) or ALL_METHODS
     check_methods(methods, ALL_METHODS)
     count = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=count)
-    drawn = replace(
-        preset_of("omniglot", "smoke"),
+    parts = load_parts(
+        dataset,
+        data_dir,
         size=p.net.size,
         channels=p.net.channels,
         rotations=p.rotations,
+        split=split,
+        seed=seed,
     )
-    parts = load_parts(dataset, data_dir, drawn, split=split, seed=seed)
     sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
     recipe = replace(
         p.recipe,
@@ -177,12 +152,10 @@ def bench(
         world = build_world(parts, p, seed=seed, directory=Path(scratch), progress=progress)
         initial_s = time.perf_counter() - start
         log({"event": "initialisation", "seconds": initial_s})
-        tests = world.test.episodes(
-            way=way, shot=shot, query=query, episodes=count, seed=seed + 77_000
-        )
         budget = Budget(p.peer_iterations, way, shot, query, p.valid_episodes, seed)
         made = methods_of(methods, recipe, world)
-        run = run_methods(made, kind_of, world, tests, budget, progress, log)
+        run = run_methods(made, world, budget, count, progress, log)
+        tests = world.tests(budget, count)
         # One after another, so that all are timed in the same minute.
         adapt = {name: adapt_ms(method, world.test, tests) for name, method in made.items()}
         settings = {
@@ -199,14 +172,11 @@ def bench(
             "peer_iterations": p.peer_iterations,
             "adapt_ms": {name: round(ms, 3) for name, ms in adapt.items()},
             **run.measured(),
-            "notes": {name: _note(m) for name, m in made.items()},
+            "notes": {name: m.note for name, m in made.items()},
         }
     result = Result("nets", dataset, label, seed, settings, run.rows)
-    return Outcome(result, made)
-
-
-def _note(method: NetMethod) -> str:
-    return method.learner.note if isinstance(method, Tuned) else method.note
+    generators = kept(made, result, lambda row: f"{dataset} {way}-way {shot}-shot")
+    return Outcome(result, world, made, generators)
 
 
 @contextmanager

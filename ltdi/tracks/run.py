@@ -1,21 +1,37 @@
-"""Few-shot methods on the same test episodes, one after another."""
+"""Methods on the same test episodes, one after another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from ltdi.baselines import Banks, Budget, Method
-from ltdi.evaluate import Scores, on_bank
-from ltdi.progress import Log, Progress
+from torch import Tensor
+
+from ltdi.baselines.method import Budget, Contender
+from ltdi.evaluate import Scores, latency_ms, score_tasks
+from ltdi.memory import reset_peak
+from ltdi.progress import Log, Progress, Step
 from ltdi.report.table import Row
 from ltdi.tasks import Episodes
-from ltdi.tracks.measured import facts_of, measure
-from ltdi.tracks.world import GeneratorMethod, SharedWorld
+from ltdi.tracks.measured import facts_of, sampling_of, scored
 
-M = TypeVar("M", bound=Method)
+M = TypeVar("M", bound=Contender)
+Met = TypeVar("Met", bound=Contender, contravariant=True)
+
+
+class Arena(Protocol[Met]):
+    """Where methods are fitted and measured."""
+
+    def fit(self, method: Met, budget: Budget, progress: Step) -> None:
+        """Give a method all that it may learn from."""
+
+    def tests(self, budget: Budget, episodes: int) -> Episodes:
+        """Episodes that are only measured on."""
+
+    def predict(self, method: Met, tasks: Episodes) -> Tensor:
+        """Logits [E, way, Q, way] of some of these episodes."""
 
 
 @dataclass(frozen=True)
@@ -23,67 +39,64 @@ class Run(Generic[M]):
     """All methods on the episodes of one shape.
 
     Attributes:
-        label: Of the shape, or None where a benchmark has only one.
+        label: Of the episodes, or None where a benchmark has only one kind.
+        query: Queries per class.
         methods: Fitted.
         scores: By method.
         rows: Of the result.
     """
 
     label: str | None
+    query: int
     methods: dict[str, M]
     scores: dict[str, Scores]
     rows: list[Row]
 
     def measured(self) -> dict[str, Any]:
         """What is told of every method beside its row."""
-        generators = {
-            name: method.generator
-            for name, method in self.methods.items()
-            if isinstance(method, GeneratorMethod) and method.generator
-        }
-        sampling = {name: asdict(g.parts.sampling) for name, g in generators.items()}
-        return {"sampling": sampling, **facts_of(self.scores)}
+        return {"sampling": sampling_of(self.methods), **facts_of(self.scores)}
 
 
 def run_methods(
     methods: dict[str, M],
-    kind_of: Callable[[str], str],
-    world: SharedWorld[Any, Any],
-    tests: Episodes,
+    world: Arena[M],
     budget: Budget,
+    episodes: int,
     progress: Progress,
     log: Log,
     label: str | None = None,
 ) -> Run[M]:
-    """Fit every method in a world, and measure it on the test episodes.
+    """Fit every method in a world, and measure it on the same test episodes.
 
     Args:
         methods: Unfitted, by name.
-        kind_of: Says whether a name is ours, a control or a peer.
         world: What they share.
-        tests: Episodes of the test classes.
         budget: Of the peers, and the shape of the episodes.
+        episodes: How many.
         progress: Called as progress(stage, done, total, text).
         log: Called with a record for every method.
-        label: Of the shape of the episodes, where there are several.
+        label: Of the episodes, where there are several kinds.
     """
-    banks = Banks(world.train, world.valid)
-    rows: list[Row] = []
-    scores: dict[str, Scores] = {}
+    tests = world.tests(budget, episodes)
+    run: Run[M] = Run(label, tests.query.shape[2], methods, {}, [])
     for name, method in methods.items():
-        told = partial(progress, name if label is None else f"{name} {label}")
-        scores[name], row = measure(
+        predict = partial(world.predict, method)
+        reset_peak()
+        start = time.perf_counter()
+        world.fit(method, budget, partial(progress, name if label is None else f"{name} {label}"))
+        fit_s = time.perf_counter() - start
+        run.scores[name] = score_tasks(predict, tests)
+        row = scored(
             name,
-            kind_of(name),
-            method,
-            partial(method.fit, banks, budget, told),
-            on_bank(method.predict, world.test),
-            tests,
+            method.kind,
+            run.scores[name],
+            latency_ms=latency_ms(predict, tests),
+            prepare_s=method.prepare_s,
+            train_s=method.train_s or fit_s,
             dataset=label,
         )
-        rows.append(row)
+        run.rows.append(row)
         # A run that is stopped has told what it measured so far.
-        found = Run(label, {name: method}, scores, rows).measured()
-        facts = {key: value.get(name) for key, value in found.items()}
+        facts = {key: found.get(name) for key, found in run.measured().items()}
         log({"event": "method", **asdict(row), **facts})
-    return Run(label, methods, scores, rows)
+    return run

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ltdi.errors import InputError, unknown
+from ltdi.generator import Generator
 from ltdi.report.table import Result
 
 P = TypeVar("P")
+W = TypeVar("W")
 
 
-class Outcome(Protocol):
-    """A finished benchmark."""
+@dataclass(frozen=True)
+class Outcome(Generic[W]):
+    """A finished benchmark.
 
-    @property
-    def result(self) -> Result:
-        """Table and JSON."""
+    Attributes:
+        result: Table and JSON.
+        world: What the methods shared; where there are several worlds, by the domain held out.
+        methods: Fitted, by name; where there are several worlds, by domain and name.
+        generators: What a user may want to keep, by the name of a directory.
+    """
+
+    result: Result
+    world: W
+    methods: Mapping[str, Any] = field(default_factory=dict)
+    generators: Mapping[str, Generator] = field(default_factory=dict)
 
     def publish(self, path: Path) -> None:
-        """Write what a user may want to keep, such as our generator, into an existing directory."""
+        """Write the generators, whose cards tell of the run, into an existing directory."""
+        for name, generator in self.generators.items():
+            generator.save(path / name)
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,7 @@ class Track:
         label: Names a run from its options.
     """
 
-    bench: Callable[..., Outcome]
+    bench: Callable[..., Outcome[Any]]
     methods: tuple[str, ...]
     label: Callable[[Mapping[str, Any]], str]
 

@@ -23,8 +23,8 @@ from ltdi.progress import Log, Progress
 from ltdi.recipe import VARIANTS, Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tracks.episodes import check_counts, one_thread
-from ltdi.tracks.measured import metrics_of, publish
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.measured import kept, sampling_of
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 from ltdi.tracks.transfer_data import Scene, TransferData, load, subtasks_of
 from ltdi.tracks.transfer_methods import (
     ANCHOR,
@@ -100,26 +100,6 @@ PRESETS: Mapping[str, TransferPreset] = {
 }
 
 
-@dataclass(frozen=True)
-class TransferOutcome:
-    """A finished benchmark.
-
-    Attributes:
-        result: Table and JSON.
-        methods: The fitted methods by name.
-    """
-
-    result: Result
-    methods: dict[str, UnseenMethod]
-
-    def publish(self, path: Path) -> None:
-        """Save the generator of lt-di, where there is one."""
-        ours = self.methods.get("lt-di")
-        if isinstance(ours, GeneratedUnseen) and ours.generator is not None:
-            metrics = metrics_of(self.result.rows, lambda row: str(row.dataset))
-            publish(ours.generator, path / "generator", data=self.result.dataset, metrics=metrics)
-
-
 def label(options: Mapping[str, Any]) -> str:
     """Names a run: "text" or "unlabeled", and the targets where they are not all."""
     chosen = "" if options["targets"] == "all" else "-" + options["targets"].replace(",", "-")
@@ -142,7 +122,7 @@ def bench(
     preset: str | TransferPreset = "standard",
     progress: Progress = lambda stage, done, total, text: None,
     log: Log = lambda record: None,
-) -> TransferOutcome:
+) -> Outcome[TransferWorld]:
     """Generate heads for sets without a labelled image of them, and measure them.
 
     Args:
@@ -237,7 +217,8 @@ def bench(
         "notes": {name: m.note for name, m in fitted.items()},
     }
     dataset = "+".join(s.name for s in scenes) if len(scenes) < len(TARGETS) else "all"
-    return TransferOutcome(Result("transfer", dataset, text, seed, settings, rows), final)
+    result = Result("transfer", dataset, text, seed, settings, rows)
+    return Outcome(result, world, final, kept(final, result, lambda row: str(row.dataset)))
 
 
 def _targets(scenes: Sequence[Scene]) -> dict[str, Any]:
@@ -260,9 +241,7 @@ def _chosen(fitted: Mapping[str, UnseenMethod]) -> dict[str, Any]:
     """What methods chose on validation tasks."""
     generated = {n: m for n, m in fitted.items() if isinstance(m, GeneratedUnseen)}
     return {
-        "sampling": {
-            n: asdict(m.generator.parts.sampling) for n, m in generated.items() if m.generator
-        },
+        "sampling": sampling_of(fitted),
         "steps": {
             n: {k: [round(x, 5) for x in v] for k, v in m.steps.items()}
             for n, m in generated.items()

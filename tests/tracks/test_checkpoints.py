@@ -13,6 +13,7 @@ from ltdi.errors import InputError
 from ltdi.generator import Generator, SampleGenerator
 from ltdi.nets import NetConfig
 from ltdi.samples import Trainings
+from ltdi.tracks import Outcome
 from ltdi.tracks import checkpoints as track
 
 NET = NetConfig(1, 12, (4, 8), (5, 3), (2, 2))
@@ -26,7 +27,7 @@ TINY = track.CheckpointPreset(TRAININGS, RECIPE, generated=5, tests=60)
 
 
 @pytest.fixture(scope="module")
-def outcome(one_task: dict[str, ImageSet]) -> track.Outcome:
+def outcome(one_task: dict[str, ImageSet]) -> Outcome:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ltdi.tracks.checkpoints.load_data", lambda *_, **__: one_task)
         descended = ("average-run+sgd", "gaussian-run+sgd")
@@ -35,7 +36,7 @@ def outcome(one_task: dict[str, ImageSet]) -> track.Outcome:
         return track.bench("glyphs", methods=methods, preset=TINY)
 
 
-def test_rows_and_novelty(outcome: track.Outcome, tmp_path: Path):
+def test_rows_and_novelty(outcome: Outcome, tmp_path: Path):
     rows = {r.method: r for r in outcome.result.rows}
     kinds = {n: r.kind for n, r in rows.items()}
     assert kinds["lt-di"] == "ours" and kinds["originals"] == kinds["mv-di"] == "control"

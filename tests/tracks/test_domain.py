@@ -19,8 +19,8 @@ from ltdi.generator import DomainHeadGenerator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Network
 from ltdi.tasks import FeatureBank
-from ltdi.tracks import TRACKS, domain
-from ltdi.tracks.domain import ALL_METHODS, Outcome, bench, held_out
+from ltdi.tracks import TRACKS, Outcome, domain
+from ltdi.tracks.domain import ALL_METHODS, bench, held_out
 from ltdi.tracks.domain_methods import GeneratedForDomain
 from tests.domains import CLASSES, NAMES, make_bank
 

@@ -46,7 +46,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     config = {"kind": "conv", "channels": 1, "width": 4, "size": 28}
     backbone = Backbone(net, InputTransform(), config)
     parts = (bank(24, 0, "train"), bank(14, 1, "valid"), bank(12, 2, "test"))
-    return World(*parts, tmp_path_factory.mktemp("world"), backbone)
+    return World(tmp_path_factory.mktemp("world"), *parts, backbone)
 
 
 def fitted(world: World, *names: str) -> dict[str, Generated | Ensemble]:
@@ -76,7 +76,7 @@ def single(methods: dict[str, Generated | Ensemble]) -> Generated:
 def test_no_test_class_is_ever_seen(world: World, methods, episodes, tmp_path: Path):
     """With a test bank that would poison whatever reads it, every choice is the same."""
     poison = replace(world.test, features=torch.full_like(world.test.features, torch.nan))
-    blind = World(world.train, world.valid, poison, tmp_path, world.backbone)
+    blind = World(tmp_path, world.train, world.valid, poison, world.backbone)
     again = fitted(blind, "lt-di", "lt-di-16")
     one, other = single(methods).generator, single(again).generator
     assert one is not None and other is not None and one.revision == other.revision

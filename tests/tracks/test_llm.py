@@ -13,7 +13,7 @@ from ltdi.cli import main
 from ltdi.errors import InputError
 from ltdi.generator import AdapterGenerator
 from ltdi.report.table import Result
-from ltdi.tracks import TRACKS, llm, llm_choice, llm_scores
+from ltdi.tracks import TRACKS, Outcome, llm, llm_choice, llm_scores
 from ltdi.tracks.llm_presets import DEV, SETTINGS, UNSEEN, settings_of
 from tests.lora.conftest import libraries, offline
 
@@ -39,18 +39,18 @@ def tiny() -> pytest.MonkeyPatch:
     patch.undo()
 
 
-def run(work: Path, **options: object) -> llm.LlmOutcome:
+def run(work: Path, **options: object) -> Outcome:
     given: dict[str, object] = {"methods": llm.ALL_METHODS, "preset": "smoke", "seeds": 1}
     given |= {"tasks": "rule:tone,rule:same,rule:amount", "work": str(work), **options}
     return llm.bench(**given)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
-def outcome(tiny: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> llm.LlmOutcome:
+def outcome(tiny: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     return run(tmp_path_factory.mktemp("llm") / "work")
 
 
-def test_every_method_has_a_row_in_every_setting(outcome: llm.LlmOutcome) -> None:
+def test_every_method_has_a_row_in_every_setting(outcome: Outcome) -> None:
     rows = outcome.result.rows
     for task in ("tone", "same", "amount"):
         found = {r.method for r in rows if r.dataset == task}
@@ -65,7 +65,7 @@ def test_every_method_has_a_row_in_every_setting(outcome: llm.LlmOutcome) -> Non
     assert metrics["amount"] == "spearman" and metrics["tone"] == "accuracy"
 
 
-def test_the_result_is_json_and_says_what_was_compared(outcome: llm.LlmOutcome) -> None:
+def test_the_result_is_json_and_says_what_was_compared(outcome: Outcome) -> None:
     data = outcome.result.to_dict()
     assert Result.from_dict(data) == outcome.result
     s = data["settings"]
@@ -82,7 +82,7 @@ def test_the_result_is_json_and_says_what_was_compared(outcome: llm.LlmOutcome) 
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(
-    outcome: llm.LlmOutcome, tiny: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+    outcome: Outcome, tiny: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     work = tmp_path_factory.mktemp("again") / "work"
     first = run(work, methods=("lt-di", "lora"), settings="known", seeds=1)
@@ -95,9 +95,9 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(
 
 
 def test_unseen_tasks_are_measured_on_rows_that_nothing_else_uses(
-    outcome: llm.LlmOutcome,
+    outcome: Outcome,
 ) -> None:
-    shared = outcome.bench
+    shared = outcome.world
     places = settings_of(shared.sources, SETTINGS, llm.PRESETS["smoke"])
     for held in (p for p in places if p.kind == UNSEEN):
         s = held.source
@@ -118,7 +118,7 @@ def test_a_task_without_labels_is_known_to_unseen_tasks_but_not_to_that_of_its_t
 ) -> None:
     options = {"settings": "known,unseen", "unlabelled": "intact:rule:tone", "warm": False}
     found = run(tmp_path / "work", methods=("lt-di", "zoo-search"), **options)
-    shared, p = found.bench, llm.PRESETS["smoke"]
+    shared, p = found.world, llm.PRESETS["smoke"]
     assert shared.sources[3].name == "intact-tone" and shared.labelled == (0, 1, 2)
     assert not any("intact" in row.dataset for row in found.result.rows)
     assert found.result.to_dict()["settings"]["zoo"]["runs"] == 3 * 2 + 2
@@ -131,9 +131,9 @@ def test_a_task_without_labels_is_known_to_unseen_tasks_but_not_to_that_of_its_t
 
 
 def test_a_head_is_chosen_for_known_tasks_by_validation_rows(
-    outcome: llm.LlmOutcome, monkeypatch: pytest.MonkeyPatch
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared = replace(outcome.bench, kept=Kept(None, {}), heads={})
+    shared = replace(outcome.world, kept=Kept(None, {}), heads={})
     places = settings_of(shared.sources, ("known",), llm.PRESETS["smoke"])[:2]
     better = {places[0].source: "auto", places[1].source: "generated"}
 
@@ -147,7 +147,7 @@ def test_a_head_is_chosen_for_known_tasks_by_validation_rows(
     assert all(found[p.name][better[p.source]] == 1.0 for p in places)
 
 
-def test_it_publishes_a_generator(outcome: llm.LlmOutcome, tmp_path: Path) -> None:
+def test_it_publishes_a_generator(outcome: Outcome, tmp_path: Path) -> None:
     outcome.publish(tmp_path)
     found = ltdi.Generator.from_pretrained(tmp_path / "generator")
     assert isinstance(found, AdapterGenerator)

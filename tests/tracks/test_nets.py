@@ -14,7 +14,7 @@ from ltdi.errors import InputError
 from ltdi.generator import Generator, NetGenerator
 from ltdi.nets import InitialTraining, NetConfig
 from ltdi.report.table import Result
-from ltdi.tracks import TRACKS, fewshot, net_methods, nets
+from ltdi.tracks import TRACKS, Outcome, fewshot, net_methods, nets
 
 NET = NetConfig(size=12, widths=(4, 8), kernels=(5, 3), strides=(2, 2))
 RECIPE = replace(
@@ -40,11 +40,11 @@ METHODS = (
 
 
 @pytest.fixture(scope="module")
-def outcome() -> nets.Outcome:
+def outcome() -> Outcome:
     return nets.bench("glyphs", methods=METHODS, preset=TINY, way=3, shot=1, query=4)
 
 
-def test_one_row_for_each_method_on_the_same_episodes(outcome: nets.Outcome):
+def test_one_row_for_each_method_on_the_same_episodes(outcome: Outcome):
     rows = {row.method: row for row in outcome.result.rows}
     assert tuple(rows) == METHODS
     kinds = ["ours", "ours", "control", "control", "control", "peer", "peer", "peer"]
@@ -60,7 +60,7 @@ def test_one_row_for_each_method_on_the_same_episodes(outcome: nets.Outcome):
     assert settings["adapt_ms"]["reptile-5"] > settings["adapt_ms"]["maml-1"]
 
 
-def test_the_result_is_json_and_the_generator_is_kept(outcome: nets.Outcome, tmp_path: Path):
+def test_the_result_is_json_and_the_generator_is_kept(outcome: Outcome, tmp_path: Path):
     outcome.result.write_json(tmp_path / "r.json")
     again = Result.from_dict(json.loads((tmp_path / "r.json").read_text()))
     assert again.rows == outcome.result.rows and again.settings["weights"] > 500
@@ -70,7 +70,7 @@ def test_the_result_is_json_and_the_generator_is_kept(outcome: nets.Outcome, tmp
     assert "glyphs 3-way 1-shot, lt-di" in made.parts.about["metrics"]
 
 
-def test_peers_never_start_worse_than_the_generator(outcome: nets.Outcome):
+def test_peers_never_start_worse_than_the_generator(outcome: Outcome):
     """The common initialisation with its own step size is among the candidates."""
     reptile = outcome.methods["reptile-5"]
     assert isinstance(reptile, Tuned)
