@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from ltdi.baselines.inner import Descent, Weights, adapt, linear, zero_head
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
+from ltdi.baselines.outer import EpisodeNet, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.evaluate import negative_log_likelihood
 from ltdi.tasks import FeatureBank
@@ -73,9 +73,8 @@ class Maml(TrainedMethod[Learner]):
         "second-order ANIL with learnt step sizes on a linear body over the frozen backbone; "
         "adaptation and training of the convolutions are left out"
     )
-    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Learner]:
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], Learner]]:
         """All scalings, with several first step sizes."""
-        for scaling, rate in itertools.product(scalings(train.features), _FIRST_RATES):
-            yield Learner(scaling, train.width, rate)
+        pairs = itertools.product(scalings(train.features), _FIRST_RATES)
+        return [partial(Learner, scaling, train.width, rate) for scaling, rate in pairs]

@@ -81,15 +81,9 @@ class Erm(DomainMethod):
 
     def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
-        _, heads, self.head = leave_out(sources, self.align, budget)
-        self.scale = calibrate(
-            torch.cat(
-                [
-                    source_logits(head, domain, budget)
-                    for head, domain in zip(heads, sources.domains, strict=True)
-                ]
-            )
-        )
+        heads, self.head = leave_out(sources, self.align, budget)
+        pairs = zip(heads, sources.domains, strict=True)
+        self.scale = calibrate(torch.cat([source_logits(*pair, budget) for pair in pairs]))
 
     def predict(self, support: Tensor, query: Tensor, names: Tensor, pool: Tensor) -> Tensor:
         """See `DomainMethod.predict`."""
@@ -146,7 +140,7 @@ class ErmFineTune(DomainMethod):
         whole: dict[bool, SourceHead] = {}
         grid = [Tune(*values) for values in itertools.product(_HEATS, _RATES, _PULLS)]
         for align in (False, True):
-            _, left[align], whole[align] = leave_out(sources, align, budget)
+            left[align], whole[align] = leave_out(sources, align, budget)
             for number, tune in enumerate(grid):
                 for head, domain in zip(left[align], sources.domains, strict=True):
                     for steps, logits in self._walk(head, tune, domain, budget):
@@ -181,13 +175,10 @@ class ErmFineTune(DomainMethod):
         return self.scale * linear(head.enter(query, pool), found)
 
 
-def leave_out(
-    sources: Sources, align: bool, budget: Budget
-) -> tuple[float, list[SourceHead], SourceHead]:
-    """The decay that is best for domains held out in turn, and the heads.
+def leave_out(sources: Sources, align: bool, budget: Budget) -> tuple[list[SourceHead], SourceHead]:
+    """The heads without each of the domains, and that of all domains.
 
-    Returns:
-        The decay, the heads without each of the domains, and that of all domains.
+    Their decay is the one that is best for domains held out in turn.
     """
     key = ("source heads", align)
     if key not in sources.shared:
@@ -205,8 +196,8 @@ def leave_out(
             return sum(score(source_logits(head, domain, budget)) for head, domain in pairs)
 
         best = choose(_DECAYS, mean)
-        sources.shared[key] = (best, found[best], SourceHead.fit(domains, best, align))
-    kept: tuple[float, list[SourceHead], SourceHead] = sources.shared[key]
+        sources.shared[key] = (found[best], SourceHead.fit(domains, best, align))
+    kept: tuple[list[SourceHead], SourceHead] = sources.shared[key]
     return kept
 
 

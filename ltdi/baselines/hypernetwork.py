@@ -7,16 +7,15 @@ means, with attention among the classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
+from ltdi.baselines.outer import EpisodeNet, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
-from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 # Width of a class token.
@@ -69,11 +68,7 @@ class Hypernetwork(TrainedMethod[HeadRegressor]):
         "a set transformer regresses a cosine head from the support, from the class means on, "
         "trained end to end; no diffusion, no base classes beside the new ones"
     )
-    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[HeadRegressor]:
-        """All scalings, from the same random network."""
-        for scaling in scalings(train.features):
-            with seeded(budget.seed):
-                net = HeadRegressor(scaling, train.width)
-            yield net
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], HeadRegressor]]:
+        """All scalings."""
+        return [partial(HeadRegressor, s, train.width) for s in scalings(train.features)]

@@ -6,7 +6,7 @@ Fine-tuning, MAML and Reptile all walk with `trajectory`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -32,7 +32,14 @@ def trajectory(
     """
     weights = start
     for step in range(steps):
-        weights = _advance(loss, weights, update, step, differentiable)
+        with torch.enable_grad():
+            if not differentiable:
+                weights = {name: w.detach() for name, w in weights.items()}
+            weights = {n: w if w.requires_grad else w.requires_grad_() for n, w in weights.items()}
+            total = loss(weights, step).sum()
+            found = torch.autograd.grad(total, list(weights.values()), create_graph=differentiable)
+        with torch.set_grad_enabled(differentiable):
+            weights = update(weights, dict(zip(weights, found, strict=True)), step)
         yield weights
 
 
@@ -96,12 +103,10 @@ class Adam:
     Attributes:
         rate: Step size.
         decay: Weight decay.
-        betas: Memory of the first and second moment.
     """
 
     rate: float
     decay: float = 0.0
-    betas: Sequence[float] = (0.9, 0.999)
     _first: Weights = field(default_factory=dict, repr=False)
     _second: Weights = field(default_factory=dict, repr=False)
 
@@ -110,23 +115,10 @@ class Adam:
         return {name: self._move(name, w, gradients[name], step) for name, w in weights.items()}
 
     def _move(self, name: str, weight: Tensor, gradient: Tensor, step: int) -> Tensor:
-        b1, b2 = self.betas
+        b1, b2 = 0.9, 0.999
         first = b1 * self._first.get(name, torch.zeros_like(weight)) + (1 - b1) * gradient
         second = b2 * self._second.get(name, torch.zeros_like(weight)) + (1 - b2) * gradient**2
         self._first[name], self._second[name] = first, second
         size = (second / (1 - b2 ** (step + 1))).sqrt() + 1e-8
         move = first / (1 - b1 ** (step + 1)) / size
         return weight - self.rate * (move + self.decay * weight)
-
-
-def _advance(
-    loss: Loss, weights: Weights, update: Update, step: int, differentiable: bool
-) -> Weights:
-    with torch.enable_grad():
-        if not differentiable:
-            weights = {name: w.detach() for name, w in weights.items()}
-        weights = {n: w if w.requires_grad else w.requires_grad_() for n, w in weights.items()}
-        total = loss(weights, step).sum()
-        found = torch.autograd.grad(total, list(weights.values()), create_graph=differentiable)
-    with torch.set_grad_enabled(differentiable):
-        return update(weights, dict(zip(weights, found, strict=True)), step)

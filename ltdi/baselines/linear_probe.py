@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from ltdi.baselines.inner import Weights, linear
-from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.baselines.scaling import Scaling, scalings
-from ltdi.baselines.tuning import choose, score, validation_episodes
-from ltdi.evaluate import calibrate
-from ltdi.progress import Step
+from ltdi.baselines.tuning import Chosen
+from ltdi.tasks import FeatureBank
 
 _MOST = 2000
 _STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0)
 
 
-class LinearProbe(Method):
+class LinearProbe(Chosen[tuple[Scaling, float]]):
     """Multinomial logistic regression to convergence; C and the scaling chosen on validation."""
 
     name = "linear-probe"
@@ -27,21 +26,14 @@ class LinearProbe(Method):
         "validation; no distillation of the backbone"
     )
 
-    def __init__(self) -> None:
-        self.scale = 1.0
-        self.choice: tuple[Scaling, float] | None = None
+    def candidates(self, train: FeatureBank) -> Iterable[tuple[Scaling, float]]:
+        """All scalings, with several values of C."""
+        return itertools.product(scalings(train.features), _STRENGTHS)
 
-    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
-        """Choose C and the scaling, then calibrate; see `Method.fit`."""
-        train, valid = banks
-        support, query = validation_episodes(valid, budget)
-        candidates = itertools.product(scalings(train.features), _STRENGTHS)
-        self.choice = choose(candidates, lambda c: score(_logits(support, query, *c)))
-        self.scale = calibrate(_logits(support, query, *self.choice))
-
-    def predict(self, support: Tensor, query: Tensor) -> Tensor:
-        """See `Method.predict`."""
-        return self.scale * _logits(support, query, *fitted(self.choice, self))
+    def logits(self, choice: tuple[Scaling, float], support: Tensor, query: Tensor) -> Tensor:
+        """See `Chosen.logits`."""
+        scaling, strength = choice
+        return linear(scaling(query), logistic_head(scaling(support), strength))
 
 
 def logistic_head(support: Tensor, strength: float, *, tolerance: float = 1e-6) -> Weights:
@@ -81,7 +73,3 @@ def logistic_head(support: Tensor, strength: float, *, tolerance: float = 1e-6) 
         solution, ahead = moved, moved + age / (age + 3) * (moved - solution)
     weight = (basis @ ahead[:, :-1]).mT
     return {"weight": weight.to(support.dtype), "bias": ahead[:, -1].to(support.dtype)}
-
-
-def _logits(support: Tensor, query: Tensor, scaling: Scaling, strength: float) -> Tensor:
-    return linear(scaling(query), logistic_head(scaling(support), strength))

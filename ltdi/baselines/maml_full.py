@@ -9,8 +9,9 @@ input x by -rate (x X') G, and the walk needs the Gram matrix of the samples ins
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -112,8 +113,7 @@ class MamlFull(TrainedMethod[FullLearner]):
     )
     recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(1e-3, batch=16), Recipe(3e-4, batch=16))
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[FullLearner]:
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], FullLearner]]:
         """All scalings, with several first step sizes of head and adapter."""
-        for scaling in scalings(train.features):
-            for rate, body_rate in itertools.product(_FIRST_RATES, _FIRST_BODY_RATES):
-                yield FullLearner(scaling, train.width, rate, body_rate)
+        grid = itertools.product(scalings(train.features), _FIRST_RATES, _FIRST_BODY_RATES)
+        return [partial(FullLearner, scaling, train.width, *rates) for scaling, *rates in grid]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import ClassVar
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.baselines.method import Budget
-from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
+from ltdi.baselines.outer import EpisodeNet, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.tasks import FeatureBank
 
@@ -44,10 +44,8 @@ class MetaBaseline(TrainedMethod[CosineNet]):
         "cosine nearest mean with learnt scale, meta-training a linear map on the frozen "
         "backbone's features in place of the backbone"
     )
-    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[CosineNet]:
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], CosineNet]]:
         """Cosine of centred features, and of plain ones as published."""
         plain = Scaling.fit(train.features, sphere=False, centre=False)
-        for scaling in (*scalings(train.features), plain):
-            yield CosineNet(scaling, train.width)
+        return [partial(CosineNet, s, train.width) for s in (*scalings(train.features), plain)]

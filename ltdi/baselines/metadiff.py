@@ -6,7 +6,8 @@ of the support loss at its current estimate, where MAML would follow that gradie
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -26,7 +27,6 @@ from ltdi.baselines.outer import Recipe
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, draw
 from ltdi.denoiser.transformer import time_features
-from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 # Length of the prototypes that a target head is fitted from: the sharpness of its softmax.
@@ -125,12 +125,11 @@ class MetaDiff(DiffusedMethod[GradientDenoiser]):
     )
     recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3),)
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[GradientDenoiser]:
+    def starts(
+        self, train: FeatureBank, budget: Budget
+    ) -> Iterable[Callable[[], GradientDenoiser]]:
         """All scalings."""
-        for scaling in scalings(train.features):
-            with seeded(budget.seed):
-                net = GradientDenoiser(scaling, train, budget)
-            yield net
+        return [partial(GradientDenoiser, s, train, budget) for s in scalings(train.features)]
 
 
 def _rms(rows: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ at hand, from what the base model sees of it.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -22,7 +23,6 @@ from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, draw, score
 from ltdi.denoiser import TokenTransformer
 from ltdi.denoiser.condition import Condition, SetEncoder
-from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 from ltdi.weights import head_space
 
@@ -139,12 +139,10 @@ class Ocd(DiffusedMethod[Overfitter]):
     )
     recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3, batch=16),)
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Overfitter]:
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], Overfitter]]:
         """All scalings, with base heads of several strengths."""
-        for scaling, strength in itertools.product(scalings(train.features), _STRENGTHS):
-            with seeded(budget.seed):
-                net = Overfitter(scaling, strength, train, budget)
-            yield net
+        pairs = itertools.product(scalings(train.features), _STRENGTHS)
+        return [partial(Overfitter, *pair, train, budget) for pair in pairs]
 
     @torch.no_grad()
     def refine(self, net: Overfitter, episodes: Batch) -> None:

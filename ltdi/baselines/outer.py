@@ -18,10 +18,12 @@ from ltdi.baselines.tuning import Batch, choose, draw, score, validation_episode
 from ltdi.errors import DivergedError
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.progress import Step
+from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 _CHECKS = 20
-T = TypeVar("T")
+# Share of the iterations over which the rate rises, and the largest norm of a gradient.
+_WARMUP, _CLIP = 0.05, 10.0
 
 
 class EpisodeNet(nn.Module):
@@ -29,14 +31,11 @@ class EpisodeNet(nn.Module):
 
     The temperature is calibrated before training, so that the body need not spend its freedom on
     confidence; it is learnt along, and calibrated again in the end.
-
-    Args:
-        scale: Inverse temperature before any calibration.
     """
 
-    def __init__(self, scale: float = 1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.log_scale = nn.Parameter(torch.tensor(scale).log())
+        self.log_scale = nn.Parameter(torch.zeros(()))
 
     @abstractmethod
     def raw(self, support: Tensor, query: Tensor) -> Tensor:
@@ -68,19 +67,15 @@ class Recipe:
         rate: Peak learning rate.
         batch: Episodes per iteration.
         optimiser: Takes parameters and `lr`; Adam unless a method is published with another.
-        warmup: Share of the iterations over which the rate rises; then it falls by a cosine.
-        clip: Largest norm of the gradient.
     """
 
     rate: float
     batch: int = 32
     optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
-    warmup: float = 0.05
-    clip: float = 10.0
 
     def factor(self, iteration: int, iterations: int) -> float:
-        """Share of the peak rate at an iteration."""
-        rise = max(1, round(self.warmup * iterations))
+        """Share of the peak rate at an iteration: a short rise, then a cosine."""
+        rise = max(1, round(_WARMUP * iterations))
         if iteration < rise:
             return (iteration + 1) / rise
         return 0.5 * (1 + math.cos(math.pi * (iteration - rise) / max(1, iterations - rise)))
@@ -115,15 +110,20 @@ def meta_train(
         DivergedError: If the loss is not finite.
     """
     optimiser = recipe.optimiser(module.parameters(), lr=recipe.rate)
-    stream = _stream(train, budget, recipe.batch)
     every = max(1, budget.iterations // _CHECKS)
     best, state = score(), copy.deepcopy(module.state_dict())
-    for done, batch in enumerate(stream, 1):
+    for done in range(1, budget.iterations + 1):
+        seed = budget.seed * 1_000_003 + done - 1
+        batch = draw(train, budget, episodes=recipe.batch, seed=seed)
         for group in optimiser.param_groups:
             group["lr"] = recipe.rate * recipe.factor(done - 1, budget.iterations)
-        value = _iterate(module, loss, batch, optimiser, recipe.clip)
+        optimiser.zero_grad()
+        value = loss(batch)
+        value.backward()
+        nn.utils.clip_grad_norm_(module.parameters(), _CLIP)
+        optimiser.step()
         if done % every == 0 or done == budget.iterations:
-            _check(value, done)
+            _check(float(value.detach()), done)
             now = score()
             if now > best:
                 best, state = now, copy.deepcopy(module.state_dict())
@@ -144,15 +144,22 @@ class TrainedMethod(Method, Generic[Net]):
         net: The trained network, None before `fit`.
     """
 
-    recipes: ClassVar[tuple[Recipe, ...]]
+    recipes: ClassVar[tuple[Recipe, ...]] = (Recipe(rate=1e-3), Recipe(rate=3e-4))
 
     def __init__(self) -> None:
         self.net: Net | None = None
         self.reduction = Reduction(None)
 
     @abstractmethod
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterable[Net]:
-        """Untrained networks, of which the one best on validation is trained."""
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], Net]]:
+        """Make the untrained networks, of which the one best on validation is trained."""
+
+    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Net]:
+        """These networks, all from the same seed."""
+        for make in self.starts(train, budget):
+            with seeded(budget.seed):
+                net = make()
+            yield net
 
     def refine(self, net: Net, episodes: Batch) -> None:
         """Choose what can be chosen after training, on validation episodes; by default nothing."""
@@ -203,31 +210,10 @@ def _later(progress: Step | None, before: int, total: int) -> Step | None:
     return progress and (lambda done, _, text: progress(before + done, total, text))
 
 
-def _stream(train: FeatureBank, budget: Budget, batch: int) -> Iterator[Batch]:
-    for iteration in range(budget.iterations):
-        seed = budget.seed * 1_000_003 + iteration
-        yield draw(train, budget, episodes=batch, seed=seed)
-
-
-def _iterate(
-    module: nn.Module,
-    loss: Callable[[Batch], Tensor],
-    batch: Batch,
-    optimiser: torch.optim.Optimizer,
-    clip: float,
-) -> Tensor:
-    optimiser.zero_grad()
-    value = loss(batch)
-    value.backward()
-    nn.utils.clip_grad_norm_(module.parameters(), clip)
-    optimiser.step()
-    return value.detach()
-
-
-def _check(value: Tensor, iteration: int) -> None:
-    if not math.isfinite(float(value)):
+def _check(value: float, iteration: int) -> None:
+    if not math.isfinite(value):
         raise DivergedError(
-            f"the meta-training loss is {float(value)} at iteration {iteration}",
+            f"the meta-training loss is {value} at iteration {iteration}",
             where="meta-training of a peer",
             fix="look for features that are not finite, or of extreme scale",
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -15,7 +16,6 @@ from ltdi.baselines.outer import EpisodeNet, Recipe, TrainedMethod
 from ltdi.baselines.scaling import Scaling, scalings
 from ltdi.baselines.tuning import Batch, choose, score
 from ltdi.evaluate import negative_log_likelihood
-from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 
 _TRAIN_STEPS = 10
@@ -118,12 +118,9 @@ class Reptile(TrainedMethod[Initialisation]):
         Recipe(rate=3e-4, batch=8),
     )
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Initialisation]:
-        """All scalings, from the same random layer."""
-        for scaling in scalings(train.features):
-            with seeded(budget.seed):
-                net = Initialisation(scaling, train.width)
-            yield net
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], Initialisation]]:
+        """All scalings."""
+        return [partial(Initialisation, s, train.width) for s in scalings(train.features)]
 
     @torch.no_grad()
     def refine(self, net: Initialisation, episodes: Batch) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from torch import Tensor
 
-from ltdi.baselines.method import Budget
+from ltdi.baselines.method import Banks, Budget, Method, fitted
 from ltdi.errors import DivergedError
-from ltdi.evaluate import accuracy
-from ltdi.tasks import Episodes, FeatureBank
+from ltdi.evaluate import accuracy, calibrate
+from ltdi.progress import Step
+from ltdi.tasks import FeatureBank
 
+C = TypeVar("C")
 T = TypeVar("T")
 
 
@@ -21,11 +24,6 @@ class Batch(NamedTuple):
 
     support: Tensor
     query: Tensor
-
-
-def features_of(bank: FeatureBank, episodes: Episodes) -> Batch:
-    """Look up the features behind an episode list."""
-    return Batch(bank.features[episodes.support], bank.features[episodes.query])
 
 
 def draw(bank: FeatureBank, budget: Budget, *, episodes: int, seed: int) -> Batch:
@@ -46,7 +44,7 @@ def draw(bank: FeatureBank, budget: Budget, *, episodes: int, seed: int) -> Batc
         episodes=episodes,
         seed=seed,
     )
-    return features_of(bank, drawn)
+    return Batch(bank.features[drawn.support], bank.features[drawn.query])
 
 
 def validation_episodes(valid: FeatureBank, budget: Budget) -> Batch:
@@ -57,6 +55,34 @@ def validation_episodes(valid: FeatureBank, budget: Budget) -> Batch:
 def score(logits: Tensor) -> float:
     """Mean accuracy over episodes, by which candidates are compared."""
     return float(accuracy(logits).mean())
+
+
+class Chosen(Method, Generic[C]):
+    """A method whose only freedom is one choice: the candidate best on validation, calibrated."""
+
+    def __init__(self) -> None:
+        self.scale = 1.0
+        self.choice: C | None = None
+
+    @abstractmethod
+    def candidates(self, train: FeatureBank) -> Iterable[C]:
+        """What there is to choose from."""
+
+    @abstractmethod
+    def logits(self, choice: C, support: Tensor, query: Tensor) -> Tensor:
+        """Support [E, way, shot, D], query [E, way, Q, D] -> logits before calibration."""
+
+    def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
+        """Choose, then calibrate; see `Method.fit`."""
+        train, valid = banks
+        episodes = validation_episodes(valid, budget)
+        candidates = self.candidates(train)
+        self.choice = choose(candidates, lambda c: score(self.logits(c, *episodes)))
+        self.scale = calibrate(self.logits(self.choice, *episodes))
+
+    def predict(self, support: Tensor, query: Tensor) -> Tensor:
+        """See `Method.predict`."""
+        return self.scale * self.logits(fitted(self.choice, self), support, query)
 
 
 def choose(candidates: Iterable[T], score: Callable[[T], float]) -> T:

@@ -7,8 +7,9 @@ here they have no order, and the reference is the head of the source domains.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,6 @@ from ltdi.baselines.tuning import Batch
 from ltdi.crossdomain import Domain
 from ltdi.denoiser.condition import Condition
 from ltdi.progress import Step
-from ltdi.seeding import seeded
 from ltdi.tasks import Episodes, FeatureBank
 
 _HEATS = (0.3, 1.0, 3.0)
@@ -71,13 +71,10 @@ class Residual(Overfitter):
 class _Chain(Ocd):
     """The trained chain; `strength` is the temperature of the reference."""
 
-    def candidates(self, train: FeatureBank, budget: Budget) -> Iterator[Overfitter]:
+    def starts(self, train: FeatureBank, budget: Budget) -> Iterable[Callable[[], Overfitter]]:
         """Reference heads at several temperatures."""
         scaling = Scaling(torch.zeros(train.width), 1.0, True)
-        for heat in _HEATS:
-            with seeded(budget.seed):
-                net = Residual(scaling, heat, train, budget)
-            yield net
+        return [partial(Residual, scaling, heat, train, budget) for heat in _HEATS]
 
 
 class WDiff(DomainMethod):
@@ -97,7 +94,7 @@ class WDiff(DomainMethod):
 
     def fit(self, sources: Sources, budget: Budget, progress: Step | None = None) -> None:
         """See `DomainMethod.fit`."""
-        _, heads, self.head = leave_out(sources, False, budget)
+        heads, self.head = leave_out(sources, False, budget)
         train = [i for i in range(len(heads)) if i != sources.held]
         bank = RowBank.with_rows([sources.domains[i] for i in train], [heads[i] for i in train])
         valid = RowBank.with_rows([sources.valid], [heads[sources.held]])

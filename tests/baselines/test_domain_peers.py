@@ -95,7 +95,7 @@ def test_an_episode_stays_in_one_domain():
 
 def test_the_reference_of_a_training_task_does_not_know_its_domain():
     sources = Sources(tuple(DOMAINS[:3]), 1)
-    _, heads, _ = leave_out(sources, False, BUDGET)
+    heads, _ = leave_out(sources, False, BUDGET)
     bank = RowBank.with_rows(list(sources.domains), heads)
     drawn = bank.episodes(way=4, shot=1, query=2, episodes=6, seed=0)
     rows = bank.features[drawn.support[..., -1]]
