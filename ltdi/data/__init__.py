@@ -19,21 +19,21 @@ __all__ = ["SOURCES", "ImageSet", "Source", "decode", "fetch", "load", "readable
 
 
 class Source(Protocol):
-    """What a source's `load_named` does: the parts of the data set, by name."""
+    """What a source's `load` does: the parts of the data set, by name."""
 
     def __call__(
-        self, data_dir: Path | None, *, size: int, channels: int, split: str | None, seed: int
+        self, path: Path | None, /, *, size: int, channels: int, split: str | None, seed: int
     ) -> dict[str, ImageSet]:
         """Load the source; `split` None is its usual one."""
 
 
 SOURCES: dict[str, Source] = {
-    "glyphs": glyphs.load_named,
-    "omniglot": omniglot.load_named,
-    "tiny-imagenet": tiny_imagenet.load_named,
-    "oxford-pets": oxford_pets.load_named,
-    **{name: partial(cifar.load_named, source=name) for name in cifar.SETS},
-    **{name: partial(domains.load_named, source=name) for name in domains.DOMAINS},
+    "glyphs": glyphs.load,
+    "omniglot": omniglot.load,
+    "tiny-imagenet": tiny_imagenet.load,
+    "oxford-pets": oxford_pets.load,
+    **{name: partial(cifar.load, source=name) for name in cifar.SETS},
+    **{name: partial(domains.load, source=name) for name in domains.DOMAINS},
 }
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from ltdi import errors
 from ltdi.data import splits
 from ltdi.data.archive import FileTree
 from ltdi.data.cifar_binary import Family, Parts, records
-from ltdi.data.images import ImageSet, check_geometry
+from ltdi.data.images import ImageSet
 from ltdi.data.layout import (
     ImageFile,
     check_split,
@@ -20,9 +18,8 @@ from ltdi.data.layout import (
     find,
     image_file,
     open_source,
-    require,
 )
-from ltdi.errors import InputError
+from ltdi.errors import InputError, unknown
 
 CIFAR10 = Family(
     "CIFAR-10",
@@ -52,7 +49,13 @@ SETS: dict[str, tuple[Family, splits.Split | None]] = {
 
 
 def load(
-    path: str | os.PathLike[str], source: str, *, size: int = 32, channels: int = 3
+    path: str | os.PathLike[str] | None,
+    source: str,
+    *,
+    split: str | None = None,
+    size: int = 32,
+    channels: int = 3,
+    seed: int = 0,
 ) -> dict[str, ImageSet]:
     """Read one of `SETS` from images in folders, or from the official binary version.
 
@@ -64,21 +67,23 @@ def load(
         source: "cifar10" or "cifar100", whose official parts have the same classes; "cifar-fs"
             (Bertinetto et al., 2019: 64 / 16 / 20 classes) or "fc100" (Oreshkin et al., 2018:
             60 / 20 / 20 classes, disjoint by superclass), which pool the official parts.
+        split: "official", the only one of each source.
         size: Height and width of the images, in pixels; the originals have 32.
         channels: 1 (grey) or 3 (RGB).
+        seed: Not looked at.
 
     Returns:
         "train" and "test", or "train", "val" and "test"; classes and files sorted by code point.
 
     Raises:
-        InputError: For an unknown source, the python version (pickles), or missing files.
+        InputError: For an unknown source or split, the python version (pickles), or missing files.
         DamagedFileError: For an unreadable image, record or archive.
     """
-    check_geometry(size, channels)
     if source not in SETS:
-        raise errors.unknown("CIFAR data set", source, SETS)
+        raise unknown("CIFAR data set", source, SETS)
+    check_split(split, ("official",), source)
     family, lists = SETS[source]
-    with open_source(path, family.archives) as tree:
+    with open_source(path, source, family.archives) as tree:
         parts = records(tree, family) or _files(tree, family)
         if not parts:
             raise _not_found(tree, family)
@@ -91,19 +96,6 @@ def load(
             part: decode_groups(f"{source}-{part}", images, size=size, channels=channels)
             for part, images in groups.items()
         }
-
-
-def load_named(
-    data_dir: Path | None, *, source: str, size: int, channels: int, split: str | None, seed: int
-) -> dict[str, ImageSet]:
-    """The registry's entry for each of `SETS`; `split` is None or "official".
-
-    Raises:
-        InputError: As `load`, for an unknown split, and when no `data_dir` is given.
-    """
-    del seed
-    check_split(split, ("official",), source)
-    return load(require(data_dir, source), source, size=size, channels=channels)
 
 
 def _files(tree: FileTree, family: Family) -> Parts:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from ltdi.data import folder
 from ltdi.data.images import ImageSet
-from ltdi.data.layout import check_split, choose, locate, require
+from ltdi.data.layout import check_split, choose, locate
 from ltdi.errors import InputError
 
 # Li et al., 2017; and Gong et al., 2012, from Office-31 and Caltech-256.
@@ -57,18 +56,23 @@ def load_domains(
     return out
 
 
-def load_named(
-    data_dir: Path | None, *, source: str, size: int, channels: int, split: str | None, seed: int
+def load(
+    path: str | os.PathLike[str] | None,
+    source: str,
+    *,
+    size: int,
+    channels: int,
+    split: str | None = None,
+    seed: int = 0,
 ) -> dict[str, ImageSet]:
-    """The registry's entry for each of `DOMAINS`: one part a domain; `split` None or "domains".
+    """One of `DOMAINS`, one part a domain; `split` is "domains", `seed` is not looked at.
 
     Raises:
-        InputError: As `load_domains`, for an unknown split, and when no `data_dir` is given.
+        InputError: As `load_domains`, for an unknown split, and when no path is given.
     """
-    del seed
     check_split(split, ("domains",), source)
-    path = locate(require(data_dir, source), _ARCHIVES[source])
-    return load_domains(path, size=size, channels=channels, domains=DOMAINS[source])
+    at = locate(path, source, _ARCHIVES[source])
+    return load_domains(at, size=size, channels=channels, domains=DOMAINS[source])
 
 
 def _domain(domain: str, found: dict[str, dict[str, int]], where: str) -> dict[str, int]:

@@ -7,11 +7,11 @@ import posixpath
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-import torch
 from torch import Tensor
 
 from ltdi.data.archive import FileTree, open_tree
-from ltdi.data.images import ImageSet, check_geometry, decode
+from ltdi.data.images import ImageSet
+from ltdi.data.layout import decode_groups, image_file
 from ltdi.errors import InputError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
@@ -47,18 +47,12 @@ def load(
             few images or its folder none, or the path is missing or unsafe.
         DamagedFileError: For an unreadable image or zip.
     """
-    check_geometry(size, channels)
     with open_tree(path) as tree:
         groups = _group(tree)
         _check_counts(groups, min_per_class, tree.where)
-        decoded = {
-            c: [
-                decode(tree.read(n), size=size, channels=channels, where=tree.label(n))
-                for n in names
-            ]
-            for c, names in groups.items()
-        }
-    return ImageSet.from_groups(Path(path).resolve().name.removesuffix(".zip"), decoded)
+        files = {c: [image_file(tree, n) for n in names] for c, names in groups.items()}
+        name = Path(path).resolve().name.removesuffix(".zip")
+        return decode_groups(name, files, size=size, channels=channels)
 
 
 def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -> Tensor:
@@ -73,32 +67,23 @@ def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -
         InputError: When there is no image, or the path is missing or unsafe.
         DamagedFileError: For an unreadable image or zip.
     """
-    check_geometry(size, channels)
     with open_tree(path) as tree:
-        return torch.stack(
-            [
-                decode(tree.read(n), size=size, channels=channels, where=tree.label(n))
-                for n in _images(tree, "give images")
-            ]
-        )
-
-
-def is_image(name: str) -> bool:
-    """Whether the file name has an image suffix this library reads."""
-    return posixpath.splitext(name)[1].lower() in SUFFIXES
+        files = [image_file(tree, name) for name in _images(tree, "give images")]
+        return decode_groups("pool", {"all": files}, size=size, channels=channels).images
 
 
 def _images(tree: FileTree, fix: str) -> list[str]:
     """The names of all images; `fix` is what to do where there are none."""
     known = ", ".join(sorted(SUFFIXES))
-    unread = [n for n in tree.names if posixpath.splitext(n)[1].lower() in UNREAD]
+    suffix = {n: posixpath.splitext(n)[1].lower() for n in tree.names}
+    unread = [n for n in tree.names if suffix[n] in UNREAD]
     if unread:
         raise InputError(
             f"{len(unread)} images are of a format that is not read, such as {unread[0]!r}",
             where=tree.where,
             fix=f"convert them to one of {known}, or remove them",
         )
-    names = [n for n in tree.names if is_image(n)]
+    names = [n for n in tree.names if suffix[n] in SUFFIXES]
     if not names:
         raise InputError(
             f"no image among {len(tree.names)} files",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ltdi import errors
 from ltdi.data.glyph_fonts import BOLD, FACES, ITALIC, SCRIPTS, Glyph, distinct, inventory
 from ltdi.data.glyph_styles import Hand, Pen, brush, draw, fill, noisy, outline
 from ltdi.data.images import ImageSet, check_geometry
+from ltdi.data.layout import check_split
 from ltdi.errors import InputError
 
 # Scripts by part; a character that looks like one of an earlier script is dropped.
@@ -55,7 +55,14 @@ DOMAINS: dict[str, Domain] = {
 
 
 def load(
-    *, size: int = 28, drawers: int = 20, seed: int = 0, rotations: bool = False
+    path: object = None,
+    *,
+    size: int = 28,
+    channels: int = 1,
+    split: str | None = None,
+    seed: int = 0,
+    drawers: int = 20,
+    rotations: bool = False,
 ) -> dict[str, ImageSet]:
     """Draw the whole set; no download, no data files, the same images for the same arguments.
 
@@ -63,32 +70,35 @@ def load(
     habits of their own: a favourite face, slant, proportions, pressure.
 
     Args:
+        path: Not looked at.
         size: Height and width of the images, in pixels.
-        drawers: Images per class.
+        channels: 1 (grey) or 3 (RGB).
+        split: "scripts", the only one.
         seed: Chooses the drawers and their drawings; the classes stay the same.
+        drawers: Images per class.
         rotations: Make turns by 90, 180 and 270 degrees classes of their own, but for those that
             look like another class.
 
     Returns:
-        "train", "val" and "test", disjoint by script: uint8 [n, 1, size, size], ink 0, paper 255;
-        classes are "<script>/<Unicode name>".
+        "train", "val" and "test", disjoint by script: uint8 [n, channels, size, size], ink 0, paper
+        255; classes are "<script>/<Unicode name>".
 
     Raises:
-        InputError: For a size or number of drawers below 1, or when matplotlib's fonts are missing.
+        InputError: For an unknown split, another number of channels, a size or number of drawers
+            below 1, or when matplotlib's fonts are missing.
     """
+    check_geometry(size, channels)
+    check_split(split, ("scripts",), "glyphs")
     plain = Domain(frozenset(), Hand())
     sets = {
         part: _draw_scripts(f"glyphs-{part}", scripts, plain, size, drawers, seed)
         for part, scripts in SPLIT.items()
     }
-    if not rotations:
-        return sets
-    keep = _distinct_turns()
-    turned = {part: s.with_rotations() for part, s in sets.items()}
-    return {
-        part: s.select([i for i, c in enumerate(s.classes) if c in keep])
-        for part, s in turned.items()
-    }
+    if rotations:
+        keep = _distinct_turns()
+        for part, turned in ((part, s.with_rotations()) for part, s in sets.items()):
+            sets[part] = turned.select([i for i, c in enumerate(turned.classes) if c in keep])
+    return {p: replace(s, images=s.images.repeat(1, channels, 1, 1)) for p, s in sets.items()}
 
 
 def load_domains(
@@ -117,22 +127,6 @@ def load_domains(
     }
 
 
-def load_named(
-    data_dir: Path | None, *, size: int, channels: int, split: str | None, seed: int
-) -> dict[str, ImageSet]:
-    """The registry's entry; `split` is None or "scripts", `data_dir` is not looked at.
-
-    Raises:
-        InputError: As `load`, and for an unknown split.
-    """
-    del data_dir
-    check_geometry(size, channels)
-    if split not in (None, "scripts"):
-        raise errors.unknown("split", str(split), ("scripts",), where="glyphs")
-    sets = load(size=size, seed=seed)
-    return {p: replace(s, images=s.images.repeat(1, channels, 1, 1)) for p, s in sets.items()}
-
-
 def _draw_scripts(
     name: str, scripts: Sequence[str], domain: Domain, size: int, drawers: int, seed: int
 ) -> ImageSet:
@@ -146,9 +140,8 @@ def _draw_scripts(
         _draw_script(group, domain, size, drawers, _generator(name, script, seed))
         for script, group in zip(scripts, groups, strict=True)
     ]
-    classes = tuple(g.name for group in groups for g in group)
-    offsets = torch.arange(len(classes) + 1) * drawers
-    return ImageSet(name, torch.cat(images), offsets, classes)
+    classes = [g.name for group in groups for g in group]
+    return ImageSet.by_class(name, torch.cat(images).split(drawers), classes)
 
 
 def _draw_script(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import io
 import struct
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -51,37 +50,32 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         """Check shapes, types, offsets and names."""
-        images, offsets = self.images, self.offsets
-        if not _is_image_stack(images):
-            raise InputError(
+        images, offsets, length = self.images, self.offsets, len(self.classes) + 1
+        if images.ndim != 4 or images.shape[2] != images.shape[3] or images.dtype != torch.uint8:
+            raise self._error(
                 "images must be uint8 [n, channels, size, size], "
-                f"got {images.dtype} {tuple(images.shape)}",
-                where=f"ImageSet {self.name!r}",
+                f"got {images.dtype} {tuple(images.shape)}"
             )
-        if not _is_index(offsets) or len(offsets) != len(self.classes) + 1:
-            raise InputError(
-                f"offsets must be int64 [{len(self.classes) + 1}], one more than classes, "
-                f"got {offsets.dtype} {tuple(offsets.shape)}",
-                where=f"ImageSet {self.name!r}",
+        if offsets.shape != (length,) or offsets.dtype != torch.int64:
+            raise self._error(
+                f"offsets must be int64 [{length}], one more than classes, "
+                f"got {offsets.dtype} {tuple(offsets.shape)}"
             )
-        edges = self.offsets.tolist()
-        if edges[0] != 0 or edges[-1] != len(self.images):
-            raise InputError(
-                f"offsets span {edges[0]}..{edges[-1]}, but there are {len(self.images)} images",
-                where=f"ImageSet {self.name!r}",
+        if int(offsets[0]) != 0 or int(offsets[-1]) != len(images):
+            raise self._error(
+                f"offsets span {int(offsets[0])}..{int(offsets[-1])}, "
+                f"but there are {len(images)} images"
             )
-        empty = [c for c, (a, b) in zip(self.classes, pairwise(edges), strict=True) if a >= b]
+        empty = [c for c, n in zip(self.classes, self.counts.tolist(), strict=True) if n < 1]
         if empty:
-            raise InputError(
-                f"{len(empty)} classes have no image: {', '.join(map(repr, empty[:5]))}",
-                where=f"ImageSet {self.name!r}",
+            raise self._error(
+                f"{len(empty)} classes have no image: {', '.join(map(repr, empty[:5]))}"
             )
-        repeated = _repeated(self.classes)
-        if repeated:
-            raise InputError(
-                f"class names are not unique: {', '.join(map(repr, repeated[:5]))}",
-                where=f"ImageSet {self.name!r}",
-            )
+        if repeated := _repeated(self.classes):
+            raise self._error(f"class names are not unique: {', '.join(map(repr, repeated[:5]))}")
+
+    def _error(self, what: str) -> InputError:
+        return InputError(what, where=f"ImageSet {self.name!r}")
 
     def __len__(self) -> int:
         """Number of images."""
@@ -109,56 +103,33 @@ class ImageSet:
         indices = [int(i) for i in class_indices]
         bad = [i for i in indices if not 0 <= i < len(self.classes)]
         if bad or _repeated(indices):
-            raise InputError(
+            raise self._error(
                 f"class indices must be distinct and in 0..{len(self.classes) - 1}; "
-                f"at fault: {(bad or _repeated(indices))[:5]}",
-                where=f"ImageSet {self.name!r}",
+                f"at fault: {(bad or _repeated(indices))[:5]}"
             )
-        edges = self.offsets.tolist()
-        runs = [torch.arange(edges[i], edges[i + 1]) for i in indices]
-        rows = torch.cat(runs) if runs else torch.empty(0, dtype=torch.int64)
-        return ImageSet(
-            self.name,
-            self.images[rows],
-            _offsets([len(run) for run in runs]),
-            tuple(self.classes[i] for i in indices),
-        )
+        groups = self.groups()
+        classes = [self.classes[i] for i in indices]
+        return ImageSet.by_class(self.name, [groups[i] for i in indices], classes)
 
     def with_rotations(self) -> ImageSet:
         """Each class followed by its copies turned by 90, 180 and 270 degrees, as new classes.
 
         Class c becomes the classes 4c .. 4c + 3; the copies are named "<name>@90" and so on.
         """
-        turned = [torch.rot90(self.images, k, dims=(2, 3)) for k in range(4)]
-        edges = self.offsets.tolist()
-        parts = [t[a:b] for a, b in pairwise(edges) for t in turned]
-        names = [c + s for c in self.classes for s in ("", "@90", "@180", "@270")]
-        images = torch.cat(parts) if parts else self.images
-        return ImageSet(self.name, images, _offsets([len(p) for p in parts]), tuple(names))
+        groups = [torch.rot90(g, k, dims=(2, 3)) for g in self.groups() for k in range(4)]
+        classes = [c + turn for c in self.classes for turn in ("", "@90", "@180", "@270")]
+        return ImageSet.by_class(self.name, groups, classes)
 
-    @staticmethod
-    def from_groups(name: str, groups: Mapping[str, Sequence[Tensor]]) -> ImageSet:
-        """A set from lists of images by class name; classes are sorted by code point.
+    def groups(self) -> list[Tensor]:
+        """The images of each class."""
+        return list(self.images.split(self.counts.tolist()))
 
-        Args:
-            name: The source.
-            groups: Class name -> images, each uint8 [channels, size, size], all of one shape.
-
-        Raises:
-            InputError: For no class at all, a class without images, or unequal shapes.
-        """
-        if not groups:
-            raise InputError("no classes given", where=f"ImageSet {name!r}")
-        classes = tuple(sorted(groups))
-        images = [image for c in classes for image in groups[c]]
-        shapes = {tuple(image.shape) for image in images}
-        if len(shapes) != 1:
-            raise InputError(
-                f"images must have one shape, got {sorted(shapes)[:5]}", where=f"ImageSet {name!r}"
-            )
-        return ImageSet(
-            name, torch.stack(images), _offsets([len(groups[c]) for c in classes]), classes
-        )
+    @classmethod
+    def by_class(cls, name: str, groups: Sequence[Tensor], classes: Sequence[str]) -> ImageSet:
+        """The inverse of `groups`; see `ImageSet` for the errors."""
+        offsets = torch.tensor([0, *map(len, groups)]).cumsum(0)
+        images = torch.cat(list(groups)) if groups else torch.empty(0, 1, 1, 1).byte()
+        return cls(name, images, offsets, tuple(classes))
 
 
 def decode(data: bytes, *, size: int, channels: int, where: str) -> Tensor:
@@ -184,7 +155,8 @@ def decode(data: bytes, *, size: int, channels: int, where: str) -> Tensor:
     check_geometry(size, channels)
     try:
         with Image.open(io.BytesIO(data)) as image:
-            _refuse_huge(image.width * image.height, where)
+            if image.width * image.height > MAX_PIXELS:
+                raise _too_large(f"{image.width * image.height:,} pixels", where)
             pixels = np.asarray(_flatten(image, channels, where).resize((size, size), _BILINEAR))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large("more than PIL accepts", where) from None
@@ -246,30 +218,12 @@ def _may_be_turned(image: Image.Image) -> bool:
     return image.format == "TIFF" or not sources.isdisjoint(image.info)
 
 
-def _refuse_huge(pixels: int, where: str) -> None:
-    if pixels > MAX_PIXELS:
-        raise _too_large(f"{pixels:,} pixels", where)
-
-
 def _too_large(how_large: str, where: str) -> InputError:
     return InputError(
         f"image too large ({how_large}; the limit is {MAX_PIXELS:,} pixels)",
         where=where,
         fix="shrink it before loading",
     )
-
-
-def _is_image_stack(images: Tensor) -> bool:
-    square = images.ndim == 4 and images.shape[2] == images.shape[3]
-    return square and images.dtype == torch.uint8
-
-
-def _is_index(offsets: Tensor) -> bool:
-    return offsets.ndim == 1 and offsets.dtype == torch.int64
-
-
-def _offsets(counts: Sequence[int]) -> Tensor:
-    return torch.tensor([0, *counts], dtype=torch.int64).cumsum(0)
 
 
 def _repeated(items: Sequence[Hashable]) -> list[Hashable]:

@@ -37,21 +37,6 @@ def readable(name: str) -> str:
     return " ".join(name.rpartition("/")[2].replace("_", " ").split())
 
 
-def require(data_dir: Path | None, title: str) -> Path:
-    """`data_dir`, which the set called `title` cannot do without.
-
-    Raises:
-        InputError: When it is None.
-    """
-    if data_dir is None:
-        raise InputError(
-            f"{title} is not embedded",
-            where="data_dir",
-            fix="give the folder or archive that holds it",
-        )
-    return data_dir
-
-
 def check_split(split: str | None, known: Sequence[str], title: str) -> str:
     """`split`, or the first of `known` for None.
 
@@ -65,24 +50,32 @@ def check_split(split: str | None, known: Sequence[str], title: str) -> str:
     return split
 
 
-def locate(path: str | os.PathLike[str], archives: Sequence[str]) -> Path:
-    """The first of `archives` that lies directly in the folder `path`, else `path` itself."""
+def locate(path: str | os.PathLike[str] | None, title: str, archives: Sequence[str] = ()) -> Path:
+    """The first of `archives` that lies directly in the folder `path`, else `path` itself.
+
+    Raises:
+        InputError: When there is no path, which the set called `title` cannot do without.
+    """
+    if path is None:
+        raise InputError(
+            f"{title} is not embedded",
+            where="data_dir",
+            fix="give the folder or archive that holds it",
+        )
     root = Path(path)
     return next((root / a for a in archives if (root / a).is_file()), root)
 
 
-def open_source(path: str | os.PathLike[str], archives: Sequence[str]) -> FileTree:
-    """Open a folder, a zip or a `.tar.gz`, or one of `archives` in a folder.
-
-    Args:
-        path: What the user gives.
-        archives: File names under which the set is distributed.
+def open_source(
+    path: str | os.PathLike[str] | None, title: str, archives: Sequence[str] = ()
+) -> FileTree:
+    """Open what `locate` finds: a folder, a zip or a `.tar.gz`.
 
     Raises:
         InputError: When the path is missing, or holds an entry that points outside it.
         DamagedFileError: For an unreadable archive.
     """
-    at = locate(path, archives)
+    at = locate(path, title, archives)
     packed = at.name.endswith(tarball.SUFFIXES) and at.is_file()
     return tarball.Tar(at) if packed else open_tree(at)
 
@@ -116,18 +109,43 @@ def read_lines(tree: FileTree, pattern: str, purpose: str) -> list[str]:
     """The lines of the text file that matches `pattern`, a fixed name; empty ones are left out.
 
     Raises:
-        InputError: When there is no such file; `purpose` says what it is needed for.
+        InputError: When there is no line; `purpose` says what they are needed for.
     """
     found = find(tree, pattern)
-    if not found:
+    text = tree.read(found[0][1]).decode("utf-8", "replace") if found else ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
         file = pattern.replace("\\", "")
         raise InputError(
-            f"there is no {file}",
+            f"{file} is empty" if found else f"there is no {file}",
             where=tree.where,
             fix=f"put it back where the official layout has it; {purpose}",
         )
-    text = tree.read(found[0][1]).decode("utf-8", "replace")
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    return lines
+
+
+def halve(
+    groups: Mapping[str, Sequence[_T]], seed: int, where: str
+) -> tuple[dict[str, list[_T]], dict[str, list[_T]]]:
+    """Split every class in two at random; of an odd number the first half gets one more.
+
+    Raises:
+        InputError: If a class has one item only.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    first, second = {}, {}
+    for name, items in groups.items():
+        if len(items) < 2:
+            raise InputError(
+                f"class {name!r} has {len(items)} image, and two halves need two",
+                where=where,
+                fix="give every class two images or more",
+            )
+        order = torch.randperm(len(items), generator=rng).tolist()
+        cut = (len(items) + 1) // 2
+        first[name] = [items[i] for i in sorted(order[:cut])]
+        second[name] = [items[i] for i in sorted(order[cut:])]
+    return first, second
 
 
 def choose(

@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
-
-import torch
 
 from ltdi.data.archive import FileTree
-from ltdi.data.images import ImageSet, check_geometry
+from ltdi.data.images import ImageSet
 from ltdi.data.layout import (
     ImageFile,
     check_split,
     choose,
     decode_groups,
     find,
+    halve,
     image_file,
     open_source,
     read_lines,
-    require,
 )
 from ltdi.errors import InputError
 
 URL = "https://www.robots.ox.ac.uk/~vgg/data/pets/"
-SPLITS = ("own", "official")
-_ARCHIVES = ("oxford-iiit-pet.zip",)
 _OWN = "complete the data, or use split='own', which needs no annotations"
 _LISTS = {"train": "trainval", "test": "test"}
 
@@ -33,9 +28,9 @@ _Breeds = dict[str, dict[str, ImageFile]]
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | None,
     *,
-    split: str = "own",
+    split: str | None = None,
     size: int = 96,
     channels: int = 3,
     seed: int = 0,
@@ -58,28 +53,18 @@ def load(
         InputError: For an unknown split, missing files, or a breed without images in a part.
         DamagedFileError: For an unreadable image or zip.
     """
-    check_geometry(size, channels)
-    check_split(split, SPLITS, "oxford-pets")
-    with open_source(path, _ARCHIVES) as tree:
+    split = check_split(split, ("own", "official"), "oxford-pets")
+    with open_source(path, "Oxford-IIIT Pets", ("oxford-iiit-pet.zip",)) as tree:
         breeds = _breeds(tree)
-        parts = _drawn(tree, breeds, seed) if split == "own" else _annotated(tree, breeds)
+        if split == "own":
+            images = {breed: list(group.values()) for breed, group in sorted(breeds.items())}
+            parts = dict(zip(_LISTS, halve(images, seed, tree.where), strict=True))
+        else:
+            parts = _annotated(tree, breeds)
         return {
             part: decode_groups(f"oxford-pets-{part}", groups, size=size, channels=channels)
             for part, groups in parts.items()
         }
-
-
-def load_named(
-    data_dir: Path | None, *, size: int, channels: int, split: str | None, seed: int
-) -> dict[str, ImageSet]:
-    """The registry's entry.
-
-    Raises:
-        InputError: As `load`, and when no `data_dir` is given.
-    """
-    chosen = check_split(split, SPLITS, "oxford-pets")
-    path = require(data_dir, "Oxford-IIIT Pets")
-    return load(path, split=chosen, size=size, channels=channels, seed=seed)
 
 
 def _breeds(tree: FileTree) -> _Breeds:
@@ -93,21 +78,6 @@ def _breeds(tree: FileTree) -> _Breeds:
             fix=f"unpack images.tar.gz and annotations.tar.gz of {URL} there",
         )
     return breeds
-
-
-def _drawn(tree: FileTree, breeds: _Breeds, seed: int) -> dict[str, dict[str, list[ImageFile]]]:
-    """Half of each breed's images for each part; of an odd number, training gets one more."""
-    generator = torch.Generator().manual_seed(seed)
-    train: dict[str, list[ImageFile]] = {}
-    test: dict[str, list[ImageFile]] = {}
-    for breed, images in sorted(breeds.items()):
-        files = list(images.values())
-        order = torch.randperm(len(files), generator=generator).tolist()
-        half = (len(files) + 1) // 2
-        train[breed] = [files[i] for i in sorted(order[:half])]
-        if order[half:]:
-            test[breed] = [files[i] for i in sorted(order[half:])]
-    return {"train": train, "test": choose(test, list(train), f"{tree.where}, part 'test'")}
 
 
 def _annotated(tree: FileTree, breeds: _Breeds) -> dict[str, dict[str, list[ImageFile]]]:

@@ -6,14 +6,30 @@ from __future__ import annotations
 Split = dict[str, tuple[str, ...]]
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
 def _split(train: str, val: str, test: str) -> Split:
     parts = {"train": train, "val": val, "test": test}
-    return {part: tuple(sorted(names.split())) for part, names in parts.items()}
+    return {part: tuple(sorted(_names(text))) for part, text in parts.items()}
 
 
 # In the order of their labels, as CIFAR100 below (Krizhevsky, 2009).
-_CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck"
-CIFAR10 = tuple(_CIFAR10.split())
+CIFAR10 = _names("airplane automobile bird cat deer dog frog horse ship truck")
+
+# Parkhi et al., 2012; Gong et al., 2012; Li et al., 2017.
+PETS = _names(
+    """
+    Abyssinian Bengal Birman Bombay British_Shorthair Egyptian_Mau Maine_Coon Persian Ragdoll
+    Russian_Blue Siamese Sphynx american_bulldog american_pit_bull_terrier basset_hound beagle boxer
+    chihuahua english_cocker_spaniel english_setter german_shorthaired great_pyrenees havanese
+    japanese_chin keeshond leonberger miniature_pinscher newfoundland pomeranian pug saint_bernard
+    samoyed scottish_terrier shiba_inu staffordshire_bull_terrier wheaten_terrier yorkshire_terrier
+    """
+)
+OFFICE = _names("backpack bike calculator headphones keyboard laptop monitor mouse mug projector")
+PACS = _names("dog elephant giraffe guitar horse house person")
 
 # CIFAR-100: superclass -> its five classes.
 _SUPERCLASSES = {
@@ -38,7 +54,7 @@ _SUPERCLASSES = {
     "vehicles_1": "bicycle bus motorcycle pickup_truck train",
     "vehicles_2": "lawn_mower rocket streetcar tank tractor",
 }
-SUPERCLASSES = {name: tuple(classes.split()) for name, classes in _SUPERCLASSES.items()}
+SUPERCLASSES = {name: _names(classes) for name, classes in _SUPERCLASSES.items()}
 CIFAR100 = tuple(sorted(c for classes in SUPERCLASSES.values() for c in classes))
 
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 from ltdi.data import splits
 from ltdi.data.archive import FileTree
-from ltdi.data.images import ImageSet, check_geometry
+from ltdi.data.images import ImageSet
 from ltdi.data.layout import (
     ImageFile,
     check_split,
@@ -18,17 +17,20 @@ from ltdi.data.layout import (
     image_file,
     open_source,
     read_lines,
-    require,
 )
 from ltdi.errors import InputError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
-SPLITS = ("tiered", "mini", "all")
 _ARCHIVES = ("tiny-imagenet-200.zip",)
 
 
 def load(
-    path: str | os.PathLike[str], *, split: str = "tiered", size: int = 64, channels: int = 3
+    path: str | os.PathLike[str] | None,
+    *,
+    split: str | None = None,
+    size: int = 64,
+    channels: int = 3,
+    seed: int = 0,
 ) -> dict[str, ImageSet]:
     """Read Tiny-ImageNet in its official layout; a class's train and val images are pooled.
 
@@ -41,6 +43,7 @@ def load(
             "all" (every class, as one part).
         size: Height and width of the images, in pixels; the originals have 64.
         channels: 1 (grey) or 3 (RGB).
+        seed: Not looked at.
 
     Returns:
         "train", "val" and "test", or "all"; classes are WordNet ids, see `words`.
@@ -49,9 +52,8 @@ def load(
         InputError: For an unknown split, or files or classes that are missing or do not fit.
         DamagedFileError: For an unreadable image or zip.
     """
-    check_geometry(size, channels)
-    check_split(split, SPLITS, "tiny-imagenet")
-    with open_source(path, _ARCHIVES) as tree:
+    split = check_split(split, ("tiered", "mini", "all"), "tiny-imagenet")
+    with open_source(path, "Tiny-ImageNet", _ARCHIVES) as tree:
         groups = _pooled(tree)
         lists: Mapping[str, tuple[str, ...]] = {
             "tiered": splits.TIERED,
@@ -75,25 +77,11 @@ def words(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         InputError: When one of the two files is missing, or a class has no words.
     """
-    with open_source(path, _ARCHIVES) as tree:
+    with open_source(path, "Tiny-ImageNet", _ARCHIVES) as tree:
         lines = read_lines(tree, r"words\.txt", "it names the classes")
         named = dict(line.split("\t", 1) for line in lines if "\t" in line)
         wnids = read_lines(tree, r"wnids\.txt", "it lists the classes")
         return choose(named, wnids, f"{tree.where}: words.txt", lack="classes have no words")
-
-
-def load_named(
-    data_dir: Path | None, *, size: int, channels: int, split: str | None, seed: int
-) -> dict[str, ImageSet]:
-    """The registry's entry; the data do not depend on `seed`.
-
-    Raises:
-        InputError: As `load`, and when no `data_dir` is given.
-    """
-    del seed
-    chosen = check_split(split, SPLITS, "tiny-imagenet")
-    path = require(data_dir, "Tiny-ImageNet")
-    return load(path, split=chosen, size=size, channels=channels)
 
 
 def _pooled(tree: FileTree) -> dict[str, list[ImageFile]]:

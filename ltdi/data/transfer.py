@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import torch
 
 from ltdi.data import cifar, domains, glyphs, oxford_pets, splits, tiny_imagenet
 from ltdi.data.images import ImageSet
-from ltdi.data.layout import locate
+from ltdi.data.layout import halve
 from ltdi.errors import InputError, unknown
 
 # Where each set lies in a directory that holds all of them.
@@ -58,80 +57,56 @@ class Target:
     names: tuple[str, ...]
 
 
-def halves(images: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Split every class in two at random; of an odd number the first half gets one more.
-
-    Raises:
-        InputError: If a class has one image only.
-    """
-    rng = torch.Generator().manual_seed(seed)
-    rows: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
-    for name, (a, b) in zip(images.classes, pairwise(images.offsets.tolist()), strict=True):
-        if b - a < 2:
-            raise InputError(
-                f"class {name!r} has {b - a} image, and two halves need two",
-                where=images.name,
-                fix="give every class two images or more",
-            )
-        order = torch.randperm(b - a, generator=rng) + a
-        cut = (b - a + 1) // 2
-        rows[0].append(order[:cut].sort().values)
-        rows[1].append(order[cut:].sort().values)
-    first, second = (
-        ImageSet(
-            f"{images.name}-{part}",
-            images.images[torch.cat(r)],
-            torch.tensor([0, *map(len, r)]).cumsum(0),
-            images.classes,
+def _halved(name: str, images: ImageSet, seed: int) -> Target:
+    """A set without official parts: of every class one half is the pool."""
+    rows = torch.arange(len(images)).split(images.counts.tolist())
+    named = {c: r.tolist() for c, r in zip(images.classes, rows, strict=True)}
+    pool, test = (
+        ImageSet.by_class(
+            f"{images.name}-{part}", [images.images[r] for r in half.values()], images.classes
         )
-        for part, r in zip(("pool", "test"), rows, strict=True)
+        for part, half in zip(("pool", "test"), halve(named, seed, images.name), strict=True)
     )
-    return first, second
+    return Target(name, pool, test, images.classes)
+
+
+def _parts(name: str, parts: Mapping[str, ImageSet]) -> Target:
+    """A set with official parts."""
+    return Target(name, parts["train"], parts["test"], parts["test"].classes)
 
 
 def _cifar10(path: Path, seed: int) -> Target:
-    parts = cifar.load(path, "cifar10")
-    return Target("cifar10", parts["train"], parts["test"], parts["test"].classes)
-
-
-def _cifar_fs(path: Path, seed: int) -> Target:
-    images = cifar.load(path, "cifar-fs")["test"]
-    return Target("cifar-fs", *halves(images, seed), images.classes)
+    return _parts("cifar10", cifar.load(path, "cifar10"))
 
 
 def _pets(path: Path, seed: int) -> Target:
-    parts = oxford_pets.load(path, split="own", size=96, channels=3, seed=seed)
-    return Target("oxford-pets", parts["train"], parts["test"], parts["test"].classes)
+    return _parts("oxford-pets", oxford_pets.load(path, split="own", seed=seed))
+
+
+def _cifar_fs(path: Path, seed: int) -> Target:
+    return _halved("cifar-fs", cifar.load(path, "cifar-fs")["test"], seed)
 
 
 def _pacs(path: Path, seed: int) -> Target:
-    zipped = locate(path, ("PACS.zip",))
-    images = domains.load_domains(zipped, size=64, channels=3, domains=("photo",))["photo"]
-    return Target("pacs-photo", *halves(images, seed), images.classes)
+    images = domains.load(path, "pacs", size=64, channels=3)["photo"]
+    return _halved("pacs-photo", images, seed)
 
 
 def _office(path: Path, seed: int) -> Target:
     """All four domains together: a class is a class wherever its picture was taken."""
-    zipped = locate(path, ("office_caltech10.zip",))
-    found = list(domains.load_domains(zipped, size=64, channels=3).values())
-    classes = found[0].classes
-    groups = {c: [i for part in found for i in _of(part, n)] for n, c in enumerate(classes)}
-    images = ImageSet.from_groups("office-caltech10", groups)
-    return Target("office-caltech10", *halves(images, seed), images.classes)
+    found = list(domains.load(path, "office-caltech10", size=64, channels=3).values())
+    groups = [torch.cat(group) for group in zip(*(part.groups() for part in found), strict=True)]
+    images = ImageSet.by_class("office-caltech10", groups, found[0].classes)
+    return _halved("office-caltech10", images, seed)
 
 
-def _of(images: ImageSet, number: int) -> list[torch.Tensor]:
-    a, b = images.offsets[number : number + 2].tolist()
-    return list(images.images[a:b])
-
-
-# Target set -> the data set it is read from, and how.
-TARGETS: dict[str, tuple[str, Callable[[Path, int], Target]]] = {
-    "cifar10": ("cifar10", _cifar10),
-    "oxford-pets": ("oxford-pets", _pets),
-    "office-caltech10": ("office-caltech10", _office),
-    "pacs-photo": ("pacs", _pacs),
-    "cifar-fs": ("cifar100", _cifar_fs),
+# Target set -> the data set it is read from, how, and its classes, which are facts.
+TARGETS: dict[str, tuple[str, Callable[[Path, int], Target], tuple[str, ...]]] = {
+    "cifar10": ("cifar10", _cifar10, splits.CIFAR10),
+    "oxford-pets": ("oxford-pets", _pets, splits.PETS),
+    "office-caltech10": ("office-caltech10", _office, splits.OFFICE),
+    "pacs-photo": ("pacs", _pacs, splits.PACS),
+    "cifar-fs": ("cifar100", _cifar_fs, splits.CIFAR_FS["test"]),
 }
 
 
@@ -169,78 +144,13 @@ def load_target(name: str, data_dir: str | os.PathLike[str], *, seed: int = 0) -
     """
     if name not in TARGETS:
         raise unknown("target set", name, TARGETS, where="--targets")
-    place, load = TARGETS[name]
+    place, load, _ = TARGETS[name]
     return load(_place(data_dir, place), seed)
 
 
-def target_names() -> Mapping[str, tuple[str, ...]]:
-    """The class names of all target sets, as far as they are facts that need no file."""
-    return {
-        "cifar10": splits.CIFAR10,
-        "oxford-pets": PETS,
-        "office-caltech10": OFFICE,
-        "pacs-photo": PACS,
-        "cifar-fs": splits.CIFAR_FS["test"],
-    }
-
-
-# Parkhi et al., 2012; Gong et al., 2012; Li et al., 2017.
-PETS = tuple(
-    [
-        "Abyssinian",
-        "Bengal",
-        "Birman",
-        "Bombay",
-        "British_Shorthair",
-        "Egyptian_Mau",
-        "Maine_Coon",
-        "Persian",
-        "Ragdoll",
-        "Russian_Blue",
-        "Siamese",
-        "Sphynx",
-        "american_bulldog",
-        "american_pit_bull_terrier",
-        "basset_hound",
-        "beagle",
-        "boxer",
-        "chihuahua",
-        "english_cocker_spaniel",
-        "english_setter",
-        "german_shorthaired",
-        "great_pyrenees",
-        "havanese",
-        "japanese_chin",
-        "keeshond",
-        "leonberger",
-        "miniature_pinscher",
-        "newfoundland",
-        "pomeranian",
-        "pug",
-        "saint_bernard",
-        "samoyed",
-        "scottish_terrier",
-        "shiba_inu",
-        "staffordshire_bull_terrier",
-        "wheaten_terrier",
-        "yorkshire_terrier",
-    ]
-)
-OFFICE = tuple(
-    [
-        "backpack",
-        "bike",
-        "calculator",
-        "headphones",
-        "keyboard",
-        "laptop",
-        "monitor",
-        "mouse",
-        "mug",
-        "projector",
-    ]
-)
-PACS = tuple(["dog", "elephant", "giraffe", "guitar", "horse", "house", "person"])
+def target_names() -> dict[str, tuple[str, ...]]:
+    """The class names of all target sets."""
+    return {name: classes for name, (_, _, classes) in TARGETS.items()}
 
 
 def _place(data_dir: str | os.PathLike[str], name: str) -> Path:
@@ -259,7 +169,7 @@ def synthetic(seed: int = 0) -> tuple[list[NamedSet], list[Target]]:
 
     The names are the characters' own ("GREEK SMALL LETTER ALPHA" shares words with its relatives).
     """
-    parts = glyphs.load_named(None, size=28, channels=1, split=None, seed=seed)
+    parts = glyphs.load(seed=seed)
     test = parts["test"].select(range(min(10, len(parts["test"].classes))))
     source = NamedSet("glyphs", (parts["train"],), parts["train"].classes)
-    return [source], [Target("glyphs", *halves(test, seed), test.classes)]
+    return [source], [_halved("glyphs", test, seed)]

@@ -16,8 +16,8 @@ from .conftest import conv, ink
 
 
 def images(classes: int = 3) -> ImageSet:
-    groups = {f"class {c}": list(ink(4 + c)) for c in range(classes)}
-    return ImageSet.from_groups("made", groups)
+    groups = [ink(4 + c) for c in range(classes)]
+    return ImageSet.by_class("made", groups, [f"class {c}" for c in range(classes)])
 
 
 def refuse(message: str) -> None:

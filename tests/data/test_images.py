@@ -19,15 +19,12 @@ from ltdi.errors import DamagedFileError, InputError
 from .conftest import png
 
 
-def make(counts: list[int], size: int = 4, channels: int = 1, prefix: str = "c") -> ImageSet:
+def make(counts: list[int], size: int = 4, channels: int = 1) -> ImageSet:
     generator = torch.Generator().manual_seed(sum(counts))
-    groups = {
-        f"{prefix}{i:02d}": list(
-            torch.randint(0, 256, (n, channels, size, size), generator=generator).byte()
-        )
-        for i, n in enumerate(counts)
-    }
-    return ImageSet.from_groups("made", groups)
+    groups = [
+        torch.randint(0, 256, (n, channels, size, size), generator=generator).byte() for n in counts
+    ]
+    return ImageSet.by_class("made", groups, [f"c{i:02d}" for i in range(len(counts))])
 
 
 def of_class(s: ImageSet, name: str) -> torch.Tensor:

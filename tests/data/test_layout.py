@@ -10,7 +10,7 @@ import torch
 
 from ltdi.data import layout, readable
 from ltdi.data.archive import open_tree
-from ltdi.data.images import ImageSet, decode
+from ltdi.data.images import decode
 from ltdi.data.layout import ImageFile
 from ltdi.errors import DamagedFileError, InputError
 
@@ -54,9 +54,9 @@ def test_a_folder_may_hold_the_archive(tmp_path: Path) -> None:
     tarred(tmp_path / "set.tar.gz", {"1.txt": b"tar"})
     for archives, expected in ((("set.zip",), b"zip"), (("no.zip", "set.tar.gz"), b"tar")):
         for path in (tmp_path, tmp_path / archives[-1]):
-            with layout.open_source(path, archives) as tree:
+            with layout.open_source(path, "a set", archives) as tree:
                 assert tree.read("1.txt") == expected
-    with layout.open_source(tmp_path, ("other.zip",)) as tree:
+    with layout.open_source(tmp_path, "a set", ("other.zip",)) as tree:
         assert tree.names == ("set.tar.gz", "set.zip")
 
 
@@ -70,17 +70,13 @@ def test_absent_names_are_told(tmp_path: Path) -> None:
     assert "the place" in message
 
 
-def test_decoding_agrees_with_image_set() -> None:
+def test_classes_are_sorted_and_decoded_in_turn() -> None:
     data = {"b": [png(1), png(2)], "a": [png(3)]}
     files = {c: [ImageFile("x", partial(bytes, d)) for d in group] for c, group in data.items()}
-    tensors = {
-        c: [decode(d, size=7, channels=3, where="x") for d in group] for c, group in data.items()
-    }
     ours = layout.decode_groups("s", files, size=7, channels=3)
-    theirs = ImageSet.from_groups("s", tensors)
-    assert (ours.name, ours.classes) == (theirs.name, theirs.classes)
-    assert torch.equal(ours.images, theirs.images)
-    assert torch.equal(ours.offsets, theirs.offsets)
+    assert (ours.name, ours.classes, ours.counts.tolist()) == ("s", ("a", "b"), [1, 2])
+    for image, file in zip(ours.images, [*data["a"], *data["b"]], strict=True):
+        assert torch.equal(image, decode(file, size=7, channels=3, where="x"))
     with pytest.raises(DamagedFileError, match="the second"):
         layout.decode_groups("s", {"a": [ImageFile("the second", bytes)]}, size=7, channels=3)
 

@@ -50,7 +50,7 @@ def test_breeds_without_an_image_in_a_part(tmp_path: Path) -> None:
     assert "annotations/test.txt" in str(caught.value)
     assert "split='own'" in str(caught.value)
     lone = zipped(tmp_path / "y.zip", pets() | {"images/Birman_1.jpg": png()})
-    with pytest.raises(InputError, match=r"'Birman'(.|\n)*part 'test'"):
+    with pytest.raises(InputError, match=r"'Birman' has 1 image, and two halves need two"):
         oxford_pets.load(lone)
 
 

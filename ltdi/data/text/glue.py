@@ -6,10 +6,9 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ltdi.data.archive import FileTree, open_tree
-from ltdi.data.layout import find, require
+from ltdi.data.archive import FileTree
+from ltdi.data.layout import find, open_source
 from ltdi.data.text.rows import Labelling, Row, assemble, decode
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError, unknown
@@ -105,7 +104,7 @@ def load(
     for part in parts:
         if part not in PARTS:
             raise unknown("part", part, PARTS, where=f"GLUE {about.folder}")
-    with open_tree(require(None if path is None else Path(path), "GLUE")) as tree:
+    with open_source(path, "GLUE") as tree:
         return {part: _read(tree, about, part) for part in parts}
 
 
