@@ -1,27 +1,33 @@
-"""One read-only view over a directory or a zip; nothing is ever extracted to disk."""
+"""One read-only view over a directory, a zip or a `.tar.gz`; nothing is ever extracted to disk."""
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
-import re
 import stat
 import struct
+import tarfile
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from types import TracebackType
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import NamedTuple
 
 from ltdi.errors import DamagedFileError, InputError
 
-# A small zip can claim gigabytes; no file of a data set read here comes near this.
+# A small archive can claim gigabytes; no file of a data set read here comes near this.
 MAX_FILE_BYTES = 256 * 2**20
+# Nor does what a tar unpacks to, which is held in memory.
+MAX_TAR_BYTES = 4 * MAX_FILE_BYTES
+TARS = (".tar.gz", ".tgz")
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
-_DRIVE = re.compile(r"[A-Za-z]:")
-_ZIP_ERRORS = (
+_ERRORS = (
     zipfile.BadZipFile,
+    tarfile.TarError,
     zlib.error,
     struct.error,
     EOFError,
@@ -30,6 +36,7 @@ _ZIP_ERRORS = (
     RuntimeError,  # zipfile's way of asking for a password
     NotImplementedError,  # an unknown compression method
 )
+_NO_FILE = "is a link or a device, not a file"
 
 
 class FileTree(ABC):
@@ -56,12 +63,11 @@ class FileTree(ABC):
             InputError: When it is larger than `MAX_FILE_BYTES`.
         """
 
-    @abstractmethod
     def open_zip(self, name: str) -> FileTree:
         """The tree inside a zip that is itself one of `names`."""
+        return _zip(io.BytesIO(self.read(name)), self.label(name))
 
-    @abstractmethod
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 (a directory holds nothing open)
         """Release the archive; `read` no longer works afterwards."""
 
     def label(self, name: str) -> str:
@@ -76,28 +82,23 @@ class FileTree(ABC):
         """The tree itself."""
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Close the archive."""
         self.close()
 
 
 def open_tree(path: str | os.PathLike[str]) -> FileTree:
-    """Open a directory or a zip.
+    """Open a directory, a `.tar.gz` or a zip.
 
     Raises:
         InputError: When the path is missing, or holds an entry that points outside it.
-        DamagedFileError: When a file is not a readable zip.
+        DamagedFileError: When a file is not a readable archive.
     """
     root = Path(path)
     if root.is_dir():
         return _Directory(root)
     if root.is_file():
-        return _Zip(root, str(root))
+        return _tar(root) if root.name.endswith(TARS) else _zip(root, str(root))
     raise InputError(
         "no such directory or zip file",
         where=str(root),
@@ -152,88 +153,134 @@ class _Directory(FileTree):
                 fix="check its permissions and the disk",
             ) from error
 
-    def open_zip(self, name: str) -> FileTree:
-        return _Zip(self._root / name, self.label(name))
+
+class _Entry(NamedTuple):
+    """An entry of an archive: its name and claimed size, what is wrong with it, what reads it."""
+
+    name: str
+    folder: bool
+    wrong: str
+    size: int
+    read: Callable[[], bytes]
+
+
+class _Packed(FileTree):
+    """The files of an archive, listed once and checked."""
+
+    def __init__(
+        self,
+        kind: str,
+        where: str,
+        entries: Iterable[_Entry],
+        file: zipfile.ZipFile | None = None,
+    ) -> None:
+        self.kind, self.where, self._file = kind, where, file
+        self._entries: dict[str, _Entry] = {}
+        found: list[str] = []
+        try:
+            with _intact(kind, where):
+                for entry in entries:
+                    path = PurePosixPath(entry.name)
+                    wrong = _unsafe(entry.name) or entry.wrong
+                    if wrong or str(path) in self._entries:
+                        raise self._refusal(entry, wrong or "is there twice")
+                    if any(map(_is_clutter, path.parts)):
+                        continue
+                    if entry.folder:
+                        found.append(str(path))
+                    else:
+                        self._entries[str(path)] = entry
+        except BaseException:
+            self.close()
+            raise
+        self.names, self.folders = tuple(sorted(self._entries)), tuple(sorted(found))
+
+    def read(self, name: str) -> bytes:
+        entry = self._entries[name]
+        _check_size(entry.size, self.label(name))
+        with _intact(self.kind, self.label(name)):
+            return entry.read()
 
     def close(self) -> None:
-        pass
+        if self._file is not None:
+            self._file.close()
 
-
-class _Zip(FileTree):
-    def __init__(self, source: Path | io.BytesIO, where: str) -> None:
-        self.where = where
-        try:
-            self._zip = zipfile.ZipFile(source)
-        except _ZIP_ERRORS as error:
-            raise DamagedFileError(
-                f"not a readable zip ({error})",
-                where=where,
-                fix="the file may be cut off or not a zip: fetch or pack it again",
-            ) from error
-        self._folders: list[str] = []
-        try:
-            self._entries = self._list()
-        except BaseException:
-            self._zip.close()
-            raise
-        self.names, self.folders = tuple(sorted(self._entries)), tuple(sorted(self._folders))
-
-    def _list(self) -> dict[str, zipfile.ZipInfo]:
-        entries: dict[str, zipfile.ZipInfo] = {}
-        for info in self._zip.infolist():
-            self._check_entry(info)
-            path = PurePosixPath(info.filename)
-            if any(_is_clutter(part) for part in path.parts):
-                continue
-            if info.is_dir():
-                self._folders.append(str(path))
-                continue
-            if str(path) in entries:
-                raise self._refusal(info, "is there twice")
-            entries[str(path)] = info
-        return entries
-
-    def _check_entry(self, info: zipfile.ZipInfo) -> None:
-        raw = info.orig_filename  # as stored: zipfile cleans `filename`
-        kind = stat.S_IFMT(info.external_attr >> 16)
-        if "\\" in raw or "\0" in raw:
-            raise self._refusal(info, "has a backslash or a null in its name")
-        if raw.startswith("/") or _DRIVE.match(raw):
-            raise self._refusal(info, "is an absolute path")
-        if ".." in raw.split("/"):
-            raise self._refusal(info, "leads out of the archive with '..'")
-        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            # zipfile unpacks a block of bzip2 at once: four kilobytes may be gigabytes.
-            raise self._refusal(info, "is packed by another method than deflate")
-        if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise self._refusal(info, "is a link or a device, not a file")
-
-    def _refusal(self, info: zipfile.ZipInfo, why: str) -> InputError:
+    def _refusal(self, entry: _Entry, why: str) -> InputError:
         return InputError(
-            f"entry {info.orig_filename!r} {why}",
+            f"entry {entry.name!r} {why}",
             where=self.where,
             fix="pack the files again under plain relative names, or give an unpacked folder",
         )
 
-    def read(self, name: str) -> bytes:
-        info = self._entries[name]
-        _check_size(info.file_size, self.label(name))
-        if info.flag_bits & 1:
-            raise DamagedFileError(
-                "entry is encrypted", where=self.label(name), fix="unpack it and give the folder"
+
+def _zip(source: Path | io.BytesIO, where: str) -> FileTree:
+    with _intact("zip", where):
+        file = zipfile.ZipFile(source)
+
+    def wrong(info: zipfile.ZipInfo) -> str:
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            # zipfile unpacks a block of bzip2 at once: four kilobytes may be gigabytes.
+            return "is packed by another method than deflate"
+        kind = stat.S_IFMT(info.external_attr >> 16)
+        return "" if kind in (0, stat.S_IFREG, stat.S_IFDIR) else _NO_FILE
+
+    # Names as stored: zipfile cleans `filename`.
+    entries = (
+        _Entry(i.orig_filename, i.is_dir(), wrong(i), i.file_size, partial(file.read, i))
+        for i in file.infolist()
+    )
+    return _Packed("zip", where, entries, file)
+
+
+def _tar(path: Path) -> FileTree:
+    """A gzipped tar, unpacked in memory: no header of it can claim more than there is."""
+    where = str(path)
+    with _intact("tar.gz", where):
+        with gzip.open(path) as stream:
+            data = stream.read(MAX_TAR_BYTES + 1)  # to the end, where the checksum is compared
+        if len(data) > MAX_TAR_BYTES:
+            raise InputError(
+                f"unpacks to more than {MAX_TAR_BYTES:,} bytes",
+                where=where,
+                fix="unpack it yourself, and give the folder",
             )
-        try:
-            return self._zip.read(info)
-        except _ZIP_ERRORS as error:
-            raise DamagedFileError(
-                f"damaged zip entry ({error})", where=self.label(name), fix="fetch or pack it again"
-            ) from error
+        tar = tarfile.TarFile(fileobj=io.BytesIO(data))
 
-    def open_zip(self, name: str) -> FileTree:
-        return _Zip(io.BytesIO(self.read(name)), self.label(name))
+    def read(info: tarfile.TarInfo) -> bytes:
+        file = tar.extractfile(info)
+        assert file is not None  # only regular files are listed
+        return file.read()
 
-    def close(self) -> None:
-        self._zip.close()
+    entries = (
+        _Entry(
+            i.name, i.isdir(), "" if i.isfile() or i.isdir() else _NO_FILE, i.size, partial(read, i)
+        )
+        for i in tar
+    )
+    return _Packed("tar.gz", where, entries)
+
+
+@contextmanager
+def _intact(kind: str, where: str) -> Iterator[None]:
+    try:
+        yield
+    except InputError:
+        raise
+    except _ERRORS as error:
+        raise DamagedFileError(
+            f"not a readable {kind} ({error})",
+            where=where,
+            fix=f"the file may be cut off or no {kind}: fetch or pack it again",
+        ) from error
+
+
+def _unsafe(name: str) -> str:
+    """Why a name would lead elsewhere on some system; nothing for others."""
+    if "\\" in name or "\0" in name:
+        return "has a backslash or a null in its name"
+    if PureWindowsPath(name).anchor:
+        return "is an absolute path"
+    return "leads out of the archive with '..'" if ".." in name.split("/") else ""
 
 
 def _is_clutter(part: str) -> bool:

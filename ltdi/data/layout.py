@@ -12,7 +12,6 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from ltdi import errors
-from ltdi.data import tarball
 from ltdi.data.archive import FileTree, open_tree
 from ltdi.data.images import ImageSet, check_geometry, decode
 from ltdi.errors import InputError
@@ -75,9 +74,7 @@ def open_source(
         InputError: When the path is missing, or holds an entry that points outside it.
         DamagedFileError: For an unreadable archive.
     """
-    at = locate(path, title, archives)
-    packed = at.name.endswith(tarball.SUFFIXES) and at.is_file()
-    return tarball.Tar(at) if packed else open_tree(at)
+    return open_tree(locate(path, title, archives))
 
 
 def find(tree: FileTree, pattern: str) -> list[tuple[re.Match[str], str]]:
