@@ -15,13 +15,12 @@ from torch import Tensor
 
 from ltdi.adapters.source import TaskRows, word_features
 from ltdi.collect import Preparation
-from ltdi.data.text import SubTask, subtasks
+from ltdi.data.text import KINDS, subtasks
 from ltdi.errors import InputError
 from ltdi.lora import Adapter, Fitted, fit_adapter
 
 # Slices of a task that branches are fitted to.
 SLICES = 3
-_KINDS = ("rows", "length", "topic")
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,12 @@ def plan(adapter: Adapter, source: TaskRows, runs: Runs, *, seed: int = 0) -> li
         Run(run_name(runs, i), i, "trunk", source.fit, 1_000_003 * (seed + 1) + i)
         for i in range(runs.trunks)
     ]
-    drawn = {kind: _sub_tasks(adapter, source, runs, kind, seed) for kind in _KINDS}
+    drawn = {kind: _sub_tasks(adapter, source, runs, kind, seed) for kind in KINDS}
     for j in range(runs.branches):
         # Every trunk meets every kind.
-        shift = j // runs.trunks if runs.trunks % len(_KINDS) == 0 else 0
-        kind = _KINDS[(j + shift) % len(_KINDS)]
-        rows = source.fit[next(drawn[kind]).rows]
+        shift = j // runs.trunks if runs.trunks % len(KINDS) == 0 else 0
+        kind = KINDS[(j + shift) % len(KINDS)]
+        rows = source.fit[next(drawn[kind])]
         number = 2_000_003 * (seed + 1) + j
         name = run_name(runs, runs.trunks + j)
         out.append(Run(name, j % runs.trunks, kind, rows, number))
@@ -141,7 +140,7 @@ def branch_point(runs: Runs, segments: int) -> int:
 
 def _sub_tasks(
     adapter: Adapter, source: TaskRows, runs: Runs, kind: str, seed: int
-) -> Iterator[SubTask]:
+) -> Iterator[Tensor]:
     texts, n = source.train.select(source.fit), max(1, runs.branches)
     size = len(texts) // (2 if kind == "rows" else 2 * SLICES)
     words = word_features(adapter.base, source.inputs[source.fit]) if kind == "topic" else None

@@ -70,7 +70,7 @@ def fit_adapter(
     Args:
         adapter: What is fitted.
         inputs: [P, channels, T] of `encode`, the rows of the task only.
-        targets: [P] classes, or values of a regression (`TextSet.targets`, `SubTask.targets`).
+        targets: [P] classes, or values of a regression (`TextSet.targets`).
         preparation: Optimiser, rate, steps, segments, batch (0: all), SAM, smoothing; decay is
             towards the start.
         rng: Source of batches.

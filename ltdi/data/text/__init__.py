@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ltdi.data.text import glue, hub, intact, rules, table
-from ltdi.data.text.subtasks import KINDS, SubTask, kmeans, subtasks
+from ltdi.data.text.subtasks import KINDS, kmeans, subtasks
 from ltdi.data.text.table import Columns
 from ltdi.data.text.textset import Text, TextSet
 from ltdi.errors import InputError, unknown
@@ -14,7 +14,6 @@ from ltdi.errors import InputError, unknown
 __all__ = [
     "KINDS",
     "Columns",
-    "SubTask",
     "Text",
     "TextSet",
     "description",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ltdi.data.archive import FileTree
 from ltdi.data.layout import find, open_source
-from ltdi.data.text.rows import Labelling, Row, assemble, decode
+from ltdi.data.text.rows import Labelling, assemble, decode
+from ltdi.data.text.table import Columns, rows_of
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError, unknown
 
@@ -22,16 +23,14 @@ class GlueTask:
 
     Attributes:
         folder: Official name of its folder.
-        texts: Columns of the text, or of the two texts.
-        label: Column of the label.
+        columns: Of the text, or of the two texts, and of the label.
         labelling: Values, names and metrics; the first metric is the headline.
         headless: Columns of train and dev where they have no header line.
     """
 
     folder: str
-    texts: tuple[str, ...]
-    label: str = "label"
-    labelling: Labelling = field(default_factory=Labelling)
+    columns: Columns
+    labelling: Labelling
     headless: tuple[str, ...] = ()
 
 
@@ -46,31 +45,29 @@ _ENTAILMENT = ("entailment", "not_entailment")
 TASKS = {
     "cola": GlueTask(
         "CoLA",
-        ("sentence",),
-        labelling=_classes("unacceptable", "acceptable", metrics=("matthews",)),
+        Columns("sentence"),
+        _classes("unacceptable", "acceptable", metrics=("matthews",)),
         headless=("source", "label", "mark", "sentence"),
     ),
-    "sst-2": GlueTask("SST-2", ("sentence",), labelling=_classes("negative", "positive")),
+    "sst-2": GlueTask("SST-2", Columns("sentence"), _classes("negative", "positive")),
     "mrpc": GlueTask(
         "MRPC",
-        ("#1 String", "#2 String"),
-        "Quality",
+        Columns("#1 String", "#2 String", "Quality"),
         _classes("not_equivalent", "equivalent", metrics=("accuracy", "f1")),
     ),
     "qnli": GlueTask(
-        "QNLI", ("question", "sentence"), labelling=_classes(*_ENTAILMENT, values=_ENTAILMENT)
+        "QNLI", Columns("question", "sentence"), _classes(*_ENTAILMENT, values=_ENTAILMENT)
     ),
     "rte": GlueTask(
-        "RTE", ("sentence1", "sentence2"), labelling=_classes(*_ENTAILMENT, values=_ENTAILMENT)
+        "RTE", Columns("sentence1", "sentence2"), _classes(*_ENTAILMENT, values=_ENTAILMENT)
     ),
     "sts-b": GlueTask(
         "STS-B",
-        ("sentence1", "sentence2"),
-        "score",
+        Columns("sentence1", "sentence2", "score"),
         Labelling(True, label_range=(0.0, 5.0), metrics=("spearman", "pearson")),
     ),
     "wnli": GlueTask(
-        "WNLI", ("sentence1", "sentence2"), labelling=_classes("not_entailment", "entailment")
+        "WNLI", Columns("sentence1", "sentence2"), _classes("not_entailment", "entailment")
     ),
 }
 # What each task asks; the words are ours.
@@ -142,52 +139,26 @@ def _read(tree: FileTree, about: GlueTask, part: str) -> TextSet:
         )
     name = found[0][1]
     where = tree.label(name)
-    lines = _lines(decode(tree.read(name), where))
     headless = about.headless if part != "test" else ()
-    columns = headless or _header(lines, where)
-    places = [_place(c, columns, where) for c in about.texts]
-    labelled = part != "test" or about.label in columns
-    label = _place(about.label, columns, where) if labelled else None
-    rows = [
-        Row(
-            number,
-            fields[places[0]],
-            fields[places[1]] if len(places) > 1 else None,
-            fields[label] if label is not None else None,
-        )
-        for number, fields in _fields(lines, len(columns), where)
-    ]
+    records = _records(decode(tree.read(name), where), headless, where)
+    rows = rows_of(records, about.columns, where, labelled=part != "test")
     return assemble(f"{about.folder}-{part}", rows, about.labelling, where)
 
 
-def _lines(text: str) -> Iterator[tuple[int, str]]:
+def _records(
+    text: str, headless: Sequence[str], where: str
+) -> Iterator[tuple[int, dict[str, str]]]:
     # Not splitlines(): it also cuts at characters that stand inside sentences.
-    lines = text.removesuffix("\n").split("\n") if text else []
-    return ((number, line.removesuffix("\r")) for number, line in enumerate(lines, 1))
-
-
-def _header(lines: Iterator[tuple[int, str]], where: str) -> tuple[str, ...]:
-    first = next(lines, None)
-    if first is None:
+    lines = enumerate(text.removesuffix("\n").split("\n") if text else (), 1)
+    fields = ((number, line.removesuffix("\r").split("\t")) for number, line in lines)
+    header = headless or next(fields, (0, ()))[1]
+    if not header:
         raise InputError("the file is empty", where=where, fix="fetch it again")
-    return tuple(first[1].split("\t"))
-
-
-def _fields(
-    lines: Iterator[tuple[int, str]], count: int, where: str
-) -> Iterator[tuple[int, list[str]]]:
-    for number, line in lines:
-        fields = line.split("\t")
-        if len(fields) != count:
+    for number, row in fields:
+        if len(row) != len(header):
             raise InputError(
-                f"{len(fields)} columns instead of {count}",
+                f"{len(row)} columns instead of {len(header)}",
                 where=f"{where}, line {number}",
                 fix="repair the line: columns are split at tabs, quotes have no meaning",
             )
-        yield number, fields
-
-
-def _place(column: str, columns: Sequence[str], where: str) -> int:
-    if column not in columns:
-        raise unknown("column", column, columns, where=f"{where}, header")
-    return columns.index(column)
+        yield number, dict(zip(header, row, strict=True))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from ltdi.data.text.rows import Row, assemble
+from ltdi.data.text.rows import assemble
 from ltdi.data.text.table import Columns, rows_of
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError
@@ -51,15 +50,12 @@ def _read(name: str, part: str, rows: Any, columns: Columns) -> TextSet:
     names = getattr(rows.features.get(columns.label), "names", None)
     where = f"{name}, {part}"
 
-    def records() -> Iterator[tuple[int, dict[str, Any]]]:
-        yield from enumerate(rows, 1)
-
-    read = rows_of(records(), columns, where, labelled=part != "test")
+    read = rows_of(enumerate(rows, 1), columns, where, labelled=part != "test")
     labelling = columns.labelling
     if names:
         labelling = replace(
             labelling, values=tuple(map(str, range(len(names)))), names=tuple(names)
         )
         if all(row.label == _UNKNOWN for row in read):
-            read = [Row(row.line, row.first, row.second, None) for row in read]
+            read = [row._replace(label=None) for row in read]
     return assemble(f"{name.rpartition('/')[2]}-{part}", read, labelling, where)

@@ -1,9 +1,8 @@
-"""Many tasks from few sets: index sets and label maps, never copies of texts."""
+"""Many tasks from few sets: rows of a set, never copies of texts."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,27 +10,7 @@ from torch import Tensor
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError, unknown
 
-KINDS = ("rows", "length", "topic", "labels")
-
-
-@dataclass(frozen=True)
-class SubTask:
-    """A task made of rows of a set.
-
-    Attributes:
-        rows: int64 [size] distinct rows.
-        relabel: int64 [classes], the class that each class becomes; None for a regression.
-        slice: Number of the slice that the rows are from; 0 where there are no slices.
-    """
-
-    rows: Tensor
-    relabel: Tensor | None
-    slice: int = 0
-
-    def targets(self, texts: TextSet) -> Tensor:
-        """What a model of this task is fitted to; see `TextSet.targets`."""
-        targets = texts.targets[self.rows]
-        return targets if self.relabel is None else self.relabel[targets]
+KINDS = ("rows", "length", "topic")
 
 
 def subtasks(
@@ -43,8 +22,8 @@ def subtasks(
     kind: str = "rows",
     slices: int = 4,
     embeddings: Tensor | None = None,
-) -> list[SubTask]:
-    """Draw `n` tasks of `size` rows; each has every class.
+) -> list[Tensor]:
+    """Draw `n` tasks: int64 [size] distinct rows each, with every class among them.
 
     Args:
         texts: Labelled texts.
@@ -53,21 +32,15 @@ def subtasks(
         size: Rows per task.
         kind: "rows" draws from all rows; "length" from one of `slices` parts of equal size,
             ordered by the number of words; "topic" from one of `slices` clusters of
-            `embeddings`; "labels" from all rows, with the classes permuted (not the identity).
+            `embeddings`.
         slices: Parts or clusters.
         embeddings: [rows, D], for "topic".
 
     Raises:
-        InputError: For an unknown kind, too few rows, or a kind that does not fit the set.
+        InputError: For an unknown kind, or too few rows.
     """
     if kind not in KINDS:
         raise unknown("kind of sub-task", kind, KINDS, where="kind")
-    if kind == "labels" and texts.regression:
-        raise InputError(
-            f"{texts.name} is a regression: it has no classes to permute",
-            where="kind",
-            fix="choose rows, length or topic",
-        )
     if n < 1 or slices < 1 or size < texts.outputs:
         raise InputError(
             f"{n} tasks of {size} rows in {slices} slices are not possible",
@@ -75,11 +48,10 @@ def subtasks(
             fix=f"choose n and slices >= 1, and size >= {texts.outputs}, the number of classes",
         )
     parts = _usable(_slices(texts, kind, slices, embeddings, rng), texts, size)
-    out = []
-    for _ in range(n):
-        number, rows = parts[int(torch.randint(len(parts), (), generator=rng))]
-        out.append(SubTask(_draw(rows, texts, size, rng), _relabel(texts, kind, rng), number))
-    return out
+    return [
+        _draw(parts[int(torch.randint(len(parts), (), generator=rng))], texts, size, rng)
+        for _ in range(n)
+    ]
 
 
 def kmeans(points: Tensor, clusters: int, rng: torch.Generator, *, iterations: int = 50) -> Tensor:
@@ -142,12 +114,13 @@ def _slices(
     return [everything]
 
 
-def _usable(parts: Sequence[Tensor], texts: TextSet, size: int) -> list[tuple[int, Tensor]]:
+def _usable(parts: Sequence[Tensor], texts: TextSet, size: int) -> list[Tensor]:
     """Slices with enough rows, and with every class."""
+    classes = len(texts.label_names)
     usable = [
-        (number, rows)
-        for number, rows in enumerate(parts)
-        if len(rows) >= size and len(_classes(texts, rows)) >= len(texts.label_names)
+        rows
+        for rows in parts
+        if len(rows) >= size and (not classes or len(texts.targets[rows].unique()) == classes)
     ]
     if not usable:
         raise InputError(
@@ -159,10 +132,6 @@ def _usable(parts: Sequence[Tensor], texts: TextSet, size: int) -> list[tuple[in
     return usable
 
 
-def _classes(texts: TextSet, rows: Tensor) -> Tensor:
-    return texts.targets[rows].unique() if texts.label_names else rows
-
-
 def _draw(rows: Tensor, texts: TextSet, size: int, rng: torch.Generator) -> Tensor:
     """Distinct rows in random order, one of each class for certain and the others at random."""
     order = rows[torch.randperm(len(rows), generator=rng)]
@@ -172,13 +141,3 @@ def _draw(rows: Tensor, texts: TextSet, size: int, rng: torch.Generator) -> Tens
     rest[firsts] = False
     chosen = torch.cat([order[firsts], order[rest][: size - len(firsts)]])
     return chosen[torch.randperm(size, generator=rng)]
-
-
-def _relabel(texts: TextSet, kind: str, rng: torch.Generator) -> Tensor | None:
-    if texts.regression:
-        return None
-    identity = torch.arange(texts.outputs)
-    new = identity
-    while kind == "labels" and torch.equal(new, identity):
-        new = torch.randperm(texts.outputs, generator=rng)
-    return new

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -142,7 +142,11 @@ def check_suffix(name: str) -> None:
 
 
 def rows_of(
-    records: Iterator[_Record], columns: Columns, where: str, *, labelled: bool = True
+    records: Iterable[tuple[int, Mapping[str, Any]]],
+    columns: Columns,
+    where: str,
+    *,
+    labelled: bool = True,
 ) -> list[Row]:
     """Records with their lines as rows.
 
@@ -227,13 +231,13 @@ def _unparsed(what: str, line: int, where: str) -> InputError:
     return InputError(what, where=f"{where}, line {line}", fix="repair the line")
 
 
-def _cell(record: dict[str, Any], column: str, where: str) -> Any:
+def _cell(record: Mapping[str, Any], column: str, where: str) -> Any:
     if column not in record:
         raise unknown("column", column, record, where=where)
     return record[column]
 
 
-def _text(record: dict[str, Any], column: str, where: str) -> str:
+def _text(record: Mapping[str, Any], column: str, where: str) -> str:
     value = _cell(record, column, where)
     if not isinstance(value, str):
         raise InputError(
