@@ -39,7 +39,7 @@ def fit_anchor(
     shots: tuple[int, ...],
     seed: int,
     ridges: tuple[float, ...] = (0.1, 0.3, 1.0, 3.0, 10.0),
-    spreads: tuple[float, ...] = (0.0, 1.0, 10.0),
+    spreads: tuple[float, ...] = (0.0, 1.0, 3.0, 10.0),
     refine: tuple[int, ...] = (0,),
 ) -> Anchor:
     """Fit a data-dependent anchor: estimates on `train`, free choices on `valid` classes.

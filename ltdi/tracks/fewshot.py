@@ -89,7 +89,7 @@ def _backbone(
         return train_classifier_backbone(seen, plan, progress=step)
 
     trained = cached_backbone(seen, plan, cache, train)
-    transform = replace(trained.transform, wiggle=preset.wiggle)
+    transform = replace(trained.transform, wiggle=preset.wiggle, flip=preset.flip)
     return Backbone(trained.net, transform, trained.config), held
 
 

@@ -25,6 +25,7 @@ class Preset:
             generator and the meta-learned peers are trained on (design section 3, point 9).
         wiggle: Whether features of a backbone trained here are means over slightly changed views;
             see `InputTransform`.
+        flip: Likewise, over an image and its mirror image.
         rotations: Whether rotated characters are classes of their own.
         recipe: Of `lt-di`; controls change one idea of it.
         peer_iterations: Outer iterations of meta-trained peers.
@@ -42,6 +43,7 @@ class Preset:
     mapping: FeatureMapping | None = None
     held_out: float = 0.3
     wiggle: bool = False
+    flip: bool = False
     rotations: bool = False
     valid_episodes: int = 200
 
@@ -111,7 +113,7 @@ PHOTOS = {
 # The same, seen at the size that the backbone was trained at: four times the time for features.
 LARGE = {n: p if n == "smoke" else replace(p, side=224) for n, p in PHOTOS.items()}
 
-_OWN = {"size": 64, "channels": 3, "mapping": FeatureMapping()}
+_OWN = {"size": 64, "channels": 3, "mapping": FeatureMapping(power=0.7), "flip": True}
 # Photographs of classes that ImageNet has: only a backbone trained here is honest.
 TRAINED = {
     "smoke": Preset(ClassifierTraining(epochs=1), _SMOKE, 15, 600, valid_episodes=40, **_OWN),  # type: ignore[arg-type]

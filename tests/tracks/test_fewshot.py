@@ -357,9 +357,12 @@ def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):
     again = run(("protonet",), cache=str(tmp_path))
     assert again.result.rows[0].mean == first.result.rows[0].mean
     # Views are no matter of training: with them the same net is another backbone.
-    seen = run(("protonet",), cache=str(tmp_path), preset=replace(TINY, wiggle=True)).world
-    plain = replace(seen.backbone.transform, wiggle=False)
-    assert seen.backbone.transform.wiggle and plain == first.world.backbone.transform
+    seen = run(
+        ("protonet",), cache=str(tmp_path), preset=replace(TINY, wiggle=True, flip=True)
+    ).world
+    views = seen.backbone.transform
+    plain = replace(views, wiggle=False, flip=False)
+    assert views.wiggle and views.flip and plain == first.world.backbone.transform
     assert digest(seen.backbone.tensors()) == digest(first.world.backbone.tensors())
     assert not torch.allclose(seen.test.features, first.world.test.features, rtol=0.01)
 
