@@ -24,9 +24,11 @@ from ltdi import cli
 from ltdi.backbone import Backbone
 from ltdi.data import ImageSet, folder
 from ltdi.errors import InputError
+from ltdi.evaluate import accuracy
 from ltdi.generator import Generator
 from ltdi.tasks import Support
 from ltdi.tracks import Track
+from ltdi.weights import query_logits
 from ltdi.zoo import Zoo
 from tests.folders import write_folders
 
@@ -239,7 +241,9 @@ def test_evaluate_writes_what_it_measures(place: Path, tmp_path: Path, capsys):
     assert "lt-di" in shown and "protonet" in shown
     result = json.loads(out.read_text())
     rows = {row["method"]: row for row in result["rows"]}
-    assert result["track"] == "evaluate" and set(rows) == {"lt-di", "protonet"}
+    assert result["track"] == "evaluate"
+    assert set(rows) == {"lt-di", "anchor", "protonet", "linear-probe"}
+    assert "On these images lt-di is " in shown
     # The same by hand, on the same episodes.
     gen = Generator.from_pretrained(place / "gen")
     bank = gen.backbone.bank(folder.load(place / "test", size=28, channels=1))
@@ -250,9 +254,22 @@ def test_evaluate_writes_what_it_measures(place: Path, tmp_path: Path, capsys):
     right = logits.argmax(-1) == torch.arange(4).repeat_interleave(3)
     assert rows["lt-di"]["mean"] == pytest.approx(float(right.float().mean()), abs=0.006)
     assert rows["lt-di"]["episodes"] == 50 and rows["lt-di"]["mean"] > 0.4
+    anchor = gen.weights(bank.features[tasks.support], strength=0.0, sharpness=1.0)
+    alone = query_logits(anchor, bank.features[tasks.query])
+    assert rows["anchor"]["mean"] == pytest.approx(float(accuracy(alone).mean()), abs=0.006)
     difference = rows["lt-di"]["mean"] - rows["protonet"]["mean"]
     assert result["settings"]["paired"]["protonet"]["mean"] == pytest.approx(difference, abs=1e-5)
     assert ltdi_(command, *arguments) == 0  # its own file may be replaced
+
+
+def test_evaluate_compares_with_the_peers_asked_for(place: Path, tmp_path: Path, capsys):
+    arguments = ["--generator", place / "gen", "--data-dir", place / "test", "--json"]
+    command = "evaluate --way 3 --query 3 --episodes 20 --peers finetune --steps 2"
+    assert ltdi_(command, *arguments, tmp_path / "r.json") == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"lt-di", "anchor", "finetune"}
+    assert ltdi_("evaluate --peers linear-prob", *arguments, tmp_path / "r.json") == 2
+    assert "did you mean 'linear-probe'" in capsys.readouterr().err
 
 
 def test_evaluate_lowers_the_queries_and_says_so(place: Path, capsys):

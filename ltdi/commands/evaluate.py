@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from ltdi.backbone import Backbone
+from ltdi.baselines import PEERS, Banks, Budget
 from ltdi.commands.adapters import evaluate_adapter
 from ltdi.commands.common import ERR, OUT, check_domain, check_target, needed
 from ltdi.crossdomain import split_domain
 from ltdi.data import folder
 from ltdi.data.text import Columns
-from ltdi.errors import InputError, MismatchError
-from ltdi.evaluate import latency_ms, score_tasks
+from ltdi.errors import InputError, MismatchError, unknown
+from ltdi.evaluate import Scores, latency_ms, on_bank, score_tasks
 from ltdi.files import claim_file
 from ltdi.generator import (
     AdapterGenerator,
@@ -24,12 +28,15 @@ from ltdi.generator import (
     HeadGenerator,
     ImageGenerator,
 )
+from ltdi.generator.linear import LinearHeads
 from ltdi.progress import bars
-from ltdi.report.table import Result, show
+from ltdi.report.table import Result, Row, show
 from ltdi.tasks import Episodes, FeatureBank
 from ltdi.tracks.episodes import check_counts
-from ltdi.tracks.measured import leads, scored
-from ltdi.weights import head_space, prototype_head, query_logits
+from ltdi.tracks.measured import in_words, leads, nll_of, scored
+
+# Peers that learn nothing but the support, so that any folder will do to tune them.
+SIMPLE = ("protonet", "simpleshot", "linear-probe", "finetune")
 
 
 def evaluate(
@@ -43,6 +50,7 @@ def evaluate(
     temperature: float | None = None,
     samples: int | None = None,
     seed: int = 0,
+    peers: str = "protonet,linear-probe",
     json: str | None = None,
     backbone: str | None = None,
     unlabelled: str | None = None,
@@ -67,6 +75,8 @@ def evaluate(
         temperature: Scale of the noise.
         samples: Weights drawn and averaged.
         seed: Of the episodes and the noise.
+        peers: What to compare with, with commas between: protonet, simpleshot, linear-probe,
+            finetune. They are tuned on other episodes of the same classes, which favours them.
         json: File for the result.
         backbone: A saved backbone that must be the generator's own; a check for scripts.
         unlabelled: Folder or zip of images of the same domain, in any folders, for a generator that
@@ -84,6 +94,10 @@ def evaluate(
         MismatchError: If the generator or its backbone is another than the one asked for.
     """
     check_counts(shot=shot, query=query, episodes=episodes)
+    beside = [name.strip() for name in peers.split(",") if name.strip()]
+    for name in beside:
+        if name not in SIMPLE:
+            raise unknown("peer", name, SIMPLE, where="--peers")
     file = claim_file(json, "result") if json else None
     gen = Generator.from_pretrained(generator)
     check_target(gen, target)
@@ -101,7 +115,7 @@ def evaluate(
         check_domain(gen, unlabelled=unlabelled, names=names)
         photos = _photos(gen, place, shot, unlabelled, names is not False, seed)
         shape = _Shape(way, shot, _room(photos.bank, shot, query), episodes)
-        result = _on_episodes(gen, photos, shape, options, seed)
+        result = _on_episodes(gen, photos, shape, options, seed, beside)
     else:
         raise InputError(
             f"this generator ({gen.kind}) does not go by labelled samples, and only those that do "
@@ -110,6 +124,8 @@ def evaluate(
             fix="see `ltdi bench` for measures of its kind",
         )
     show(result, OUT)
+    if pairs := result.settings.get("paired"):
+        OUT.print(in_words(pairs))
     if file:
         result.write_json(file)
 
@@ -185,26 +201,48 @@ class _Shape:
 
 
 def _on_episodes(
-    gen: ImageGenerator, photos: _Photos, shape: _Shape, options: dict[str, Any], seed: int
+    gen: ImageGenerator,
+    photos: _Photos,
+    shape: _Shape,
+    options: dict[str, Any],
+    seed: int,
+    beside: list[str],
 ) -> Result:
-    """The generator beside plain class means on the same episodes."""
+    """The generator, its anchor where that is a head, and peers on the same episodes."""
     bank = photos.bank
     tasks = bank.episodes(**asdict(shape), seed=seed)
 
-    def ours(part: Episodes) -> Tensor:
+    def ours(part: Episodes, **changed: Any) -> Tensor:
         s, q = bank.features[part.support], bank.features[part.query]
-        return gen.query_logits(gen.weights(s, seed=seed, **photos.described(part), **options), q)
+        told = {**photos.described(part), **options, **changed}
+        return gen.query_logits(gen.weights(s, seed=seed, **told), q)
 
-    def prototypes(part: Episodes) -> Tensor:
-        x = gen.features(bank.features[part.support])
-        y = gen.features(bank.features[part.query])
-        head = prototype_head(x.mean(2), 1.0)
-        return query_logits(head_space(x.shape[-1], x.shape[1]).flatten(head), y)
-
-    rows, scores = [], {}
-    for name, kind, predict in (("lt-di", "ours", ours), ("protonet", "peer", prototypes)):
-        scores[name] = score_tasks(predict, tasks)
-        rows.append(scored(name, kind, scores[name], latency_ms=latency_ms(predict, tasks)))
+    methods: dict[str, tuple[str, Callable[[Episodes], Tensor]]] = {"lt-di": ("ours", ours)}
+    if isinstance(gen, LinearHeads):
+        methods["anchor"] = ("control", partial(ours, strength=0.0, steps=1, temperature=0.0))
+    seen = replace(bank, features=gen.features(bank.features[:, None, None])[:, 0, 0])
+    rows: list[Row] = []
+    scores: dict[str, Scores] = {}
+    seconds: dict[str, float] = {}
+    with bars(ERR) as progress:
+        for name in beside:
+            peer = PEERS[name]()
+            start = time.perf_counter()
+            progress("peers", len(seconds), len(beside), f"tuning {name}")
+            # Not the episodes that are measured, but their classes.
+            budget = Budget(
+                0, shape.way, shape.shot, shape.query, valid_episodes=100, seed=seed + 1
+            )
+            peer.fit(Banks(seen, seen), budget)
+            seconds[name] = time.perf_counter() - start
+            methods[name] = ("peer", on_bank(peer.predict, seen))
+        progress("peers", len(beside), len(beside), "")
+        for number, (name, (kind, predict)) in enumerate(methods.items()):
+            progress("episodes", number, len(methods), name)
+            scores[name] = score_tasks(predict, tasks)
+            ms, tuned = latency_ms(predict, tasks), seconds.get(name, 0.0)
+            rows.append(scored(name, kind, scores[name], latency_ms=ms, train_s=tuned))
+        progress("episodes", len(methods), len(methods), "")
     settings = {
         "way": shape.way,
         "shot": shape.shot,
@@ -213,7 +251,7 @@ def _on_episodes(
         "generator": gen.revision,
         "sampling": asdict(gen.sampling(**options)),
         "paired": leads(scores),
-        "nll": float(scores["lt-di"].nll.mean()),
-        "ece": scores["lt-di"].ece,
+        "nll": nll_of(scores),
+        "ece": {name: round(s.ece, 5) for name, s in scores.items()},
     }
     return Result("evaluate", photos.name, "none", seed, settings, rows)

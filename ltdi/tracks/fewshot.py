@@ -17,13 +17,14 @@ from ltdi.backbone import (
     InputTransform,
     ProtoTraining,
     cached_backbone,
+    cached_bank,
     cached_banks,
     pretrained_backbone,
     train_backbone,
     train_classifier_backbone,
 )
 from ltdi.baselines import Budget, Method
-from ltdi.data import ImageSet, fetch
+from ltdi.data import ImageSet, fetch, folder
 from ltdi.errors import InputError, unknown
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Result
@@ -33,7 +34,7 @@ from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread,
 from ltdi.tracks.fewshot_methods import ALL_METHODS, World, methods_of
 from ltdi.tracks.fewshot_presets import NAMES, Preset, preset_of
 from ltdi.tracks.measured import kept
-from ltdi.tracks.run import Run, run_methods
+from ltdi.tracks.run import Run, run_elsewhere, run_methods
 from ltdi.tracks.track import Outcome, check_methods, chosen_preset
 
 
@@ -108,6 +109,7 @@ def bench(
     target: str = "head",
     backbone: str | None = None,
     side: int | None = None,
+    elsewhere: str | None = None,
     cache: str | None = None,
     download: bool = False,
     seed: int = 0,
@@ -134,6 +136,8 @@ def bench(
             "transformers:NAME", or a directory of a saved one.
         side: Side in pixels that a pretrained backbone sees; its own by default. Features take
             time by its square, and small images often gain.
+        elsewhere: Folders or zips of <class>/<image>, with commas between, that the methods are
+            tested on as well; nothing is fitted or chosen there.
         cache: Directory where trained backbones and features are kept between runs.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.
         seed: Fixes everything.
@@ -144,6 +148,12 @@ def bench(
         InputError: If a name is unknown or the data do not suffice.
     """
     if target == "net":
+        if elsewhere is not None:
+            raise InputError(
+                "whole nets are not tested elsewhere here",
+                where="--elsewhere",
+                fix="publish the generator with --out, and see `ltdi evaluate`",
+            )
         # The same tasks with another kind of weights, which is a track of its own.
         return nets.bench(
             dataset,
@@ -183,6 +193,7 @@ def bench(
     # Impossible episodes are refused before time is spent on a backbone.
     for w, s in shapes:
         sample_episodes(parts["test"].offsets, way=w, shot=s, query=query, episodes=1, seed=seed)
+    others = [_other(path.strip(), p, shapes) for path in elsewhere.split(",")] if elsewhere else []
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
         start = time.perf_counter()
         world = build_world(
@@ -195,15 +206,33 @@ def bench(
         )
         backbone_s = time.perf_counter() - start
         log({"event": "backbone", "backbone_s": backbone_s})
+        place = None if cache is None else Path(cache)
+        banks = [
+            cached_bank(
+                world.backbone, o, place, progress=lambda i, n: progress("features", i, n, "")
+            )
+            for o in others
+        ]
         runs: list[Run[Method]] = []
         for w, s in shapes:
-            title = f"{w}w{s}s" if len(shapes) > 1 else None
+            shape = f"{w}w{s}s"
+            title = f"{dataset} {shape}" if others else shape if len(shapes) > 1 else None
             budget = Budget(p.peer_iterations, w, s, query, p.valid_episodes, seed)
             made = methods_of(methods, recipe, world, w)
             with one_thread():
                 run = run_methods(made, world, budget, episodes, progress, log, title)
             runs.append(run)
             log({"event": "shape", "way": w, "shot": s, **run.measured()})
+            for other, bank in zip(others, banks, strict=True):
+                tests = bank.episodes(
+                    way=w,
+                    shot=s,
+                    query=bank.queries_left(s, query),
+                    episodes=episodes,
+                    seed=seed + 77_000,
+                )
+                with one_thread():
+                    runs.append(run_elsewhere(run, bank, tests, f"{other.name} {shape}"))
     about = {
         "way": shapes[0][0],
         "shot": shapes[0][1],
@@ -219,6 +248,18 @@ def bench(
     methods_of_one, shape = runs[0].methods, f"{dataset} {shapes[0][0]}w{shapes[0][1]}s"
     generators = kept(methods_of_one, result, lambda row: row.dataset or shape)
     return Outcome(result, world, methods_of_one, generators)
+
+
+def _other(path: str, preset: Preset, shapes: Sequence[tuple[int, int]]) -> ImageSet:
+    """A folder to test on; refused in time where an episode cannot be drawn from it."""
+    size = (preset.side or 224) if isinstance(preset.backbone, str) else preset.size
+    images = folder.load(path, size=size, channels=preset.channels)
+    for way, shot in shapes:
+        try:
+            sample_episodes(images.offsets, way=way, shot=shot, query=1, episodes=1, seed=0)
+        except InputError as error:
+            raise InputError(error.what, where=f"--elsewhere {path}", fix=error.fix) from None
+    return images
 
 
 def _seen_at(preset: Preset, side: int) -> Preset:

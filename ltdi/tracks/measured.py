@@ -61,6 +61,16 @@ def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
     return out
 
 
+def in_words(pairs: Mapping[str, Mapping[str, float]]) -> str:
+    """What `leads` says, in a line: what lt-di is above, level with and below."""
+    said: dict[str, list[str]] = {"above": [], "level with": [], "below": []}
+    for name, lead in pairs.items():
+        sure = abs(lead["mean"]) > lead["ci95"]
+        said["level with" if not sure else "above" if lead["mean"] > 0 else "below"].append(name)
+    told = [f"{how} {', '.join(names)}" for how, names in said.items() if names]
+    return f"On these images lt-di is {'; '.join(told)}."
+
+
 def facts_of(scores: Mapping[str, Scores]) -> dict[str, Any]:
     """What is told of every method beside its row: leads of lt-di, calibration, throughput."""
     return {

@@ -9,12 +9,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
-from ltdi.baselines.method import Budget, Contender
-from ltdi.evaluate import Scores, latency_ms, score_tasks
+from ltdi.baselines.method import Budget, Contender, Method
+from ltdi.evaluate import Scores, latency_ms, on_bank, score_tasks
 from ltdi.memory import reset_peak
 from ltdi.progress import Log, Progress, Step
 from ltdi.report.table import Row
-from ltdi.tasks import Episodes
+from ltdi.tasks import Episodes, FeatureBank
 from ltdi.tracks.measured import facts_of, sampling_of, scored
 
 M = TypeVar("M", bound=Contender)
@@ -100,3 +100,14 @@ def run_methods(
         facts = {key: found.get(name) for key, found in run.measured().items()}
         log({"event": "method", **asdict(row), **facts})
     return run
+
+
+def run_elsewhere(run: Run[Method], bank: FeatureBank, tests: Episodes, label: str) -> Run[Method]:
+    """The fitted methods of a run on episodes of another bank; nothing is chosen there."""
+    found: Run[Method] = Run(label, tests.query.shape[2], run.methods, {}, [])
+    for name, method in run.methods.items():
+        predict = on_bank(method.predict, bank)
+        scores = found.scores[name] = score_tasks(predict, tests)
+        ms = latency_ms(predict, tests)
+        found.rows.append(scored(name, method.kind, scores, latency_ms=ms, dataset=label))
+    return found

@@ -24,6 +24,7 @@ from ltdi.tracks.fewshot import bench
 from ltdi.tracks.fewshot_methods import ALL_METHODS, Generated, methods_of
 from ltdi.tracks.fewshot_presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
 from ltdi.weights import head_space, query_logits
+from tests.folders import write_folders
 
 RECIPE = Recipe(
     tasks=Tasks(ways=(3,), shots=(1, 5), query=8, per_setting=40, shard=40, folds=4),
@@ -429,3 +430,26 @@ def test_class_ids_are_tracked_from_images_to_solved_tasks(few_classes, monkeypa
     for part in ("val", "test"):
         assert not set(classes) & set(few_classes[part].classes)
         assert not pixels & {x.tobytes() for x in few_classes[part].images.numpy()}
+
+
+def test_a_folder_is_tested_beside_the_set_with_methods_that_never_saw_it(few_classes, tmp_path):
+    folder = write_folders(tmp_path / "mine", few_classes["test"])
+    result = run(("anchor", "linear-probe"), elsewhere=str(folder)).result
+    rows = {(row.dataset, row.method): row for row in result.rows}
+    own, mine = "glyphs 3w1s", "mine 3w1s"
+    assert set(rows) == {(d, m) for d in (own, mine) for m in ("anchor", "linear-probe")}
+    # The folder holds the images of the test classes: the same scores, to the last bit.
+    for method in ("anchor", "linear-probe"):
+        assert rows[own, method].mean == rows[mine, method].mean
+        assert rows[own, method].ci95 == rows[mine, method].ci95
+    assert result.settings["nll"][own] == result.settings["nll"][mine]
+
+
+def test_a_folder_that_is_too_small_is_refused_before_work(few_classes, tmp_path):
+    folder = write_folders(tmp_path / "mine", few_classes["test"].select([0, 1]))
+    with pytest.raises(
+        InputError, match=r"needs 3 classes, the data have 2\n  where: --elsewhere .*mine"
+    ):
+        run(("anchor",), elsewhere=str(folder), progress=lambda *_: pytest.fail("work began"))
+    with pytest.raises(InputError, match="whole nets"):
+        run(("lt-di",), elsewhere=str(folder), target="net")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ltdi.evaluate import Scores
-from ltdi.tracks.measured import leads, metrics_of, scored
+from ltdi.tracks.measured import in_words, leads, metrics_of, scored
 
 
 def scores(*accuracy: float) -> Scores:
@@ -29,6 +29,12 @@ def test_leads_are_paired_not_differences_of_intervals():
     assert found["b"] == {"mean": 0.1, "ci95": 0.0, "classes_ci95": 0.0}
     assert found["c"]["mean"] == 0 and found["c"]["ci95"] > 0.5
     assert leads({"b": scores(1.0)}) == {}
+
+
+def test_leads_in_words_go_by_the_interval():
+    pairs = {name: {"mean": mean, "ci95": 0.1} for name, mean in (("a", 0.2), ("b", -0.05))}
+    assert in_words(pairs) == "On these images lt-di is above a; level with b."
+    assert in_words({"c": {"mean": -0.2, "ci95": 0.1}}) == "On these images lt-di is below c."
 
 
 def test_a_card_tells_of_every_row_but_the_controls():
