@@ -164,17 +164,19 @@ class Trial:
                 best = max(rates[start], key=lambda r: rates[start][r])
                 p = replace(short, lr=short.lr * float(best))
                 curves = [self._again(place, start, seed, p, rows) for seed in seeds]
-                found[start] = torch.stack(curves).mean(0)
+                found[start] = torch.stack(curves)
             at = [short.steps * i // short.segments for i in range(short.segments + 1)]
-            good = (found["lt-di"] >= goal - 1e-9).nonzero()
+            ours, scratch = (found[start].mean(0).tolist() for start in ("lt-di", "scratch"))
             out[place.name] = {
                 "scratch": round(goal, 4),
                 "scratch steps": long.steps,
-                "warm": dict(zip(map(str, at), rounded(found["lt-di"].tolist(), 4), strict=True)),
-                "short": dict(
-                    zip(map(str, at), rounded(found["scratch"].tolist(), 4), strict=True)
-                ),
-                "steps to scratch's metric": at[int(good[0])] if len(good) else None,
+                "warm": dict(zip(map(str, at), rounded(ours, 4), strict=True)),
+                "short": dict(zip(map(str, at), rounded(scratch, 4), strict=True)),
+                "steps to scratch's metric": _reached(at, ours, goal),
+                "each seed's": [
+                    _reached(at, curve, own)
+                    for curve, own in zip(found["lt-di"].tolist(), goals, strict=False)
+                ],
                 "seeds": len(seeds),
                 "rates": rates,
             }
@@ -284,6 +286,11 @@ class Trial:
             max(peak_mb(), self.bench.kept.peak_mb),
             place.name,
         )
+
+
+def _reached(at: Sequence[int], curve: Sequence[float], goal: float) -> int | None:
+    """The first of the steps `at` where a curve is at a goal, if it ever is."""
+    return next((step for step, x in zip(at, curve, strict=True) if x >= goal - 1e-9), None)
 
 
 def _scores(

@@ -73,6 +73,7 @@ def test_the_result_is_json_and_says_what_was_compared(outcome: Outcome) -> None
     assert all(v["ratio"] > 0 and v["of"] == 1 for v in s["speed"].values())
     warm = s["warm start"]["tone, unseen"]
     assert list(warm["warm"]) == list(warm["short"]) == ["0", "1", "2", "3", "4", "5"]
+    assert warm["each seed's"] == [warm["steps to scratch's metric"]]  # of one
     assert set(warm["rates"]["lt-di"]) == {"0.5", "1", "1.5"}
     assert any(name.endswith(", unseen slice") for name in s["warm start"])
     assert set(s["chosen"]["lt-di"]["heads"]["tone"]) == {"auto", "generated"}
