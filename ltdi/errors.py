@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable, Mapping
 
 
 class LtdiError(Exception):
@@ -59,3 +60,31 @@ def unknown(kind: str, given: str, known: Iterable[str], *, where: str = "") -> 
     return InputError(
         f"unknown {kind} {given!r}", where=where, fix=f"{hint}choose one of: {', '.join(options)}"
     )
+
+
+def check(
+    where: str,
+    settings: object,
+    *,
+    known: Mapping[str, Collection[str]] | None = None,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> None:
+    """Refuse settings with a name that is not known, or a number out of its range.
+
+    Args:
+        where: What the settings are of, such as "meta".
+        settings: A dataclass.
+        known: The names that a field may have.
+        ranges: Lowest and highest value of a field, both allowed.
+
+    Raises:
+        InputError: With the first field at fault.
+    """
+    for name, names in (known or {}).items():
+        if getattr(settings, name) not in names:
+            raise unknown(name, getattr(settings, name), names, where=f"{where}.{name}")
+    for name, (low, high) in (ranges or {}).items():
+        value = getattr(settings, name)
+        if not low <= value <= high:  # written so that NaN is refused too
+            wanted = f"be at least {low}" if high == math.inf else f"lie in {low}..{high}"
+            raise InputError(f"{name} must {wanted}, got {value}", where=f"{where}.{name}")

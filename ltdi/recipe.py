@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from ltdi.collect import Preparation
 from ltdi.diffusion.losses import check_loss
-from ltdi.errors import InputError, unknown
+from ltdi.errors import InputError, check, unknown
 from ltdi.meta import MetaConfig
 
 
@@ -74,13 +75,7 @@ class Diffusion:
                 f"a chain of {self.steps:,} steps is longer than {MOST_STEPS:,}",
                 where="diffusion.steps",
             )
-        if not 0 <= self.first <= 1:
-            raise InputError(f"first must lie in 0..1, got {self.first}", where="diffusion.first")
-        if self.plus_weight < 0:
-            raise InputError(
-                f"plus_weight must be at least 0, got {self.plus_weight}",
-                where="diffusion.plus_weight",
-            )
+        check("diffusion", self, ranges={"first": (0, 1), "plus_weight": (0, math.inf)})
 
 
 @dataclass(frozen=True)

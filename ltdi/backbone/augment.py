@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.errors import InputError, unknown
+from ltdi.errors import check, unknown
 
 # Maps from output to input positions, in half sides; see `wiggle`.
 _STEP, _COS, _SIN = 3 / 28, math.cos(0.2), math.sin(0.2)
@@ -41,17 +41,7 @@ class Augmentation:
     cutout: float = 0.0
 
     def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            InputError: With the field and its range.
-        """
-        for name, low, high in (("crop", 0.01, 1), ("jitter", 0, 1), ("cutout", 0, 1)):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise InputError(
-                    f"{name} must lie in {low}..{high}, got {value}", where=f"augmentation.{name}"
-                )
+        check("augmentation", self, ranges={"crop": (0.01, 1), "jitter": (0, 1), "cutout": (0, 1)})
 
 
 def augment(x: Tensor, how: Augmentation, rng: torch.Generator) -> Tensor:

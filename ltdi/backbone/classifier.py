@@ -15,7 +15,7 @@ from ltdi.backbone.backbone import Backbone
 from ltdi.backbone.training import Progress, descend, forward, trainable
 from ltdi.backbone.transform import InputTransform
 from ltdi.data import ImageSet
-from ltdi.errors import InputError, unknown
+from ltdi.errors import InputError, check
 
 OPTIMISERS = ("sgd", "adamw")
 CLASSIFIERS = ("cosine", "linear")
@@ -61,27 +61,11 @@ class ClassifierTraining:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Check names and ranges.
-
-        Raises:
-            InputError: With the field at fault.
-        """
-        for name, known in (("optimiser", OPTIMISERS), ("classifier", CLASSIFIERS), ("mix", MIXES)):
-            if getattr(self, name) not in known:
-                raise unknown(name, getattr(self, name), known, where=f"training.{name}")
+        names = {"optimiser": OPTIMISERS, "classifier": CLASSIFIERS, "mix": MIXES}
         least = {"epochs": 1, "batch": 2, "stride": 1, "rotation_weight": 0}
-        for name, low in least.items():
-            if not getattr(self, name) >= low:
-                raise InputError(
-                    f"{name} must be at least {low}, got {getattr(self, name)}",
-                    where=f"training.{name}",
-                )
-        for name in ("warmup", "smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} must lie in [0, 1), got {getattr(self, name)}",
-                    where=f"training.{name}",
-                )
+        ranges = {name: (low, math.inf) for name, low in least.items()}
+        ranges |= {"warmup": (0, 1), "smoothing": (0, 1)}
+        check("training", self, known=names, ranges=ranges)
 
 
 class CosineClassifier(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.errors import InputError, unknown
+from ltdi.errors import InputError, check
 
-INTERPOLATIONS = ("bilinear", "bicubic")
 # Fields that the first files did not have: at these values they are left out of `fields`.
 _LATER: dict[str, Any] = {"interpolation": "bilinear", "flip": False, "wiggle": False}
 
@@ -44,13 +44,8 @@ class InputTransform:
     wiggle: bool = False
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"size must be at least 1, got {self.size}", where="transform.size")
-        if self.polarity not in ("ink", "keep"):
-            raise unknown("polarity", self.polarity, ("ink", "keep"), where="transform.polarity")
-        if self.interpolation not in INTERPOLATIONS:
-            where = "transform.interpolation"
-            raise unknown("interpolation", self.interpolation, INTERPOLATIONS, where=where)
+        names = {"polarity": ("ink", "keep"), "interpolation": ("bilinear", "bicubic")}
+        check("transform", self, known=names, ranges={"size": (1, math.inf)})
 
     def __call__(self, images: Tensor, *, first: int = 0) -> Tensor:
         """Transform.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ltdi.errors import InputError, unknown
+from ltdi.errors import InputError, check
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,7 @@ class Preparation:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.optimiser not in OPTIMISERS:
-            raise unknown("optimiser", self.optimiser, OPTIMISERS, where="prepare.optimiser")
+        check("prepare", self, known={"optimiser": OPTIMISERS})
         if self.segments < 1 or self.steps < 1 or self.steps % self.segments:
             raise InputError(
                 f"M = {self.steps} optimiser steps cannot hold k = {self.segments} equal segments",

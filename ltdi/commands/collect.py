@@ -31,7 +31,7 @@ from ltdi.commands.nets import begin_nets
 from ltdi.data import ImageSet
 from ltdi.data.text import Columns
 from ltdi.engine import Collection, Engine
-from ltdi.errors import InputError, unknown
+from ltdi.errors import InputError, check
 from ltdi.lora import LoraSpec
 from ltdi.meta import MetaConfig
 from ltdi.nets import InitialTraining, NetConfig, NetHost
@@ -100,8 +100,7 @@ class Collecting:
     runs: Runs = Runs()
 
     def __post_init__(self) -> None:
-        if self.target not in ("head", "net", "adapter"):
-            raise unknown("target", self.target, ("head", "net", "adapter"), where="--target")
+        check("collect", self, known={"target": ("head", "net", "adapter")})
 
     @property
     def recipe(self) -> Recipe:
@@ -261,11 +260,7 @@ def _check_tasks(recipe: Recipe, offsets: torch.Tensor, classes: int) -> None:
             raise InputError(
                 f"no {name} were given", where=f"tasks.{name}", fix="name at least one"
             )
-    for name in ("per_setting", "shard"):
-        if getattr(t, name) < 1:
-            raise InputError(
-                f"{name} must be at least 1, got {getattr(t, name)}", where=f"tasks.{name}"
-            )
+    check("tasks", t, ranges={"per_setting": (1, math.inf), "shard": (1, math.inf)})
     check_start(recipe)
     make_empty_anchor(recipe.anchor, 1)
     for way in t.ways:

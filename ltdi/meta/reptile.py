@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from ltdi.errors import DivergedError, InputError, unknown
+from ltdi.errors import DivergedError, check
 from ltdi.memory import keep_freed
 from ltdi.meta.checkpoint import (
     Checkpoint,
@@ -75,15 +75,9 @@ class MetaConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.meta not in ("reptile", "none"):
-            raise unknown("meta", self.meta, ("reptile", "none"), where="meta.meta")
-        if self.outer not in ("sgd", "adam"):
-            raise unknown("outer", self.outer, ("sgd", "adam"), where="meta.outer")
-        for name in ("iterations", "meta_batch", "inner_steps", "tasks", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(
-                    f"{name} must be at least 1, got {getattr(self, name)}", where=f"meta.{name}"
-                )
+        names = {"meta": ("reptile", "none"), "outer": ("sgd", "adam")}
+        least = ("iterations", "meta_batch", "inner_steps", "tasks", "checkpoint_every")
+        check("meta", self, known=names, ranges={name: (1, math.inf) for name in least})
 
     @property
     def learners(self) -> tuple[int, int, int]:

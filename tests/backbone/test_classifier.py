@@ -166,7 +166,7 @@ def test_one_class_is_refused(few: ImageSet) -> None:
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"batch": 1}, "batch must be at least 2"),
         ({"rotation_weight": -1.0}, "rotation_weight must be at least 0"),
-        ({"warmup": 1.0}, "warmup must lie in"),
+        ({"warmup": 1.1}, "warmup must lie in"),
         ({"smoothing": float("nan")}, "smoothing must lie in"),
     ],
 )
