@@ -11,11 +11,10 @@ from ltdi.analysis.bound import (
     curvature_within,
     softmax_smoothness,
 )
-from ltdi.analysis.curvature import Spectrum, classification_loss, lanczos, largest_eigenvalue
+from ltdi.analysis.curvature import classification_loss, lanczos, largest_eigenvalue
 
 __all__ = [
     "ConvergenceBound",
-    "Spectrum",
     "classification_loss",
     "convergence_bound",
     "curvature_within",

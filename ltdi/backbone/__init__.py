@@ -16,7 +16,6 @@ from ltdi.backbone.pretrained import (
 from ltdi.backbone.resnet import ResNet12
 from ltdi.backbone.training import ProtoTraining, leave_one_out_loss, train_backbone
 from ltdi.backbone.transform import InputTransform
-from ltdi.backbone.wrapped import EfficientNetLite, TransformersNet
 
 __all__ = [
     "CONFIG",
@@ -25,13 +24,11 @@ __all__ = [
     "Backbone",
     "ClassifierTraining",
     "ConvNet",
-    "EfficientNetLite",
     "FeatureMap",
     "FeatureMapping",
     "InputTransform",
     "ProtoTraining",
     "ResNet12",
-    "TransformersNet",
     "augment",
     "autocast",
     "cached_backbone",

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from ltdi.backbone.backbone import Backbone
 from ltdi.backbone.precision import lowers
 from ltdi.data import ImageSet
 from ltdi.errors import DamagedFileError, InputError, MismatchError
-from ltdi.files import DIGEST, digest, read_metadata, read_tensors, write_tensors
+from ltdi.files import digest, read_tensors, write_tensors
 from ltdi.tasks import FeatureBank
 
 
@@ -25,20 +23,17 @@ def cached_bank(
     directory: Path | str | None,
     *,
     progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] = warnings.warn,
 ) -> FeatureBank:
     """`Backbone.bank`, kept in a directory where there is one.
 
-    A file's name and metadata tell what its features depend on: backbone and transform (by
-    fingerprint), arithmetic, pixels and class names. A file that is damaged, or is not what its
-    name says, is told to `say` and made anew.
+    A file's name tells what its features depend on: backbone and transform (by fingerprint),
+    arithmetic, pixels and class names. A damaged file is made anew, with a warning.
 
     Args:
         backbone: The backbone.
         images: The images.
         directory: Where the features are kept; made where it is missing. None keeps nothing.
         progress: Called with images done and images in all, when features are computed.
-        say: Called with a message.
     """
     if directory is None:
         return backbone.bank(images, progress=progress)
@@ -51,10 +46,10 @@ def cached_bank(
     path = Path(directory) / f"features-{digest({}, about)}.safetensors"
     if path.is_file():
         try:
-            features = _read(path, about, len(images))
+            features = read_tensors(path)["features"]
             return FeatureBank(features, images.offsets, images.classes)
-        except (DamagedFileError, MismatchError) as error:
-            say(f"{error.what}; its features are computed again")
+        except DamagedFileError as error:
+            warnings.warn(f"{error.what}; its features are computed again", stacklevel=1)
     bank = backbone.bank(images, progress=progress)
     write_tensors(path, {"features": bank.features}, about)
     return bank
@@ -84,20 +79,17 @@ def cached_backbone(
     training: Any,
     directory: Path | str | None,
     train: Callable[[], Backbone],
-    *,
-    say: Callable[[str], None] = warnings.warn,
 ) -> Backbone:
     """The backbone that `train` makes of `images`, kept in a directory where there is one.
 
-    Its name tells what it was trained on and how; `train` runs where there is none, or where the
-    files are damaged, which is told to `say`.
+    Its name tells what it was trained on and how; `train` runs where there is none, or, with a
+    warning, where the files are damaged.
 
     Args:
         images: The images it is trained on.
         training: Its settings, a dataclass with the seed.
         directory: Where backbones are kept; made where it is missing. None keeps nothing.
         train: Makes the backbone.
-        say: Called with a message.
     """
     if directory is None:
         return train()
@@ -111,16 +103,7 @@ def cached_backbone(
         try:
             return Backbone.load(path)
         except (DamagedFileError, InputError, MismatchError) as error:
-            say(f"{error.what}; the backbone is trained again")
+            warnings.warn(f"{error.what}; the backbone is trained again", stacklevel=1)
     backbone = train()
     backbone.save(path)
     return backbone
-
-
-def _read(path: Path, about: Mapping[str, str], n: int) -> Tensor:
-    features = read_tensors(path).get("features")
-    found = read_metadata(path)
-    found.pop(DIGEST)
-    if features is None or features.ndim != 2 or len(features) != n or found != about:
-        raise MismatchError(f"{path.name} holds other features than its name says")
-    return features

@@ -7,12 +7,11 @@ components live here, not in meta-training (paper, section 4.2): sharpness-aware
 """
 
 from ltdi.collect.predictors import Closed, HeadPredictor, Predict, Slope, module_predictor
-from ltdi.collect.preparation import OPTIMISERS, SGD, Adam, Preparation
+from ltdi.collect.preparation import OPTIMISERS, Adam, Preparation
 from ltdi.collect.solving import Trajectories, optimise
 
 __all__ = [
     "OPTIMISERS",
-    "SGD",
     "Adam",
     "Closed",
     "HeadPredictor",

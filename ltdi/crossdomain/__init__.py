@@ -14,9 +14,6 @@ from ltdi.crossdomain.anchors import (
 )
 from ltdi.crossdomain.domains import Domain, split_domain, together
 from ltdi.crossdomain.training import (
-    DomainCollection,
-    DomainFold,
-    DomainObjective,
     DomainSet,
     domain_folds,
     prepare_domains,
@@ -25,9 +22,6 @@ from ltdi.crossdomain.training import (
 
 __all__ = [
     "Domain",
-    "DomainCollection",
-    "DomainFold",
-    "DomainObjective",
     "DomainSet",
     "Trial",
     "anchor_logits",

@@ -2,20 +2,16 @@
 
 from ltdi.meta.reptile import (
     Batch,
-    Loss,
     MetaConfig,
     MetaTrainer,
     Params,
-    Progress,
     reptile_displacement,
 )
 
 __all__ = [
     "Batch",
-    "Loss",
     "MetaConfig",
     "MetaTrainer",
     "Params",
-    "Progress",
     "reptile_displacement",
 ]
