@@ -16,9 +16,8 @@ from ltdi.backbone import InputTransform
 from ltdi.collect import Slope
 from ltdi.data import ImageSet
 from ltdi.files import tuples
-from ltdi.nets.grouped import Grouped
+from ltdi.nets.direct import grouped
 from ltdi.nets.net import NetConfig, net_space
-from ltdi.nets.unfolded import grouped
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace
 
@@ -175,12 +174,10 @@ class NetPredictor:
             them; otherwise inputs are images.
     """
 
-    # Products are large between windows only, where they see to it themselves.
     products = False
 
     def __init__(self, host: NetHost, space: WeightSpace, pool: Tensor | None = None) -> None:
         self.host, self.space, self.pool = host, space, pool
-        self.nets = Grouped(host.config)
 
     def __call__(self, theta: Tensor, inputs: Tensor) -> Tensor:
         """(theta [n], inputs [P, ...]) -> [P, way]."""
@@ -196,11 +193,12 @@ class NetPredictor:
 
     def parts(self, theta: Tensor) -> list[Tensor]:
         """See `Closed.parts`."""
-        return [x.contiguous() for x in self.nets.parts(self.space.unflatten(theta))]
+        nets = grouped(self.host.config, theta)
+        return [x.contiguous() for x in nets.parts(self.space.unflatten(theta))]
 
     def whole(self, parts: list[Tensor]) -> Tensor:
         """See `Closed.whole`."""
-        return self.space.flatten(self.nets.whole(parts))
+        return self.space.flatten(grouped(self.host.config, parts[0]).whole(parts))
 
     def slope(self, inputs: Tensor, labels: Tensor, smoothing: float) -> Slope:
         """See `Closed.slope`."""
