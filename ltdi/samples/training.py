@@ -21,6 +21,7 @@ from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetPredictor
+from ltdi.nets.direct import grouped
 from ltdi.parts import Parts
 from ltdi.pipeline import train_parts
 from ltdi.progress import Progress
@@ -206,14 +207,15 @@ def descended(
     """
     lessons, predict, found = Lessons(zoo), NetPredictor(zoo.host, zoo.space), {}
     start = lessons.centres
+    nets = grouped(zoo.host.config, start)
     for rate in rates:
         parts = predict.parts(start)
         optimiser = Adam([x.clone() for x in parts], rate)
         for step in range(steps):
             images, wanted = lessons.draw(rng, BATCH)
-            shown = predict.nets.enter(images.expand(len(start), *images.shape))
+            shown = nets.enter(images.expand(len(start), *images.shape))
             optimiser.lr = rate * (1 - step / steps)
-            gradient = predict.nets.gradient(
+            gradient = nets.gradient(
                 optimiser.parts, shown, wanted.expand(len(start), *wanted.shape)
             )
             optimiser.step([g.contiguous() for g in gradient])
