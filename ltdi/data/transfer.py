@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,6 +38,11 @@ class NamedSet:
     name: str
     parts: tuple[ImageSet, ...]
     names: tuple[str, ...]
+
+    def select(self, classes: Sequence[int]) -> NamedSet:
+        """The given classes, in the given order."""
+        parts = tuple(part.select(classes) for part in self.parts)
+        return NamedSet(self.name, parts, tuple(self.names[c] for c in classes))
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ltdi.backbone import (
-    FeatureMapping,
-    ProtoTraining,
-)
+from ltdi.backbone import FeatureMapping, ProtoTraining
+from ltdi.backbone.wrapped import EFFICIENTNET
 from ltdi.baselines import FineTune, LinearProbe, Ocd, ProtoNet, SimpleShot
 from ltdi.baselines.domains import DomainMethod, FewShot
 from ltdi.baselines.erm import Erm, ErmFineTune
@@ -36,7 +34,7 @@ from ltdi.tracks.domain_methods import (
 from ltdi.tracks.episodes import check_counts, one_thread, shapes_of
 from ltdi.tracks.measured import kept, leads, mean_row, nll_of, sampling_of
 from ltdi.tracks.run import Run, run_methods
-from ltdi.tracks.track import Outcome, check_methods, chosen_preset
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset, side_of
 
 Runs = Sequence[Run[DomainMethod]]
 UNNAMED = "lt-di-unnamed"
@@ -65,6 +63,7 @@ class Preset:
         choices: Tasks for each source domain and shape that choices are made on.
         held: How many domains are held out, the first ones; None for each in turn.
         training: Of the backbone for drawn characters.
+        side: Side in pixels that EfficientNet-lite0 sees; its own by default.
     """
 
     recipe: Recipe
@@ -73,6 +72,7 @@ class Preset:
     choices: int
     held: int | None = None
     training: ProtoTraining = ProtoTraining(iterations=1200)
+    side: int | None = None
 
 
 _RECIPE = Recipe(
@@ -141,6 +141,7 @@ def bench(
     episodes: int | None = None,
     unlabelled: float = 1 / 3,
     backbone: str | None = None,
+    side: int | None = None,
     cache: str | None = None,
     seed: int = 0,
     progress: Progress = lambda stage, done, total, text: None,
@@ -160,6 +161,7 @@ def bench(
         episodes: Test episodes for each domain; the preset's number by default.
         unlabelled: Share of a domain's images that is set aside, without labels, to see the domain.
         backbone: A pretrained backbone instead of EfficientNet-lite0.
+        side: Side in pixels that it sees; the preset's for EfficientNet-lite0, its own for others.
         cache: Directory where trained backbones and features are kept between runs.
         seed: Fixes everything.
         progress: Called as progress(stage, done, total, text).
@@ -182,7 +184,9 @@ def bench(
     classes = next(iter(sets.values())).classes
     _check_ways(shapes, len(classes))
     kept = None if cache is None else Path(cache)
-    net, raw = embed(dataset, sets, p.training, backbone, kept, seed, progress)
+    spec = backbone if dataset == "glyphs" else backbone or EFFICIENTNET
+    side = side_of(side, p.side, spec)
+    net, raw = embed(sets, p.training, spec, side, kept, seed, progress)
     recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
     worlds: dict[str, DomainWorld] = {}
     runs: dict[str, list[Run[DomainMethod]]] = {}
@@ -210,6 +214,7 @@ def bench(
         "threads": 1,
         "recipe": asdict(p.recipe),
         "backbone": net.config,
+        "side": net.transform.size,
         "mapping": None if net.config["kind"] == "conv" else asdict(FeatureMapping()),
         "peer_iterations": p.peer_iterations,
         "pool": {target: len(world.target.pool) for target, world in worlds.items()},

@@ -60,16 +60,19 @@ def load_sets(dataset: str, data_dir: str | None, seed: int) -> dict[str, ImageS
 
 
 def embed(
-    dataset: str,
     sets: dict[str, ImageSet],
     training: ProtoTraining,
     backbone: str | None,
+    side: int | None,
     cache: Path | None,
     seed: int,
     progress: Progress,
 ) -> tuple[Backbone, dict[str, FeatureBank]]:
-    """A frozen backbone that has seen no image of the data, and the features of every domain."""
-    if dataset == "glyphs" and backbone is None:
+    """A frozen backbone that has seen no image of the data, and the features of every domain.
+
+    A pretrained one sees images of `side`; None trains one on characters that no domain has.
+    """
+    if backbone is None:
         seen = glyphs.load(seed=seed)["train"]
         # Latin characters are what the domains draw.
         others = [i for i, c in enumerate(seen.classes) if not c.startswith("Latin/")]
@@ -83,7 +86,7 @@ def embed(
 
         net = cached_backbone(images, plan, cache, train)
     else:
-        net = pretrained_backbone(backbone or "efficientnet-lite0")
+        net = pretrained_backbone(backbone, size=side)
     banks = cached_banks(
         net, list(sets.values()), cache, progress=lambda i, n: progress("features", i, n, "")
     )

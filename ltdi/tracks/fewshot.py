@@ -35,7 +35,7 @@ from ltdi.tracks.fewshot_methods import ALL_METHODS, World, methods_of
 from ltdi.tracks.fewshot_presets import NAMES, Preset, preset_of
 from ltdi.tracks.measured import kept
 from ltdi.tracks.run import Run, run_elsewhere, run_methods
-from ltdi.tracks.track import Outcome, check_methods, chosen_preset
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset, side_of
 
 
 def build_world(
@@ -173,8 +173,8 @@ def bench(
         raise unknown("target", target, ("head", "net"), where="--target")
     label, p = chosen_preset(preset, {n: preset_of(dataset, n, backbone) for n in NAMES})
     check_methods(methods, ALL_METHODS)
-    if side is not None:
-        p = _seen_at(p, side)
+    pretrained = p.backbone if isinstance(p.backbone, str) else None
+    p = replace(p, side=side_of(side, p.side, pretrained))
     episodes = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=episodes)
     shapes = shapes_of(settings, way, shot)
@@ -260,17 +260,6 @@ def _other(path: str, preset: Preset, shapes: Sequence[tuple[int, int]]) -> Imag
         except InputError as error:
             raise InputError(error.what, where=f"--elsewhere {path}", fix=error.fix) from None
     return images
-
-
-def _seen_at(preset: Preset, side: int) -> Preset:
-    """The same budget with another side of the backbone's input."""
-    if not isinstance(preset.backbone, str):
-        raise InputError(
-            "the backbone of this data set is trained here, on images of its own size",
-            where="--side",
-            fix="leave it out, or name a pretrained one with --backbone",
-        )
-    return replace(preset, side=side)
 
 
 def _told(preset: Preset, runs: Sequence[Run[Method]]) -> dict[str, Any]:

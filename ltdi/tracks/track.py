@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from ltdi.backbone.wrapped import EFFICIENTNET
 from ltdi.errors import InputError, unknown
 from ltdi.generator import Generator
 from ltdi.report.table import Result
@@ -90,3 +91,23 @@ def check_methods(methods: Sequence[str], known: Collection[str]) -> None:
     for name in methods:
         if name not in known:
             raise unknown("method", name, known, where="--methods")
+
+
+def side_of(asked: int | None, preset: int | None, backbone: str | None) -> int | None:
+    """The side in pixels that a pretrained backbone sees; None for its own.
+
+    Args:
+        asked: What the user asks for.
+        preset: What the preset says of EfficientNet-lite0.
+        backbone: Its name; None for one that is trained here.
+
+    Raises:
+        InputError: If a side is asked for and the backbone is trained here.
+    """
+    if backbone is None and asked is not None:
+        raise InputError(
+            "the backbone of this data set is trained here, on images of its own size",
+            where="--side",
+            fix="leave it out, or take photographs and a pretrained --backbone",
+        )
+    return asked or (preset if backbone == EFFICIENTNET else None)

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ltdi.backbone.wrapped import EFFICIENTNET
 from ltdi.baselines.unseen import UNSEEN_PEERS, Adapted, UnseenMethod
 from ltdi.baselines.unseen.method import NamedBanks, UnseenBudget
 from ltdi.data.transfer import TARGETS
@@ -24,7 +25,7 @@ from ltdi.recipe import VARIANTS, Diffusion, Network
 from ltdi.report.table import Result, Row
 from ltdi.tracks.episodes import check_counts, one_thread
 from ltdi.tracks.measured import kept, sampling_of
-from ltdi.tracks.track import Outcome, check_methods, chosen_preset
+from ltdi.tracks.track import Outcome, check_methods, chosen_preset, side_of
 from ltdi.tracks.transfer_data import Scene, TransferData, load, subtasks_of
 from ltdi.tracks.transfer_methods import (
     ANCHOR,
@@ -53,6 +54,7 @@ class TransferPreset:
         valid_ways: Their ways.
         subtasks: Sub-tasks of 5 classes drawn from every target.
         thorough: Whether the prior's settings are searched.
+        side: Side in pixels that EfficientNet-lite0 sees; its own by default.
     """
 
     recipe: UnseenRecipe
@@ -61,6 +63,7 @@ class TransferPreset:
     valid_ways: tuple[int, ...] = (5, 10, 20, 37)
     subtasks: int = 600
     thorough: bool = True
+    side: int | None = None
 
 
 _META = MetaConfig(
@@ -86,7 +89,7 @@ PRESETS: Mapping[str, TransferPreset] = {
         subtasks=100,
         thorough=False,
     ),
-    "standard": TransferPreset(_STANDARD, 400),
+    "standard": TransferPreset(_STANDARD, 400, side=224),
     "paper": TransferPreset(
         replace(
             _STANDARD,
@@ -96,6 +99,7 @@ PRESETS: Mapping[str, TransferPreset] = {
             meta=replace(_META, iterations=6000, tasks=16, ema=0.99),
         ),
         6000,
+        side=224,
     ),
 }
 
@@ -113,7 +117,8 @@ def bench(
     targets: str = "all",
     encoder: str = "minilm",
     revision: str | None = None,
-    backbone: str = "efficientnet-lite0",
+    backbone: str = EFFICIENTNET,
+    side: int | None = None,
     pool: int = 50,
     subtasks: int | None = None,
     cache: str | None = None,
@@ -134,6 +139,7 @@ def bench(
         encoder: Sentence encoder of class names: "minilm", or any encoder of transformers.
         revision: Of the encoder on the hub.
         backbone: A pretrained backbone.
+        side: Side in pixels that it sees; the preset's for EfficientNet-lite0, its own for others.
         pool: Most unlabelled images, in units of the number of classes. They are drawn from all
             unlabelled images of a target, and are never test images.
         subtasks: Tasks of 5 classes drawn from every target; the preset's number by default.
@@ -158,6 +164,7 @@ def bench(
     subtasks = p.subtasks if subtasks is None else subtasks
     check_counts(pool=pool, subtasks=subtasks)
     p = _conditioned(p, condition, seed)
+    side = side_of(side, p.side, backbone if data_dir is not None else None)
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch, one_thread():
         found = load(
             data_dir,
@@ -165,6 +172,7 @@ def bench(
             encoder=encoder,
             revision=revision,
             backbone=backbone,
+            side=side,
             pool=pool,
             cache=cache,
             seed=seed,

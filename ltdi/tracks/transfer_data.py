@@ -94,6 +94,7 @@ def load(
     encoder: str,
     revision: str | None,
     backbone: str,
+    side: int | None,
     pool: int,
     cache: str | None,
     seed: int,
@@ -113,7 +114,7 @@ def load(
         sources, targets = load_source(data_dir), []
         for name in wanted:
             targets.append(load_target(name, data_dir, seed=seed))
-        net = pretrained_backbone(backbone)
+        net = pretrained_backbone(backbone, size=side)
         names = NameEncoder(encoder, revision)
         facts = target_names()
     embed = _Embed(net, None if cache is None else Path(cache), progress)
@@ -123,9 +124,9 @@ def load(
         equal = find_equal(source.names, facts)
         removed[source.name] = {r.source: f"{r.dataset}: {r.target}" for r in equal.values()}
         keep = [i for i in range(len(source.names)) if i not in equal]
-        origin = torch.full((len(source.names),), number)
-        bank = NamedBank(embed.named(source), source.names, names(source.names), origin)
-        parts.append(bank.select(keep))
+        kept = source.select(keep)
+        origin = torch.full((len(keep),), number)
+        parts.append(NamedBank(embed.named(kept), kept.names, names(kept.names), origin))
     whole, valid, map = _prepare(NamedBank.joined(parts), seed)
     train, held = _hold_images(whole, _HELD_IMAGES)
     scenes = [_scene(t, embed, names, map, pool, seed) for t in targets]
@@ -139,6 +140,7 @@ def load(
         },
         "encoder": names.describe(),
         "backbone": backbone if data_dir is not None else "trained on the glyphs",
+        "side": net.transform.size,
         "features_s": round(time.perf_counter() - start, 2),
         "threads": torch.get_num_threads(),
     }

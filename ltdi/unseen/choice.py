@@ -21,21 +21,28 @@ Heads = Callable[[TaskBatch], Tensor]
 
 
 @torch.no_grad()
-def scores(heads: Heads, tasks: Sequence[TaskBatch]) -> tuple[float, float]:
-    """Mean accuracy and negative log-likelihood; every way counts the same.
+def scores(heads: Heads, tasks: Sequence[TaskBatch]) -> tuple[list[Tensor], float]:
+    """Accuracy of every task, way by way, and the mean negative log-likelihood.
 
     Args:
         heads: Weights [E, n] of tasks.
-        tasks: One batch for each way.
+        tasks: One batch for each way; every way counts the same.
     """
     accuracy, nll = [], []
     for batch in tasks:
         logits = head_logits(heads(batch), batch.query.flatten(1, 2))
         label = torch.arange(batch.way).repeat_interleave(batch.query.shape[2])
-        accuracy.append(float((logits.argmax(-1) == label).float().mean()))
+        accuracy.append((logits.argmax(-1) == label).float().mean(-1))
         picked = logits.log_softmax(-1).gather(-1, label.expand(len(batch), -1).unsqueeze(-1))
         nll.append(float(-picked.mean()))
-    return sum(accuracy) / len(accuracy), sum(nll) / len(nll)
+    return accuracy, sum(nll) / len(nll)
+
+
+def mean_of(ways: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean over ways of a number for each task, and its 95 % interval."""
+    mean = sum(float(x.mean()) for x in ways) / len(ways)
+    variance = sum(float(x.var()) / len(x) for x in ways if len(x) > 1)
+    return mean, 1.96 * float(variance) ** 0.5 / len(ways)
 
 
 def prior_heads(prior: NamePrior) -> Heads:
@@ -72,7 +79,8 @@ def choose_prior(
     alone = [batch.named_only() for batch in valid]
 
     def accuracy(settings: PriorSettings) -> float:
-        return scores(prior_heads(NamePrior.fit(known.bank, known.text, settings)), alone)[0]
+        heads = prior_heads(NamePrior.fit(known.bank, known.text, settings))
+        return mean_of(scores(heads, alone)[0])[0]
 
     if thorough:
         grid = [
@@ -128,7 +136,10 @@ def _best_scale(prior: NamePrior, valid: Sequence[TaskBatch]) -> Tensor:
 def choose_steps(
     heads: Callable[..., Tensor], valid: Sequence[TaskBatch], options: Sequence[dict[str, float]]
 ) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
-    """The sampling with the highest validation accuracy; of those within 0.001, the cheapest.
+    """The cheapest sampling that is level with the best one.
+
+    Level is what is below the highest validation accuracy by no more than the 95 % interval of the
+    paired difference: what is generated, and every further step, has to pay.
 
     Args:
         heads: `heads(batch, **option)`.
@@ -138,14 +149,18 @@ def choose_steps(
     Returns:
         The option, and accuracy and likelihood of every one by its description.
     """
+    each: list[list[Tensor]] = []
     found = {}
     for option in options:
         label = ", ".join(f"{k} {v:g}" for k, v in option.items())
-        found[label] = scores(lambda batch, o=option: heads(batch, **o), valid)  # type: ignore[misc]
-    best = max(accuracy for accuracy, _ in found.values())
-    chosen = next(
-        o
-        for o, (accuracy, _) in zip(options, found.values(), strict=True)
-        if accuracy > best - 1e-3
-    )
+        accuracy, nll = scores(lambda batch, o=option: heads(batch, **o), valid)  # type: ignore[misc]
+        each.append(accuracy)
+        found[label] = mean_of(accuracy)[0], nll
+    best = max(each, key=lambda ways: mean_of(ways)[0])
+
+    def level(ways: list[Tensor]) -> bool:
+        behind, interval = mean_of([b - a for a, b in zip(ways, best, strict=True)])
+        return behind <= interval
+
+    chosen = next(o for o, ways in zip(options, each, strict=True) if level(ways))
     return dict(chosen), found

@@ -333,7 +333,8 @@ def train_unseen(
 
 
 def options_of(recipe: UnseenRecipe) -> Sequence[dict[str, float]]:
-    """The samplings that validation classes choose from, cheapest first."""
+    """The samplings that validation classes choose from, cheapest first: the start alone is one."""
     total = recipe.diffusion.steps
     steps = [s for s in (1, 2, 4, 8, 16) if s <= total]
-    return [{"steps": s, "strength": strength} for s in steps for strength in (0.25, 0.5, 1.0)]
+    generated = [{"steps": s, "strength": x} for s in steps for x in (0.25, 0.5, 1.0)]
+    return [{"steps": 1, "strength": 0.0}, *generated]

@@ -61,7 +61,7 @@ def gaussians():
         net = Backbone(ConvNet(1, 8, 28), InputTransform(28, 1), config)
     patch = pytest.MonkeyPatch()
     patch.setattr(domain, "load_sets", lambda *_: banks())
-    patch.setattr(domain, "embed", lambda dataset, sets, *_: (net, sets))
+    patch.setattr(domain, "embed", lambda sets, *_: (net, sets))
     yield
     patch.undo()
 
@@ -162,6 +162,7 @@ def test_every_method_runs():
         ({"settings": "4w20s"}, "with 20 shots none is left"),
         ({"unlabelled": 0.0}, "unlabelled share must lie between 0 and 1"),
         ({"episodes": 0}, "episodes must be at least 1"),
+        ({"side": 224}, "is trained here"),
     ],
 )
 def test_what_cannot_be_is_refused(changes: dict, message: str):

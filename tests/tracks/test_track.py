@@ -6,7 +6,7 @@ import pytest
 
 from ltdi.errors import InputError
 from ltdi.tracks import TRACKS
-from ltdi.tracks.track import check_methods, chosen_preset
+from ltdi.tracks.track import check_methods, chosen_preset, side_of
 
 
 def test_a_preset_of_ones_own_is_called_custom():
@@ -27,3 +27,12 @@ def test_every_track_refuses_unknown_names_with_the_nearest(name: str):
 def test_a_benchmark_of_nothing_is_refused():
     with pytest.raises(InputError, match="no method was named"):
         check_methods((), ("lt-di",))
+
+
+def test_the_preset_speaks_of_one_backbone_and_the_user_of_any():
+    assert side_of(None, 224, "efficientnet-lite0") == 224
+    assert side_of(96, 224, "efficientnet-lite0") == 96
+    assert side_of(None, 224, "timm:vit") is None and side_of(96, 224, "timm:vit") == 96
+    assert side_of(None, 224, None) is None
+    with pytest.raises(InputError, match="is trained here"):
+        side_of(96, 224, None)

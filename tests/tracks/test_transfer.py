@@ -72,6 +72,7 @@ def test_names_alone_have_no_ceiling_and_no_adaptation() -> None:
         ({"methods": ("icsi",)}, "unknown method 'icsi'"),
         ({"methods": ()}, "no method was named"),
         ({"preset": "smok"}, "unknown preset 'smok'"),
+        ({"side": 224}, "is trained here"),
         ({"pool": 0}, "pool must be at least 1"),
         ({"condition": "text", "methods": ("icis+em",)}, "adapts to unlabelled images"),
         ({"data_dir": "/nowhere"}, "there is no cifar100/ in /nowhere"),
