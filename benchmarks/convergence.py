@@ -52,7 +52,7 @@ from ltdi.backbone import ProtoTraining
 from ltdi.collect import HeadPredictor
 from ltdi.evaluate import Summary, accuracy, paired
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, solve, train_generator
+from ltdi.pipeline import begin_zoo, make_anchor, solve, train_generator
 from ltdi.recipe import Recipe
 from ltdi.report.style import COLOURS, MARKERS, STYLE, save
 from ltdi.tracks.episodes import check_counts, load_parts, one_thread
@@ -275,10 +275,8 @@ def sam_scores(
 
     lambda and c are those of the coordinates in which heads are solved and generated.
     """
-    zoo = prepare_zoo(directory, world.train, anchor, recipe, world.backbone)
-    generator = train_generator(
-        TrainingSet.of(zoo), anchor, world.backbone, recipe, valid=world.valid
-    )
+    data = begin_zoo(directory, world.train, anchor, recipe, world.backbone).fill()
+    generator = train_generator(data, world.backbone, recipe, valid=world.valid)
     shape = {"way": WAY, "shot": 1, "seed": 77_000 + recipe.meta.seed}
     width = world.test.width
     fold = Fold(anchor.frame(width), anchor, torch.arange(len(world.test.classes)))

@@ -46,7 +46,7 @@ from ltdi.data.text import rules
 from ltdi.engine import Engine, Runtime
 from ltdi.lora import LoraSpec, load_base
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import TrainingSet, begin_zoo, prepare_zoo, train_generator
+from ltdi.pipeline import HeadCollection, begin_zoo, train_generator
 from ltdi.recipe import Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import Zoo
@@ -88,7 +88,7 @@ def world() -> tuple[FeatureBank, Backbone]:
 def collect(path: Path, engine: Engine = Engine()) -> None:
     """The zoo."""
     bank, backbone = world()
-    prepare_zoo(path / "zoo", bank, PrototypeAnchor(0.5), RECIPE, backbone, engine=engine)
+    begin_zoo(path / "zoo", bank, PrototypeAnchor(0.5), RECIPE, backbone).fill(engine)
 
 
 def train(path: Path) -> None:
@@ -96,8 +96,8 @@ def train(path: Path) -> None:
     _, backbone = world()
     out = path / "generator"
     out.mkdir(exist_ok=True)
-    data = TrainingSet.of(Zoo.open(path / "zoo"))
-    generator = train_generator(data, PrototypeAnchor(0.5), backbone, RECIPE, runtime=Runtime(out))
+    data = HeadCollection(Zoo.open(path / "zoo"))
+    generator = train_generator(data, backbone, RECIPE, runtime=Runtime(out))
     generator.save(path / "saved")
 
 
@@ -109,10 +109,8 @@ def overlap(path: Path, engine: Engine = Engine(workers=1)) -> None:
     out.mkdir(exist_ok=True)
     with collection.start(engine) as running:
         seen = collection.arrivals(RECIPE.meta.iterations, running)
-        data = TrainingSet.of(collection.zoo, seen)
-        generator = train_generator(
-            data, PrototypeAnchor(0.5), backbone, RECIPE, runtime=Runtime(out)
-        )
+        runtime = Runtime(out, arrivals=seen)
+        generator = train_generator(collection, backbone, RECIPE, runtime=runtime)
     generator.save(path / "saved")
 
 
@@ -126,7 +124,7 @@ def adapters(path: Path, engine: Engine = Engine(workers=1)) -> None:
     out.mkdir(exist_ok=True)
     with collection.start(engine) as running:
         seen = collection.arrivals(ADAPTERS.meta.iterations, running)
-        made = train_adapters(collection.zoo, ADAPTERS, Runtime(out), seen)
+        made = train_adapters(collection.zoo, ADAPTERS, Runtime(out, arrivals=seen))
     made.save(path / "saved")
 
 

@@ -16,7 +16,7 @@ from ltdi import data
 from ltdi.backbone import ProtoTraining, train_backbone
 from ltdi.data import ImageSet
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
+from ltdi.pipeline import begin_zoo, make_anchor, train_generator
 from ltdi.recipe import Network, Recipe, Tasks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -85,10 +85,8 @@ def demo_generator(glyphs: dict[str, ImageSet], tmp_path_factory: pytest.TempPat
     bank = backbone.bank(train.select(range(half, len(train.classes))))
     judge = backbone.bank(valid)
     anchor = make_anchor(recipe, bank, judge)
-    zoo = prepare_zoo(path / "zoo", bank, anchor, recipe, backbone)
-    generator = train_generator(
-        TrainingSet.of(zoo), anchor, backbone, recipe, valid=judge, about={"data": "glyphs"}
-    )
+    data = begin_zoo(path / "zoo", bank, anchor, recipe, backbone).fill()
+    generator = train_generator(data, backbone, recipe, valid=judge, about={"data": "glyphs"})
     return generator.save(path / "generator")
 
 

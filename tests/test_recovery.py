@@ -12,11 +12,14 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import recovery
-from ltdi.engine import Engine, meta_train
+from ltdi.engine import Engine
+from ltdi.pipeline import HeadObjective
 from ltdi.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -132,17 +135,16 @@ def test_a_clock_that_jumps_changes_nothing(
     class Stop(Exception):
         pass
 
-    def stopped(step: int) -> None:
-        if step == 33:
+    drawn, draw = [0], HeadObjective.draw
+
+    def counted(self: HeadObjective, rng: torch.Generator, tasks: int) -> Any:
+        drawn[0] += 1
+        if drawn[0] == 100:
             raise Stop
+        return draw(self, rng, tasks)
 
     with monkeypatch.context() as patch:
-        see = meta_train.__globals__["_see_arrivals"]
-        patch.setitem(
-            meta_train.__globals__,
-            "_see_arrivals",
-            lambda *given: (see(*given), stopped(given[-1])),
-        )
+        patch.setattr(HeadObjective, "draw", counted)
         with pytest.raises(Stop):
             recovery.train(tmp_path / "b")
     for path in (tmp_path / "b").rglob("*"):

@@ -16,7 +16,7 @@ from ltdi.backbone.backbone import build
 from ltdi.meta import MetaConfig, MetaTrainer
 from ltdi.meta.team import ALONE, Team
 from ltdi.parts import build_network
-from ltdi.pipeline import HeadCollection, HeadObjective, TrainingSet, begin_zoo, fit_normaliser
+from ltdi.pipeline import HeadCollection, HeadObjective, begin_zoo, fit_normaliser
 from ltdi.products import fast_products
 from ltdi.recipe import Diffusion, Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
@@ -101,24 +101,23 @@ def begun(path: Path, recipe: Recipe) -> HeadCollection:
     return begin_zoo(path, bank, PrototypeAnchor(0.5), recipe, backbone)
 
 
-def solved(path: Path, per_setting: int) -> TrainingSet:
+def solved(path: Path, per_setting: int) -> HeadCollection:
     """A filled zoo of 5-way tasks."""
     recipe = Recipe(tasks=Tasks(per_setting=per_setting, folds=0), anchor="prototype")
-    collection = begun(path, recipe)
-    collection.fill()
-    return TrainingSet.of(collection.zoo)
+    return begun(path, recipe).fill()
 
 
 def trainer(
-    data: TrainingSet, network: Network, meta: MetaConfig, team: Team = ALONE
+    data: HeadCollection, network: Network, meta: MetaConfig, team: Team = ALONE
 ) -> MetaTrainer:
     """Meta-training of a network on a zoo."""
     loss = "predictive" if network.kind == "equivariant" else "weight"
     recipe = Recipe(network=network, diffusion=Diffusion(loss=loss), meta=meta)
     torch.manual_seed(0)
-    net = build_network(data.space, WIDTH, network, recipe.diffusion)
+    net = build_network(data.zoo.space, WIDTH, network, recipe.diffusion)
     net.standardise(data.bank.features)
-    objective = HeadObjective(data, net, fit_normaliser(data), recipe)
+    normaliser = fit_normaliser(data.zoo.groups()[0])
+    objective = HeadObjective(data, net, normaliser, recipe.diffusion)
     return MetaTrainer(net, objective, objective.draw, meta, team=team)
 
 

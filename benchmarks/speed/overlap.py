@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed.common import Figure, begun, world
-from ltdi.anchor import PrototypeAnchor
 from ltdi.collect import Preparation
-from ltdi.engine import Engine
+from ltdi.engine import Engine, Runtime
 from ltdi.evaluate import score
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import TrainingSet, train_generator
+from ltdi.pipeline import train_generator
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.weights import query_logits
@@ -47,16 +46,16 @@ def overlap(repeats: int) -> list[Figure]:
             collection.fill(one)
             seconds["prepare"].append(time.perf_counter() - start)
             start = time.perf_counter()
-            data = TrainingSet.of(collection.zoo)
-            after = train_generator(data, PrototypeAnchor(0.5), backbone, recipe)
+            after = train_generator(collection, backbone, recipe)
             seconds["train"].append(time.perf_counter() - start)
 
             collection = begun(Path(folder) / "b", recipe)
             start = time.perf_counter()
             with collection.start(one) as running:
                 seen = collection.arrivals(recipe.meta.iterations, running)
-                data = TrainingSet.of(collection.zoo, seen)
-                beside = train_generator(data, PrototypeAnchor(0.5), backbone, recipe)
+                beside = train_generator(
+                    collection, backbone, recipe, runtime=Runtime(arrivals=seen)
+                )
                 seconds["both"].append(time.perf_counter() - start)
     for name, generator in (("after", after), ("beside", beside)):
         found = score(lambda s, q, g=generator: query_logits(g.weights(s), q), valid, episodes)

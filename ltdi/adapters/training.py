@@ -14,8 +14,7 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.runs import Runs
 from ltdi.collect import Preparation
-from ltdi.diffusion import draw, make_schedule
-from ltdi.engine import Arrivals, Runtime, meta_train
+from ltdi.engine import Objective, Runtime, meta_train
 from ltdi.errors import InputError, unknown
 from ltdi.meta import Batch, MetaConfig, Params
 from ltdi.recipe import VARIANTS, Diffusion, Network, Sampling, variant
@@ -110,11 +109,11 @@ class Solved:
 
 
 # The runs of a zoo that are to be learnt from.
-Read = Callable[[list[Group]], list[Solved]]
+Read = Callable[[Sequence[Group]], list[Solved]]
 
 
-class AdapterObjective:
-    """The training loss: draws batches of noised coordinates, and scores them.
+class AdapterObjective(Objective):
+    """The training loss of coordinates of adapters.
 
     Args:
         groups: Runs, by number of outputs.
@@ -134,14 +133,13 @@ class AdapterObjective:
         recipe: AdapterRecipe,
         read: Read | None = None,
     ) -> None:
+        super().__init__(recipe.diffusion)
         self.host, self.network, self.normaliser, self.recipe = host, network, normaliser, recipe
-        d = recipe.diffusion
-        self.schedule = make_schedule(d.schedule, d.steps)
         self.read = read
         self._take(groups)
 
-    def see(self, groups: list[Group]) -> None:
-        """Draw from these tasks from now on; basis and normaliser stay."""
+    def see(self, groups: Sequence[Group]) -> None:
+        """See `Objective.see`; basis and normaliser stay."""
         assert self.read is not None
         self._take(self.read(groups))
 
@@ -162,7 +160,7 @@ class AdapterObjective:
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised coordinates of random runs, all of as many outputs; tensors [tasks, ...]."""
         chosen = int(torch.multinomial(self.share, 1, generator=rng))
-        g, d = self.groups[chosen], self.recipe.diffusion
+        g: Solved = self.groups[chosen]
         pick = torch.randint(len(g), (tasks,), generator=rng)
         rows = torch.rand(tasks, g.targets.shape[1], generator=rng).argsort(1)
         rows = rows[:, : self.recipe.seen]
@@ -174,7 +172,7 @@ class AdapterObjective:
             g.text[pick] * keep,
         )
         z, outputs = _rename(self.z[chosen][pick], known.outputs, self.network, g.outputs, rng)
-        noised = draw(d.objective, z, self.schedule, prediction=d.prediction, rng=rng)
+        noised = self.noised(z, rng)
         return {**vars(noised), "task": known.task, "outputs": outputs, "text": known.text}
 
     def __call__(self, params: Params, batch: Batch) -> Tensor:
@@ -239,7 +237,6 @@ def train_network(
     host: LanguageHost,
     recipe: AdapterRecipe,
     runtime: Runtime = Runtime(),
-    arrivals: Arrivals | None = None,
     read: Read | None = None,
 ) -> Trained:
     """Meta-train an adapter generator's network.
@@ -248,10 +245,9 @@ def train_network(
         groups: Runs, by number of outputs.
         host: The language model.
         recipe: Chain, network, meta-training.
-        runtime: Checkpoint, progress, processes that share the base learners, on the CPU.
-        arrivals: Where the zoo is being filled: what is seen of it at which iteration. Basis and
-            normaliser are those of the runs that there are at first.
-        read: Takes runs out of it.
+        runtime: Checkpoint, progress, processes that share the base learners, on the CPU. Where
+            the zoo is being filled, basis and normaliser are those of the runs there at first.
+        read: Takes runs out of such a zoo.
 
     Raises:
         InputError: If there is no run.
@@ -269,15 +265,5 @@ def train_network(
     )
     objective = AdapterObjective(groups, host, network, normaliser, recipe, read)
     about = {"rank": recipe.rank, "base": host.fingerprint, "runs": [len(g) for g in groups]}
-    meta_train(network, objective, recipe, about, runtime, arrivals)
+    meta_train(network, objective, recipe, about, runtime)
     return Trained(network, normaliser, recipe)
-
-
-__all__ = [
-    "AdapterRecipe",
-    "Solved",
-    "Trained",
-    "empty_network",
-    "named_recipe",
-    "train_network",
-]

@@ -18,7 +18,7 @@ from ltdi.commands.common import class_names
 from ltdi.data import text
 from ltdi.data.text import Columns, TextSet
 from ltdi.data.text.metrics import measure
-from ltdi.engine import Arrivals, Runtime
+from ltdi.engine import Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
 from ltdi.generator import AdapterGenerator, TextSupport
@@ -80,14 +80,11 @@ def begin_adapters(
     return begin_runs(path, host, sources, described, recipe, seed=seed)
 
 
-def train_adapters(
-    zoo: Zoo, recipe: AdapterRecipe, runtime: Runtime, arrivals: Arrivals | None = None
-) -> AdapterGenerator:
+def train_adapters(zoo: Zoo, recipe: AdapterRecipe, runtime: Runtime) -> AdapterGenerator:
     """Meta-train a generator of adapters, on the CPU."""
     host = LanguageHost.from_config(zoo.about["base"])
     read = reader(zoo, host)
-    groups = read((arrivals.at(0) if arrivals else None) or zoo.groups())
-    trained = train_network(groups, host, recipe, runtime, arrivals, read)
+    trained = train_network(read(runtime.groups(zoo)), host, recipe, runtime, read)
     trained = replace(trained, recipe=collected(zoo, recipe))
     return assemble(trained, host, {"data": ", ".join(zoo.about["names"])})
 

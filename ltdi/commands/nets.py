@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ltdi.data import ImageSet
-from ltdi.engine import Arrivals, Runtime
+from ltdi.engine import Runtime
 from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetHost, learn_initial
 from ltdi.progress import Bars
@@ -15,7 +15,6 @@ from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
 from ltdi.whole import (
     NetCollection,
-    NetSet,
     begin_net_zoo,
     initial_of,
     start_net_zoo,
@@ -51,16 +50,11 @@ def begin_nets(
     return begin_net_zoo(path, bank, host, initial, recipe, about=about)
 
 
-def train_nets(
-    zoo: Zoo,
-    recipe: Recipe,
-    runtime: Runtime,
-    arrivals: Arrivals | None = None,
-) -> NetGenerator:
+def train_nets(zoo: Zoo, recipe: Recipe, runtime: Runtime) -> NetGenerator:
     """Meta-train a generator of whole networks on a zoo of them."""
     held = zoo.shared(VALID)
     return train_net_generator(
-        NetSet.of(zoo, arrivals),
+        NetCollection(zoo),
         recipe,
         valid=FeatureBank(held["features"], held["offsets"], tuple(zoo.note(VALID)))
         if runtime.team.main

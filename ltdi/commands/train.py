@@ -14,14 +14,14 @@ from ltdi.commands.adapters import train_adapters
 from ltdi.commands.collect import Collecting, begin
 from ltdi.commands.common import OUT, run_in, silent
 from ltdi.commands.nets import train_nets
-from ltdi.engine import Arrivals, Engine, Runtime, recipe_of
+from ltdi.engine import Engine, Runtime, recipe_of
 from ltdi.engine.arrivals import JOURNAL
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import own_directory
 from ltdi.generator import AdapterGenerator, Generator, HeadGenerator, NetGenerator
 from ltdi.meta import MetaConfig
 from ltdi.meta.team import Team, tracked
-from ltdi.pipeline import TrainingSet, load_shared, train_generator
+from ltdi.pipeline import HeadCollection, load_shared, train_generator
 from ltdi.recipe import NET_RECIPE, Diffusion, Network, Recipe, Sampling, Varied
 from ltdi.zoo import Zoo
 from ltdi.zoo.remote import is_url
@@ -117,7 +117,8 @@ def train(
                 seen = collection.arrivals(
                     recipe.meta.iterations, running, rule=arrivals, journal=path / JOURNAL
                 )
-                made = TRAIN[kind_of(collection.zoo)][0](collection.zoo, recipe, runtime, seen)
+                runtime = replace(runtime, arrivals=seen)
+                made = TRAIN[kind_of(collection.zoo)][0](collection.zoo, recipe, runtime)
         if team.main:
             made.save(path)
     if team.main:
@@ -125,17 +126,14 @@ def train(
     team.leave()
 
 
-def train_heads(
-    zoo: Zoo, recipe: Recipe, runtime: Runtime, arrivals: Arrivals | None = None
-) -> HeadGenerator:
+def train_heads(zoo: Zoo, recipe: Recipe, runtime: Runtime) -> HeadGenerator:
     """Meta-train a generator of heads, with what lies beside the zoo."""
-    shared = load_shared(zoo)
+    backbone, valid = load_shared(zoo)
     return train_generator(
-        TrainingSet.of(zoo, arrivals),
-        shared.anchor,
-        shared.backbone,
+        HeadCollection(zoo),
+        backbone,
         recipe,
-        valid=shared.valid if runtime.team.main else None,
+        valid=valid if runtime.team.main else None,
         about={"data": zoo.about["data"], "zoo": zoo.about},
         runtime=runtime,
     )

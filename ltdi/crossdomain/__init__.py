@@ -14,7 +14,7 @@ from ltdi.crossdomain.anchors import (
 )
 from ltdi.crossdomain.domains import Domain, split_domain, together
 from ltdi.crossdomain.training import (
-    DomainSet,
+    DomainCollection,
     domain_folds,
     prepare_domains,
     train_domain_generator,
@@ -22,7 +22,7 @@ from ltdi.crossdomain.training import (
 
 __all__ = [
     "Domain",
-    "DomainSet",
+    "DomainCollection",
     "Trial",
     "anchor_logits",
     "domain_folds",

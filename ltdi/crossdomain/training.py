@@ -18,7 +18,7 @@ from ltdi.denoiser import DomainGuide, Guide
 from ltdi.engine import Collection, Runtime, plan_of
 from ltdi.generator import DomainHeadGenerator
 from ltdi.meta import Batch
-from ltdi.pipeline import HeadCollection, HeadObjective, TrainingSet, start_zoo, train_generator
+from ltdi.pipeline import HeadCollection, HeadObjective, start_zoo, train_generator
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
@@ -63,11 +63,23 @@ def domain_folds(
     return out
 
 
-@dataclass(frozen=True)
-class DomainSet(TrainingSet):
-    """A training set with the folds that its tasks came from."""
+class DomainCollection(HeadCollection):
+    """A zoo of heads whose folds are domains.
 
-    folds: list[DomainFold] = field(default_factory=list)
+    Args:
+        zoo: Started, with its frames.
+        recipe: It was started with.
+        folds: One for each frame.
+    """
+
+    def __init__(self, zoo: Zoo, recipe: Recipe, folds: Sequence[DomainFold]) -> None:
+        Collection.__init__(self, zoo, plan_of(recipe.tasks, len(folds)))
+        self.recipe, self.frames, self.bank = recipe, zoo.frames(), zoo.bank()
+        self.folds = folds
+
+    def fold(self, number: int) -> Fold:
+        """The tasks of a domain."""
+        return self.folds[number]
 
 
 class DomainObjective(HeadObjective):
@@ -78,7 +90,7 @@ class DomainObjective(HeadObjective):
 
     def told(self, group: Group, items: Tensor, support: Tensor, rng: torch.Generator) -> Batch:
         """See `HeadObjective.told`: the scene of every task."""
-        assert isinstance(self.data, DomainSet)
+        assert isinstance(self.data, DomainCollection)
         fold = self.data.folds[int(group.setting["frame"])]
         pool = fold.pool[torch.randperm(len(fold.pool), generator=rng)[: self.most]]
         classes = (
@@ -106,7 +118,7 @@ def prepare_domains(
     backbone: Backbone,
     *,
     progress: Progress | None = None,
-) -> DomainSet:
+) -> DomainCollection:
     """Solve tasks of every fold into a zoo; see `ltdi.pipeline.start_zoo` for the errors.
 
     Args:
@@ -119,34 +131,11 @@ def prepare_domains(
     """
     zoo = start_zoo(path, together(domains), recipe, backbone)
     zoo.keep_frames([fold.frame for fold in folds], [fold.classes.tolist() for fold in folds])
-    DomainCollection(zoo, recipe, folds).fill(progress=progress)
-    data = TrainingSet.of(zoo)
-    return DomainSet(
-        data.bank, data.groups, data.space, data.frames, data.arrivals, folds=list(folds)
-    )
-
-
-class DomainCollection(HeadCollection):
-    """A zoo of heads whose folds are domains.
-
-    Args:
-        zoo: Started, with its frames.
-        recipe: It was started with.
-        folds: One for each frame.
-    """
-
-    def __init__(self, zoo: Zoo, recipe: Recipe, folds: Sequence[DomainFold]) -> None:
-        Collection.__init__(self, zoo, plan_of(recipe.tasks, len(folds)))
-        self.recipe, self.bank = recipe, zoo.bank()
-        self.folds = folds
-
-    def fold(self, number: int) -> Fold:
-        """The tasks of a domain."""
-        return self.folds[number]
+    return DomainCollection(zoo, recipe, folds).fill(progress=progress)
 
 
 def train_domain_generator(
-    data: DomainSet,
+    data: DomainCollection,
     anchor: DomainAnchor,
     backbone: Backbone,
     recipe: Recipe,
@@ -164,9 +153,9 @@ def train_domain_generator(
     """
     generator = train_generator(
         data,
-        anchor,
         backbone,
         recipe,
+        anchor=anchor,
         about={"classes": list(anchor.classes)},
         objective=DomainObjective,
         runtime=Runtime(progress=progress),

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from ltdi.collect import Preparation
 from ltdi.engine.arrivals import Arrivals
@@ -134,8 +134,8 @@ class Collection(ABC, Generic[P]):
         job = (lambda _, number: self.make(number)) if here else type(self).job
         return engine.start(job, str(self.zoo.path), self.missing())
 
-    def fill(self, engine: Engine = Engine(), progress: Progress | None = None) -> None:
-        """Solve the shards that are missing."""
+    def fill(self, engine: Engine = Engine(), progress: Progress | None = None) -> Self:
+        """Solve what is missing: a zoo of two runs, or of several workers, is that of one."""
         sizes = [piece.tasks for piece in self.plan]
         done = sum(sizes) - sum(sizes[j] for j in self.missing())
         with self.start(engine) as running:
@@ -148,6 +148,7 @@ class Collection(ABC, Generic[P]):
                         text = "all tasks diverged" if loss is None else f"loss {loss:.4f}"
                         progress("solving tasks", done, sum(sizes), text)
         self.zoo.refresh()
+        return self
 
     def arrivals(
         self,

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ltdi.diffusion import Draw, draw, make_schedule
+from ltdi.diffusion.losses import loss_of
 from ltdi.engine.arrivals import Arrivals
 from ltdi.files import plain
 from ltdi.meta import Batch, MetaTrainer, Params
 from ltdi.meta.checkpoint import NAME as CHECKPOINT
 from ltdi.meta.team import ALONE, Team
 from ltdi.progress import Log, Progress
-from ltdi.recipe import Varied
-from ltdi.zoo import Group
+from ltdi.recipe import Diffusion, Varied
+from ltdi.zoo import Group, Zoo
 
 
 @dataclass(frozen=True)
@@ -30,34 +32,70 @@ class Runtime:
         progress: Called as progress(stage, done, total, text).
         log: Called with JSON-able records.
         team: Device and processes.
+        arrivals: Where the zoo is being filled: what is seen of it at which iteration.
     """
 
     out: Path | None = None
     progress: Progress | None = None
     log: Log | None = None
     team: Team = ALONE
+    arrivals: Arrivals | None = None
+
+    def groups(self, zoo: Zoo) -> list[Group]:
+        """The tasks that training begins with; see `Zoo.groups` for the errors."""
+        return (self.arrivals and self.arrivals.at(0)) or zoo.groups()
 
 
-class Objective(Protocol):
-    """What meta-training needs to know of a kind of weights: how batches are drawn and scored."""
+class Objective(ABC):
+    """What meta-training minimises: solved tasks are drawn, noised, and a network scored on them.
 
-    def see(self, groups: list[Group]) -> None:
+    Args:
+        diffusion: The chain and the loss.
+    """
+
+    groups: Sequence[Any]
+
+    def __init__(self, diffusion: Diffusion) -> None:
+        self.diffusion = diffusion
+        self.schedule = make_schedule(diffusion.schedule, diffusion.steps)
+        self.loss = loss_of(diffusion.loss, diffusion.plus_weight)
+
+    def see(self, groups: Sequence[Group]) -> None:
         """Draw from these tasks from now on."""
+        self.groups = groups
 
+    @abstractmethod
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
-        """Noised targets; every tensor [tasks, ...]."""
+        """Noised targets of random tasks, all of one group; every tensor [tasks, ...]."""
 
+    @abstractmethod
     def __call__(self, params: Params, batch: Batch) -> Tensor:
         """Loss of one base learner."""
 
+    def pick(self, rng: torch.Generator, tasks: int) -> tuple[Group, Tensor]:
+        """A random group, and numbers [tasks] of tasks in it."""
+        group = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
+        return group, torch.randint(len(group), (tasks,), generator=rng)
+
+    def noised(self, trajectory: Tensor, rng: torch.Generator) -> Draw:
+        """Normalised local targets [tasks, k, n], noised as the chain asks."""
+        d = self.diffusion
+        return draw(
+            d.objective,
+            trajectory,
+            self.schedule,
+            prediction=d.prediction,
+            first=d.first,
+            rng=rng,
+        )
+
 
 def meta_train(
-    network: torch.nn.Module,
+    network: nn.Module,
     objective: Objective,
     recipe: Varied,
     about: Mapping[str, Any],
     runtime: Runtime = Runtime(),
-    arrivals: Arrivals | None = None,
 ) -> None:
     """Meta-train a network, on the device and by the processes of a team.
 
@@ -66,45 +104,40 @@ def meta_train(
         objective: The training loss.
         recipe: Chain, network, meta-training.
         about: What else a resumed run must share, such as what the weights live in; JSON-able.
-        runtime: Checkpoint, progress, team.
-        arrivals: Where the zoo is being filled: what is seen of it at which iteration.
+        runtime: Checkpoint, progress, team, arrivals.
 
     Raises:
         DivergedError: If the loss leaves the finite numbers.
     """
-    out, progress, team = runtime.out, runtime.progress, runtime.team
-    network.to(team.device)
+    out, progress, arrivals = runtime.out, runtime.progress, runtime.arrivals
+    network.to(runtime.team.device)
     run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
     run |= arrivals.settings if arrivals else {}
+
+    def look(step: int) -> None:
+        """Before an iteration: draw from the tasks that are visible at it."""
+        groups = arrivals.at(step) if arrivals else None
+        if arrivals and groups is not None:
+            objective.see(groups)
+            if progress:
+                progress("shards", arrivals.visible, len(arrivals.plan), "visible to training")
+            if runtime.log:
+                runtime.log({"event": "arrivals", "step": step, "shards": arrivals.visible})
+
+    def finished(i: int, n: int, loss: float) -> None:
+        if progress:
+            progress("meta-training", i, n, f"loss {loss:.4f}")
+
     trainer = MetaTrainer(
         network,
         objective,
         objective.draw,
         recipe.meta,
         run=plain({**run, **about}),
-        before=functools.partial(_see_arrivals, arrivals, objective, runtime),
-        team=team,
+        before=look,
+        team=runtime.team,
     )
-
-    def finished(i: int, n: int, loss: float) -> None:
-        if progress:
-            progress("meta-training", i, n, f"loss {loss:.4f}")
-
     trainer.fit(out / CHECKPOINT if out else None, progress=finished, log=runtime.log)
     network.to("cpu")
     if arrivals:
         arrivals.end()
-
-
-def _see_arrivals(
-    arrivals: Arrivals | None, objective: Objective, runtime: Runtime, step: int
-) -> None:
-    """Before an iteration: draw from the tasks that are visible at it."""
-    groups = arrivals.at(step) if arrivals else None
-    if arrivals and groups is not None:
-        objective.see(groups)
-        if runtime.progress:
-            total = len(arrivals.plan)
-            runtime.progress("shards", arrivals.visible, total, "visible to training")
-        if runtime.log:
-            runtime.log({"event": "arrivals", "step": step, "shards": arrivals.visible})

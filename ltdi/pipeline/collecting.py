@@ -13,10 +13,9 @@ from ltdi.anchor import Anchor, fit_anchor, make_empty_anchor
 from ltdi.anchor.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, optimise
-from ltdi.engine import Collection, Engine, Piece, plan_of, recipe_of, settings_of
+from ltdi.engine import Collection, Piece, plan_of, recipe_of, settings_of
 from ltdi.errors import unknown
 from ltdi.files import plain
-from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import centre_classes, head_space
@@ -134,15 +133,21 @@ def check_start(recipe: Recipe) -> None:
 
 
 class HeadCollection(Collection[Piece]):
-    """A zoo of heads that has been started.
+    """A zoo of heads that has been started: what solving and training read of it.
 
     Args:
         zoo: Started by `begin_zoo`.
+
+    Raises:
+        InputError: If a file is missing.
+        DamagedFileError: If one is truncated or altered.
     """
 
     def __init__(self, zoo: Zoo) -> None:
-        self.recipe, self.frames = recipe_of(zoo), zoo.frames()
-        self.bank, self.anchor = zoo.bank(), load_anchor(zoo)
+        self.recipe, self.frames, self.bank = recipe_of(zoo), zoo.frames(), zoo.bank()
+        tensors = zoo.shared("anchor")
+        self.anchor = make_empty_anchor(zoo.note("anchor")["name"], self.bank.width)
+        self.anchor.load_state_dict(tensors)
         self._folds: dict[int, Fold] = {}
         super().__init__(zoo, plan_of(self.recipe.tasks, len(self.frames)))
 
@@ -235,46 +240,3 @@ def begin_zoo(
         folds = [hold_out(anchor, bank, c) for c in classes] or make_folds(recipe, anchor, bank)
         zoo.keep_frames([f.frame for f in folds], [f.classes.tolist() for f in folds])
     return HeadCollection(zoo)
-
-
-def prepare_zoo(
-    path: Path | str,
-    bank: FeatureBank,
-    anchor: Anchor,
-    recipe: Recipe,
-    backbone: Backbone,
-    *,
-    about: dict[str, Any] | None = None,
-    engine: Engine = Engine(),
-    progress: Progress | None = None,
-) -> Zoo:
-    """Solve all tasks of a recipe into a zoo on disk; finished shards are kept.
-
-    A zoo collected in two runs, or by several workers, equals one of one run.
-
-    Args:
-        path: See `begin_zoo`, also for the errors.
-        bank: See there.
-        anchor: See there.
-        recipe: See there.
-        backbone: See there.
-        about: See there.
-        engine: Who solves the tasks: this process by default.
-        progress: Called as progress(stage, done, total, text).
-    """
-    collection = begin_zoo(path, bank, anchor, recipe, backbone, about=about)
-    collection.fill(engine, progress)
-    return collection.zoo
-
-
-def load_anchor(zoo: Zoo) -> Anchor:
-    """The anchor that a zoo of heads was made with.
-
-    Raises:
-        InputError: If its file is missing.
-        DamagedFileError: If it is truncated or altered.
-    """
-    tensors = zoo.shared("anchor")
-    anchor = make_empty_anchor(zoo.note("anchor")["name"], zoo.space.layers[0].row - 1)
-    anchor.load_state_dict(tensors)
-    return anchor

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import TypeVar
 
-from ltdi.engine import Arrivals, Objective, Runtime, meta_train
+from ltdi.engine import Objective, Runtime, meta_train
 from ltdi.generator import ImageGenerator
 from ltdi.parts import Parts
 from ltdi.pipeline.choice import choose_sampling
@@ -16,15 +16,11 @@ from ltdi.tasks import FeatureBank
 
 
 def train_parts(
-    parts: Parts,
-    objective: Objective,
-    recipe: Varied,
-    runtime: Runtime = Runtime(),
-    arrivals: Arrivals | None = None,
+    parts: Parts, objective: Objective, recipe: Varied, runtime: Runtime = Runtime()
 ) -> Parts:
     """Meta-train the network of a generator's parts; see `ltdi.engine.meta_train`."""
     about = {"space": parts.space.fingerprint, "backbone": parts.host.fingerprint}
-    meta_train(parts.network, objective, recipe, about, runtime, arrivals)
+    meta_train(parts.network, objective, recipe, about, runtime)
     return parts
 
 
@@ -33,7 +29,7 @@ G = TypeVar("G", bound=ImageGenerator)
 
 def tuned(
     generator: G,
-    valid: FeatureBank,
+    valid: FeatureBank | None,
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),
     log: Log | None = None,
@@ -44,7 +40,7 @@ def tuned(
 
     Args:
         generator: Trained.
-        valid: Features, or images, of validation classes.
+        valid: Features, or images, of validation classes; without them nothing is chosen.
         recipe: Of its training.
         judged: Pairs of way and shot that the sampling is chosen for; those of the training tasks
             with the first way by default.
@@ -53,7 +49,7 @@ def tuned(
     Raises:
         InputError: If validation classes have too few samples for the shots.
     """
-    if recipe.sampling.temperature > 0:
+    if valid is None or recipe.sampling.temperature > 0:
         return generator
     sampling, scores = choose_sampling(generator, valid, recipe, judged)
     if log:

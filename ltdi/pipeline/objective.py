@@ -2,79 +2,55 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
-from ltdi.anchor.frame import Frame
 from ltdi.denoiser import Guide
-from ltdi.diffusion import draw, make_schedule
-from ltdi.diffusion.losses import Probe, loss_of
-from ltdi.engine import Arrivals
+from ltdi.diffusion.losses import Probe
+from ltdi.engine import Objective
 from ltdi.meta import Batch, Params
-from ltdi.recipe import Recipe
-from ltdi.tasks import FeatureBank
-from ltdi.weights import Normaliser, WeightSpace
-from ltdi.zoo import Group, Zoo
+from ltdi.pipeline.collecting import HeadCollection
+from ltdi.recipe import Diffusion
+from ltdi.weights import Normaliser
+from ltdi.zoo import Group
 
 # Bytes of features that are kept in every frame.
 FRAMED = 1 << 28
 
 
-@dataclass(frozen=True)
-class TrainingSet:
-    """What meta-training reads: solved tasks by way, shot and frame, and their features.
-
-    The tasks stay on disk; a batch reads its own rows.
-
-    Attributes:
-        bank: Features that tasks refer to by number.
-        groups: The tasks; where there are arrivals, those that are visible at first.
-        space: Weight space, at the zoo's own way.
-        frames: By the number that groups have in their setting.
-        arrivals: Where the zoo is being filled.
-    """
-
-    bank: FeatureBank
-    groups: list[Group]
-    space: WeightSpace
-    frames: list[Frame]
-    arrivals: Arrivals | None = None
-
-    @classmethod
-    def of(cls, zoo: Zoo, arrivals: Arrivals | None = None) -> TrainingSet:
-        """Open a zoo's tasks, or those that arrive; see `Zoo.groups` for the errors."""
-        groups = zoo.groups() if arrivals is None else arrivals.at(0)
-        return cls(zoo.bank(), groups or zoo.groups(), zoo.space, zoo.frames(), arrivals)
-
-
-class HeadObjective:
-    """The training loss of a head generator: draws batches and scores them.
+class HeadObjective(Objective):
+    """The training loss of a head generator.
 
     Args:
         data: Solved tasks.
         network: Encoder and denoiser.
         normaliser: Of residuals.
-        recipe: For the chain and the loss.
+        diffusion: The chain and the loss.
+        groups: The tasks that are visible at first; all by default.
     """
 
     def __init__(
-        self, data: TrainingSet, network: torch.nn.Module, normaliser: Normaliser, recipe: Recipe
+        self,
+        data: HeadCollection,
+        network: nn.Module,
+        normaliser: Normaliser,
+        diffusion: Diffusion,
+        groups: Sequence[Group] | None = None,
     ) -> None:
-        self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
-        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
+        super().__init__(diffusion)
+        self.data, self.network, self.normaliser = data, network, normaliser
         # Whether the loss asks for predictions.
-        d = recipe.diffusion
-        self.loss = loss_of(d.loss, d.plus_weight)
-        self.probes = d.loss != "weight"
+        self.probes = diffusion.loss != "weight"
         self.framed: dict[int, Tensor] = {}
-        self.see(data.groups)
+        self.see(groups or data.zoo.groups())
 
-    def see(self, groups: list[Group]) -> None:
-        """Draw from these tasks from now on."""
-        self.groups = groups
+    def see(self, groups: Sequence[Group]) -> None:
+        """See `Objective.see`."""
+        super().see(groups)
         self.spaces = {int(g.setting["way"]): g.space for g in groups}
 
     def features(self, frame: int, items: Tensor) -> Tensor:
@@ -91,21 +67,13 @@ class HeadObjective:
         return self.framed[frame][items]
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
-        """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
-        g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
-        pick = torch.randint(len(g), (tasks,), generator=rng)
+        """See `Objective.draw`."""
+        g, pick = self.pick(rng, tasks)
         columns = ("theta", "anchor", "support", *(("query",) if self.probes else ()))
         held = g.read(pick, columns)
         space, anchor = self.spaces[int(g.setting["way"])], held["anchor"]
-        d = self.recipe.diffusion
-        noised = draw(
-            d.objective,
-            self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), space),
-            self.schedule,
-            prediction=d.prediction,
-            first=d.first,
-            rng=rng,
-        )
+        residual = self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), space)
+        noised = self.noised(residual, rng)
         frame = int(g.setting["frame"])
         query = held["query"] if self.probes else held["support"][..., :0]
         support = self.features(frame, held["support"])
@@ -148,9 +116,7 @@ class HeadObjective:
         return self.loss(output, batch["target"], batch["weight"], probe)
 
 
-def fit_normaliser(data: TrainingSet) -> Normaliser:
-    """Fitted on residuals at the zoo's own way; the statistics do not depend on the way."""
-    group = data.groups[0]
-    some = torch.arange(min(len(group), 4096))
-    held = group.read(some, ("theta", "anchor"))
+def fit_normaliser(group: Group) -> Normaliser:
+    """Fitted on residuals of heads of one way; the statistics do not depend on the way."""
+    held = group.read(torch.arange(min(len(group), 4096)), ("theta", "anchor"))
     return Normaliser.fit(held["theta"] - held["anchor"].unsqueeze(1), group.space, centre=False)

@@ -1,33 +1,15 @@
-"""What lies beside a zoo: backbone and validation features, all that training needs."""
+"""What lies beside a zoo of heads: backbone and validation features."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
-from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.errors import MismatchError
 from ltdi.files import read_metadata, read_tensors, write_tensors
-from ltdi.pipeline.collecting import load_anchor
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import Zoo
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What a zoo's directory keeps besides the zoo: all that training needs.
-
-    Attributes:
-        anchor: Of all training classes.
-        backbone: That the features came from.
-        valid: Features of validation classes.
-    """
-
-    anchor: Anchor
-    backbone: Backbone
-    valid: FeatureBank
 
 
 def save_shared(path: Path, backbone: Backbone, valid: FeatureBank) -> None:
@@ -41,8 +23,8 @@ def save_shared(path: Path, backbone: Backbone, valid: FeatureBank) -> None:
     )
 
 
-def load_shared(zoo: Zoo) -> Shared:
-    """What lies in a zoo and beside it, for training.
+def load_shared(zoo: Zoo) -> tuple[Backbone, FeatureBank]:
+    """What `save_shared` wrote.
 
     Raises:
         InputError: If a file is missing.
@@ -59,5 +41,4 @@ def load_shared(zoo: Zoo) -> Shared:
     file = zoo.file("valid.safetensors")
     held = read_tensors(file)  # verified before its metadata are believed
     names = json.loads(read_metadata(file)["classes"])
-    valid = FeatureBank(held["features"], held["offsets"], tuple(names))
-    return Shared(load_anchor(zoo), backbone, valid)
+    return backbone, FeatureBank(held["features"], held["offsets"], tuple(names))

@@ -14,9 +14,8 @@ from ltdi.anchor import Centres
 from ltdi.backbone.augment import distort
 from ltdi.collect import Adam
 from ltdi.denoiser import RowDenoiser
-from ltdi.diffusion import draw, make_schedule
-from ltdi.diffusion.losses import Probe, check_net_loss, loss_of
-from ltdi.engine import Runtime
+from ltdi.diffusion.losses import Probe, check_net_loss
+from ltdi.engine import Objective, Runtime
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided
 from ltdi.meta import Batch, Params
@@ -30,7 +29,6 @@ from ltdi.samples.checkpoints import Checkpoints
 from ltdi.samples.choice import valid_accuracy
 from ltdi.seeding import seeded
 from ltdi.weights import Normaliser
-from ltdi.zoo import Group
 
 # Training images that a net is judged on, out of so many that are distorted for all nets of a
 # batch; and the share of the vote in what is wanted of it.
@@ -90,7 +88,7 @@ class Moving(nn.Module):
         return out
 
 
-class CheckpointObjective:
+class CheckpointObjective(Objective):
     """The training loss of a generator of checkpoints.
 
     In weight space a net is compared with the residual that was noised; in function space with what
@@ -112,30 +110,17 @@ class CheckpointObjective:
         normaliser: Normaliser,
         recipe: Recipe,
     ) -> None:
-        self.zoo, self.network, self.recipe = zoo, network, recipe
+        super().__init__(recipe.diffusion)
+        self.zoo, self.network = zoo, network
         self.own = anchor.theta.transpose(0, 1)  # [C, k, n]
         self.residual = normaliser.normalise(zoo.theta - self.own[zoo.run], zoo.space)
         self.scale = normaliser.scale(zoo.space)
-        d = recipe.diffusion
-        self.loss = loss_of(d.loss, d.plus_weight)
-        self.lessons = Lessons(zoo) if d.loss != "weight" else None
-        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
-
-    def see(self, groups: list[Group]) -> None:
-        """All checkpoints are there from the beginning."""
+        self.lessons = Lessons(zoo) if recipe.diffusion.loss != "weight" else None
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
         """Noised targets of random checkpoints; every tensor [tasks, ...]."""
         pick = torch.randint(len(self.residual), (tasks,), generator=rng)
-        d = self.recipe.diffusion
-        noised = draw(
-            d.objective,
-            self.residual[pick],
-            self.schedule,
-            prediction=d.prediction,
-            first=d.first,
-            rng=rng,
-        )
+        noised = self.noised(self.residual[pick], rng)
         batch = {**vars(noised), "twice": torch.rand(tasks, generator=rng) < 0.5}
         if self.lessons:
             images, wanted = self.lessons.draw(rng, _TOLD)

@@ -16,7 +16,7 @@ from ltdi.baselines import Budget, fitted
 from ltdi.baselines.domains import DomainMethod, Sources
 from ltdi.crossdomain import (
     Domain,
-    DomainSet,
+    DomainCollection,
     Trial,
     domain_folds,
     fit_domain_anchor,
@@ -52,7 +52,7 @@ class Plan:
 
 
 @dataclass
-class DomainWorld(Workshop[Plan, DomainSet, DomainHeadGenerator]):
+class DomainWorld(Workshop[Plan, DomainCollection, DomainHeadGenerator]):
     """Everything that the methods of one held-out domain share; an `Arena`.
 
     Attributes:
@@ -108,13 +108,13 @@ class DomainWorld(Workshop[Plan, DomainSet, DomainHeadGenerator]):
         r = plan.recipe
         return r.tasks, r.prepare, r.start, r.meta.seed, plan.named, plan.pooled, plan.without
 
-    def prepare(self, plan: Plan, progress: Progress | None) -> tuple[DomainSet, float]:
+    def prepare(self, plan: Plan, progress: Progress | None) -> tuple[DomainCollection, float]:
         """See `Workshop.prepare`; the anchors are part of it."""
         _, anchors_s = self.fit_anchors(plan.named, plan.pooled)
         solved, seconds = super().prepare(plan, progress)
         return solved, anchors_s + seconds
 
-    def solve(self, place: Path, plan: Plan, progress: Progress | None) -> DomainSet:
+    def solve(self, place: Path, plan: Plan, progress: Progress | None) -> DomainCollection:
         """See `Workshop.solve`."""
         (_, left_out), _ = self.fit_anchors(plan.named, plan.pooled)
         pairs = zip(self.sources.domains, left_out, strict=True)
@@ -125,7 +125,7 @@ class DomainWorld(Workshop[Plan, DomainSet, DomainHeadGenerator]):
         return prepare_domains(place, domains, folds, plan.recipe, self.backbone, progress=progress)
 
     def meta_train(
-        self, solved: DomainSet, plan: Plan, progress: Progress | None
+        self, solved: DomainCollection, plan: Plan, progress: Progress | None
     ) -> DomainHeadGenerator:
         """See `Workshop.meta_train`; the anchor lacks the domain that the generator lacks."""
         (whole, left_out), _ = self.fit_anchors(plan.named, plan.pooled)

@@ -18,17 +18,15 @@ from ltdi.baselines import PEERS, Banks, Budget, Method, fitted, validation_epis
 from ltdi.engine import Runtime
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import HeadGenerator
-from ltdi.pipeline import TrainingSet, make_anchor, prepare_zoo, train_generator
+from ltdi.pipeline import HeadCollection, begin_zoo, make_anchor, train_generator
 from ltdi.progress import Progress, Step
 from ltdi.recipe import RECIPES, Recipe, named_recipe
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
 from ltdi.weights import head_space, query_logits
 
-Solved = tuple[Anchor, TrainingSet]
-
 
 @dataclass
-class World(SharedWorld[Solved, HeadGenerator]):
+class World(SharedWorld[HeadCollection, HeadGenerator]):
     """What the methods of one run share, for heads.
 
     Attributes:
@@ -42,19 +40,17 @@ class World(SharedWorld[Solved, HeadGenerator]):
         prepared = (recipe.tasks, recipe.prepare, recipe.anchor, recipe.refine, recipe.start)
         return (*prepared, recipe.meta.seed)
 
-    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> Solved:
+    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> HeadCollection:
         """See `SharedWorld.solve`; the anchor is fitted first."""
         anchor = make_anchor(recipe, self.train, self.valid)
-        zoo = prepare_zoo(place, self.train, anchor, recipe, self.backbone, progress=progress)
-        return anchor, TrainingSet.of(zoo)
+        collection = begin_zoo(place, self.train, anchor, recipe, self.backbone)
+        return collection.fill(progress=progress)
 
     def meta_train(
-        self, solved: Solved, recipe: Recipe, progress: Progress | None
+        self, solved: HeadCollection, recipe: Recipe, progress: Progress | None
     ) -> HeadGenerator:
         """See `SharedWorld.meta_train`."""
-        anchor, data = solved
-        runtime = Runtime(progress=progress)
-        return train_generator(data, anchor, self.backbone, recipe, runtime=runtime)
+        return train_generator(solved, self.backbone, recipe, runtime=Runtime(progress=progress))
 
 
 class Generated(GeneratorMethod[HeadGenerator]):

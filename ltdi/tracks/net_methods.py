@@ -29,7 +29,7 @@ from ltdi.nets import Initial, NetHost
 from ltdi.progress import Progress, Step
 from ltdi.recipe import VARIANTS, Recipe, named_recipe
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
-from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
+from ltdi.whole import NetCollection, begin_net_zoo, train_net_generator
 
 STARTS = (1, 5)
 # Step sizes of the head to choose from, as a share of the initialisation's own.
@@ -37,7 +37,7 @@ _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 
 @dataclass
-class NetWorld(SharedWorld[NetSet, NetGenerator]):
+class NetWorld(SharedWorld[NetCollection, NetGenerator]):
     """What the methods of one run share, for whole networks; banks hold images.
 
     Attributes:
@@ -52,12 +52,14 @@ class NetWorld(SharedWorld[NetSet, NetGenerator]):
         """See `SharedWorld.key`."""
         return (recipe.tasks, recipe.prepare, recipe.meta.seed)
 
-    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> NetSet:
+    def solve(self, place: Path, recipe: Recipe, progress: Progress | None) -> NetCollection:
         """See `SharedWorld.solve`."""
-        zoo = prepare_net_zoo(place, self.train, self.host, self.initial, recipe, progress=progress)
-        return NetSet.of(zoo)
+        collection = begin_net_zoo(place, self.train, self.host, self.initial, recipe)
+        return collection.fill(progress=progress)
 
-    def meta_train(self, solved: NetSet, recipe: Recipe, progress: Progress | None) -> NetGenerator:
+    def meta_train(
+        self, solved: NetCollection, recipe: Recipe, progress: Progress | None
+    ) -> NetGenerator:
         """See `SharedWorld.meta_train`."""
         return train_net_generator(solved, recipe, runtime=Runtime(progress=progress))
 

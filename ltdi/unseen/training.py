@@ -17,14 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ltdi.anchor.frame import Frame
 from ltdi.anchor.prior import NamePrior
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, Preparation, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
-from ltdi.diffusion import draw, make_schedule
-from ltdi.diffusion.losses import Probe, loss_of
-from ltdi.engine import Runtime
+from ltdi.diffusion.losses import Probe
+from ltdi.engine import Objective, Runtime
 from ltdi.files import plain
 from ltdi.generator import NamedHost, UnseenGenerator
 from ltdi.lora.names import NameEncoder
@@ -37,7 +35,7 @@ from ltdi.seeding import seeded
 from ltdi.unseen.choice import refit
 from ltdi.unseen.tasks import NamedBank, sample_tasks
 from ltdi.weights import Normaliser, centre_classes, head_space
-from ltdi.zoo import Group, Zoo
+from ltdi.zoo import Zoo
 
 # Images per class that targets are solved on where there is no pool.
 _LABELLED = (10, 20)
@@ -208,7 +206,7 @@ def _solve(
     return columns, path.finite
 
 
-class UnseenObjective:
+class UnseenObjective(Objective):
     """The training loss: draws batches of solved tasks and scores a network on them.
 
     Args:
@@ -221,29 +219,23 @@ class UnseenObjective:
     def __init__(
         self, zoo: Zoo, network: nn.Module, normaliser: Normaliser, recipe: UnseenRecipe
     ) -> None:
+        super().__init__(recipe.diffusion)
         self.network, self.normaliser, self.recipe = network, normaliser, recipe
+        self.frames, self.bank = zoo.frames(), zoo.bank()
         self.see(zoo.groups())
-        self.frames: list[Frame] = zoo.frames()
-        self.bank = zoo.bank()
-        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
-
-    def see(self, groups: list[Group]) -> None:
-        """Draw from these tasks from now on."""
-        self.groups = groups
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
-        """Noised targets of random tasks, all of one way and fold; every tensor [tasks, ...]."""
-        g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
-        pick = torch.randint(len(g), (tasks,), generator=rng)
+        """See `Objective.draw`."""
+        g, pick = self.pick(rng, tasks)
         held = g.read(pick)
-        d, anchor = self.recipe.diffusion, held["anchor"]
+        anchor = held["anchor"]
         residual = self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), g.space)
-        noised = draw(d.objective, residual, self.schedule, prediction=d.prediction, rng=rng)
+        noised = self.noised(residual, rng)
         frame = self.frames[int(g.setting["frame"])]
         half = noised.t // 2
         # The signal that the chain has at half the time, for the network's own estimate.
         end = (noised.stage * self.schedule.steps).round().long().clamp(min=1)
-        if d.objective != "trajectory":
+        if self.diffusion.objective != "trajectory":
             end = torch.full_like(end, self.schedule.steps)
         heat = torch.rand(tasks, generator=rng) * (torch.rand(tasks, generator=rng) < 0.5)
         return {
@@ -272,7 +264,7 @@ class UnseenObjective:
             return out
 
         x = batch["x_t"]
-        if self.recipe.own and self.recipe.diffusion.steps > 1:
+        if self.recipe.own and self.diffusion.steps > 1:
             none = torch.zeros_like(batch["half"])
             first = denoise(torch.zeros_like(x), none, torch.zeros_like(batch["signal"])).detach()
             signal = batch["half_signal"]
@@ -282,9 +274,7 @@ class UnseenObjective:
             x = known * batch["signal"][:, None] * second + batch["eps"]
         output = denoise(x, batch["t"], batch["signal"])
         probe = Probe(batch["query"], batch["anchor"], self.normaliser.scale(space))
-        d = self.recipe.diffusion
-        loss = loss_of(d.loss, d.plus_weight)
-        return loss(output, batch["target"], batch["weight"], probe)
+        return self.loss(output, batch["target"], batch["weight"], probe)
 
 
 def train_unseen(

@@ -8,22 +8,19 @@ from ltdi.whole.collecting import (
     NetCollection,
     begin_net_zoo,
     initial_of,
-    prepare_net_zoo,
     solve_nets,
     start_net_zoo,
 )
-from ltdi.whole.objective import NetObjective, NetSet
+from ltdi.whole.objective import NetObjective
 from ltdi.whole.training import fit_doubt, fit_normaliser, standardise, train_net_generator
 
 __all__ = [
     "NetCollection",
     "NetObjective",
-    "NetSet",
     "begin_net_zoo",
     "fit_doubt",
     "fit_normaliser",
     "initial_of",
-    "prepare_net_zoo",
     "solve_nets",
     "standardise",
     "start_net_zoo",

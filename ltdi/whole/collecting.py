@@ -10,12 +10,11 @@ from torch import Tensor
 
 from ltdi.anchor import SharedAnchor
 from ltdi.collect import optimise
-from ltdi.engine import Collection, Engine, Piece, plan_of, recipe_of, settings_of
-from ltdi.errors import InputError
+from ltdi.engine import Collection, Piece, plan_of, recipe_of, settings_of
+from ltdi.errors import InputError, MismatchError
 from ltdi.files import plain
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost, NetPredictor
-from ltdi.progress import Progress
 from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.zoo import Zoo
@@ -86,30 +85,32 @@ def initial_of(zoo: Zoo) -> Initial | None:
     return Initial(zoo.shared(_INITIAL)["theta_0"], float(zoo.note(_INITIAL)["rate"]))
 
 
-def start_of(zoo: Zoo) -> Initial:
-    """The initialisation of a zoo that has been started.
-
-    Raises:
-        InputError: If it has none yet.
-    """
-    found = initial_of(zoo)
-    if found is None:
-        raise InputError(
-            "the zoo has no initialisation yet", where=str(zoo.path), fix="run `ltdi collect`"
-        )
-    return found
-
-
 class NetCollection(Collection[Piece]):
-    """A zoo of whole networks that has been started.
+    """A zoo of whole networks that has been started: what solving and training read of it.
 
     Args:
         zoo: Started by `begin_net_zoo`.
+
+    Raises:
+        InputError: If it has no initialisation yet.
+        MismatchError: If it is a zoo of another kind of weights.
     """
 
     def __init__(self, zoo: Zoo) -> None:
+        if zoo.about.get("kind") != NetGenerator.kind:
+            raise MismatchError(
+                "this is not a zoo of whole networks",
+                where=str(zoo.path),
+                fix="make one with `ltdi collect --target net`",
+            )
+        initial = initial_of(zoo)
+        if initial is None:
+            raise InputError(
+                "the zoo has no initialisation yet", where=str(zoo.path), fix="run `ltdi collect`"
+            )
         self.recipe, self.host = recipe_of(zoo, NET_RECIPE), NetHost.from_config(zoo.about["net"])
-        self.bank, self.initial = zoo.bank(), start_of(zoo)
+        self.bank, self.initial = zoo.bank(), initial
+        self.anchor = SharedAnchor(initial.theta_0)
         super().__init__(zoo, plan_of(self.recipe.tasks))
 
     @classmethod
@@ -151,20 +152,3 @@ def begin_net_zoo(
     zoo.keep_bank(bank)
     zoo.keep(_INITIAL, {"theta_0": initial.theta_0}, {"rate": initial.rate})
     return NetCollection(zoo)
-
-
-def prepare_net_zoo(
-    path: Path | str,
-    bank: FeatureBank,
-    host: NetHost,
-    initial: Initial,
-    recipe: Recipe,
-    *,
-    about: dict[str, Any] | None = None,
-    engine: Engine = Engine(),
-    progress: Progress | None = None,
-) -> Zoo:
-    """Solve all tasks of a recipe into a zoo on disk; see `ltdi.pipeline.prepare_zoo`."""
-    collection = begin_net_zoo(path, bank, host, initial, recipe, about=about)
-    collection.fill(engine, progress)
-    return collection.zoo

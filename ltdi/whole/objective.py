@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ltdi.anchor import SharedAnchor
 from ltdi.backbone.augment import distort
 from ltdi.denoiser import RowDenoiser
-from ltdi.diffusion import draw, make_schedule
-from ltdi.diffusion.losses import Probe, loss_of
-from ltdi.engine import Arrivals
-from ltdi.errors import MismatchError
-from ltdi.generator import NetGenerator
+from ltdi.diffusion.losses import Probe
+from ltdi.engine import Objective
 from ltdi.generator.nets import NetTask
 from ltdi.meta import Batch, Params
-from ltdi.nets import Initial, NetHost
-from ltdi.recipe import Recipe
-from ltdi.tasks import FeatureBank
-from ltdi.weights import Normaliser, WeightSpace
-from ltdi.whole.collecting import start_of
-from ltdi.zoo import Group, Zoo
+from ltdi.recipe import Diffusion
+from ltdi.weights import Normaliser
+from ltdi.whole.collecting import NetCollection
+from ltdi.zoo import Group
 
 _REFINEMENTS = 2
 _PROBES = 6
@@ -32,43 +26,7 @@ _PROBES = 6
 _AUGMENT = 1.0
 
 
-@dataclass(frozen=True)
-class NetSet:
-    """What meta-training reads: solved nets by way and shot, and the images of their tasks."""
-
-    bank: FeatureBank
-    groups: list[Group]
-    space: WeightSpace
-    initial: Initial
-    host: NetHost
-    arrivals: Arrivals | None = None
-
-    @classmethod
-    def of(cls, zoo: Zoo, arrivals: Arrivals | None = None) -> NetSet:
-        """Open a zoo's tasks, or those that arrive.
-
-        Raises:
-            InputError: If it holds none.
-            MismatchError: If it is a zoo of another kind of weights.
-        """
-        if zoo.about.get("kind") != NetGenerator.kind:
-            raise MismatchError(
-                "this is not a zoo of whole networks",
-                where=str(zoo.path),
-                fix="make one with `ltdi collect --target net`",
-            )
-        initial = start_of(zoo)
-        host = NetHost.from_config(zoo.about["net"])
-        groups = zoo.groups() if arrivals is None else arrivals.at(0)
-        return cls(zoo.bank(), groups or zoo.groups(), zoo.space, initial, host, arrivals)
-
-    @property
-    def anchor(self) -> SharedAnchor:
-        """The shared initialisation."""
-        return SharedAnchor(self.initial.theta_0)
-
-
-class NetObjective:
+class NetObjective(Objective):
     """The training loss of a generator of whole networks.
 
     The network is trained as it will be used: it is given the support's gradient at its own
@@ -79,51 +37,43 @@ class NetObjective:
         data: Solved tasks; the bank holds images.
         network: Denoiser.
         normaliser: Of residuals.
-        recipe: For the chain and the loss.
+        diffusion: The chain and the loss.
+        groups: The tasks that are visible at first; all by default.
     """
 
     def __init__(
         self,
-        data: NetSet,
+        data: NetCollection,
         network: RowDenoiser,
         normaliser: Normaliser,
-        recipe: Recipe,
+        diffusion: Diffusion,
+        groups: Sequence[Group] | None = None,
     ) -> None:
-        self.data, self.network, self.normaliser, self.recipe = data, network, normaliser, recipe
-        self.host, self.anchor = data.host, data.anchor
+        super().__init__(diffusion)
+        self.data, self.network, self.normaliser = data, network, normaliser
         self.doubt = float(network.doubt)
-        self.schedule = make_schedule(recipe.diffusion.schedule, recipe.diffusion.steps)
-        self.see(data.groups)
+        self.see(groups or data.zoo.groups())
 
-    def see(self, groups: list[Group]) -> None:
-        """Draw from these tasks from now on."""
-        self.groups = groups
+    def see(self, groups: Sequence[Group]) -> None:
+        """See `Objective.see`."""
+        super().see(groups)
         self.spaces = {int(g.setting["way"]): g.space for g in groups}
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
-        """Noised targets of random tasks, all of one way and shot; every tensor [tasks, ...]."""
-        g = self.groups[int(torch.randint(len(self.groups), (), generator=rng))]
-        pick = torch.randint(len(g), (tasks,), generator=rng)
-        held = g.read(pick, ("theta", "support", "query"))
-        space, d = self.spaces[int(g.setting["way"])], self.recipe.diffusion
-        anchor = self.anchor.local(pick, pick, space)
-        noised = draw(
-            d.objective,
-            self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), space),
-            self.schedule,
-            prediction=d.prediction,
-            first=d.first,
-            rng=rng,
-        )
+        """See `Objective.draw`."""
+        g, pick = self.pick(rng, tasks)
+        held, space = g.read(pick, ("theta", "support", "query")), self.spaces[g.setting["way"]]
+        anchor = self.data.anchor.local(pick, pick, space)
+        residual = self.normaliser.normalise(held["theta"] - anchor.unsqueeze(1), space)
+        noised = self.noised(residual, rng)
         turns = int(torch.randint(_REFINEMENTS + 1, (), generator=rng))
         seen = torch.randperm(held["query"].shape[2], generator=rng)[:_PROBES]
         images = self.data.bank.features
         support = images[held["support"]]
         query = images[held["query"][..., seen]].flatten(1, 2)
-        if _AUGMENT > 0:
-            support, query = (
-                distort(x.flatten(0, -4), _AUGMENT, rng).view_as(x) for x in (support, query)
-            )
+        support, query = (
+            distort(x.flatten(0, -4), _AUGMENT, rng).view_as(x) for x in (support, query)
+        )
         return {
             **vars(noised),
             "noise": noised.x_t - noised.signal[:, None] * noised.target,
@@ -141,7 +91,7 @@ class NetObjective:
         space = self.spaces[support.shape[1]]
         scale = self.normaliser.scale(space).to(support.device)
         task = NetTask(
-            self.host,
+            self.data.host,
             scale,
             space,
             anchor,
@@ -165,8 +115,6 @@ class NetObjective:
             batch["query"],
             anchor,
             scale,
-            lambda theta, images: self.host.logits(theta, images, space),
+            lambda theta, images: self.data.host.logits(theta, images, space),
         )
-        d = self.recipe.diffusion
-        loss = loss_of(d.loss, d.plus_weight)
-        return loss(output, batch["target"], batch["weight"], probe)
+        return self.loss(output, batch["target"], batch["weight"], probe)

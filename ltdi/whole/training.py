@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,9 @@ from ltdi.recipe import Recipe
 from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
 from ltdi.weights import Normaliser, WeightSpace
-from ltdi.whole.objective import NetObjective, NetSet
+from ltdi.whole.collecting import NetCollection
+from ltdi.whole.objective import NetObjective
+from ltdi.zoo import Group
 
 # Tasks of each way and shot that the doubt is fitted to, and images that go through at once.
 _FITTED, _IMAGES = 64, 1024
@@ -29,36 +31,33 @@ _DOUBTS = (*(2.0**i for i in range(-3, 8)), math.inf)
 
 
 def train_net_generator(
-    data: NetSet,
+    data: NetCollection,
     recipe: Recipe,
     *,
     valid: FeatureBank | None = None,
-    judged: Sequence[tuple[int, int]] = (),
-    about: dict[str, Any] | None = None,
+    about: Mapping[str, Any] | None = None,
     runtime: Runtime = Runtime(),
 ) -> NetGenerator:
     """Meta-train a generator of whole networks; see `ltdi.pipeline.train_generator`."""
-    d = recipe.diffusion
+    d, space = recipe.diffusion, data.zoo.space
     check_sampling(recipe.sampling, d)
     check_net_loss(d.loss)
+    groups = runtime.groups(data.zoo)
     with seeded(recipe.meta.seed):
-        network = build_rows(data.space, recipe.network, d)
-    normaliser = fit_normaliser(data)
-    standardise(network, data, normaliser)
+        network = build_rows(space, recipe.network, d)
+    normaliser = fit_normaliser(data, groups[0])
+    standardise(network, data, groups, normaliser)
     parts = train_parts(
-        Parts.of(recipe, data.space, network, data.anchor, normaliser, data.host, about),
-        NetObjective(data, network, normaliser, recipe),
+        Parts.of(recipe, space, network, data.anchor, normaliser, data.host, about),
+        NetObjective(data, network, normaliser, d, groups),
         recipe,
         runtime,
-        data.arrivals,
     )
-    generator = NetGenerator(parts)
-    return generator if valid is None else tuned(generator, valid, recipe, judged, runtime.log)
+    return tuned(NetGenerator(parts), valid, recipe, log=runtime.log)
 
 
-def fit_normaliser(data: NetSet) -> Normaliser:
+def fit_normaliser(data: NetCollection, group: Group) -> Normaliser:
     """Statistics of the residuals of solved nets to their initialisation."""
-    group = data.groups[0]
     some = torch.arange(min(len(group), 512))
     theta = group.read(some, ("theta",))["theta"]
     anchor = data.anchor.local(some, some, group.space)
@@ -66,14 +65,16 @@ def fit_normaliser(data: NetSet) -> Normaliser:
 
 
 @torch.no_grad()
-def standardise(network: RowDenoiser, data: NetSet, normaliser: Normaliser) -> None:
+def standardise(
+    network: RowDenoiser, data: NetCollection, groups: Sequence[Group], normaliser: Normaliser
+) -> None:
     """Give a network the size of gradients, and the initialisation's own step size.
 
     Layers below the head have a gradient from the second step on. Its size is measured after a
     tenth of the first step, where the support is not solved yet: after a whole one little is left
     of it. Their first step size is a tenth.
     """
-    group, initial = data.groups[0], data.initial
+    group, initial = groups[0], data.initial
     space = group.space
     some = torch.arange(min(16, len(group)))
     grid = data.bank.features[group.read(some, ("support",))["support"]]
@@ -94,18 +95,17 @@ def standardise(network: RowDenoiser, data: NetSet, normaliser: Normaliser) -> N
         share = 1.0 if layer.per_class else 0.1
         rates[i] = share * initial.rate / scale[inside].square().median()
     network.standardise(sizes, rates)
-    network.doubt.fill_(fit_doubt(data))
+    network.doubt.fill_(fit_doubt(data, groups))
 
 
 @torch.no_grad()
-def fit_doubt(data: NetSet) -> float:
+def fit_doubt(data: NetCollection, groups: Sequence[Group]) -> float:
     """The doubt whose heads, one step from the initialisation, fit the solved tasks' samples best.
 
-    Args:
-        data: Solved tasks; theta_0 has not seen their classes.
+    theta_0 has not seen their classes.
     """
     loss = torch.zeros(len(_DOUBTS))
-    for group in data.groups:
+    for group in groups:
         space, some = group.space, torch.arange(min(_FITTED, len(group)))
         held = group.read(some, ("support", "query"))
         theta_0 = data.anchor.local(some[:1], some[:1], space)[0]

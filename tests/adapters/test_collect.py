@@ -166,7 +166,7 @@ def overlapped(collection: RunCollection, out: Path, stop: int | None = None) ->
         groups = arrivals.at(0)
         assert groups is not None and arrivals.visible == collection.least == 2
         made = train_network(
-            read(groups), collection.host, recipe, Runtime(out, told), arrivals, read
+            read(groups), collection.host, recipe, Runtime(out, told, arrivals=arrivals), read
         )
     assert stop or (seen == sorted(seen) and seen[-1] == 6)
     return made

@@ -18,7 +18,7 @@ from ltdi.files import read_tensors
 from ltdi.meta import MetaConfig, MetaTrainer
 from ltdi.meta.team import ALONE, Team, tracked
 from ltdi.parts import build_network
-from ltdi.pipeline import HeadObjective, TrainingSet, fit_normaliser
+from ltdi.pipeline import HeadCollection, HeadObjective, fit_normaliser
 from ltdi.recipe import Diffusion, Network
 from ltdi.zoo import Zoo
 
@@ -115,14 +115,14 @@ def test_devices_and_precisions_are_named() -> None:
 
 def head_objective(path: Path, kind: str, loss: str) -> tuple[nn.Module, HeadObjective]:
     recovery.collect(path)
-    data = TrainingSet.of(Zoo.open(path / "zoo"))
+    data = HeadCollection(Zoo.open(path / "zoo"))
     diffusion = Diffusion(loss=loss)
     recipe = replace(
         recovery.RECIPE, network=Network(kind, width=16, depth=1, heads=2), diffusion=diffusion
     )
-    network = build_network(data.space, data.bank.width, recipe.network, diffusion)
+    network = build_network(data.zoo.space, data.bank.width, recipe.network, diffusion)
     network.standardise(data.bank.features)
-    return network, HeadObjective(data, network, fit_normaliser(data), recipe)
+    return network, HeadObjective(data, network, fit_normaliser(data.zoo.groups()[0]), diffusion)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,7 @@ from ltdi.backbone import Backbone, ConvNet, InputTransform
 from ltdi.engine import Runtime
 from ltdi.generator import HeadGenerator
 from ltdi.meta import MetaConfig
-from ltdi.pipeline import (
-    TrainingSet,
-    make_anchor,
-    prepare_zoo,
-    train_generator,
-)
+from ltdi.pipeline import HeadCollection, begin_zoo, make_anchor, train_generator
 from ltdi.recipe import Network, Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import Zoo
@@ -56,18 +51,19 @@ def recipe() -> Recipe:
 @pytest.fixture(scope="package")
 def zoo(tmp_path_factory, train, valid, backbone, recipe) -> Zoo:
     path = tmp_path_factory.mktemp("whole") / "zoo"
-    return prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
+    anchor = make_anchor(recipe, train, valid)
+    return begin_zoo(path, train, anchor, recipe, backbone).fill().zoo
 
 
 @pytest.fixture(scope="package")
-def run(zoo: Zoo, train, valid, backbone, recipe) -> Train:
-    anchor, data = make_anchor(recipe, train, valid), TrainingSet.of(zoo)
+def run(zoo: Zoo, valid, backbone, recipe) -> Train:
+    data = HeadCollection(zoo)
 
     def go(out: Path | None = None, changed: Recipe = recipe, progress=None) -> HeadGenerator:
         if out:
             out.mkdir(exist_ok=True)
         runtime = Runtime(out, progress)
-        return train_generator(data, anchor, backbone, changed, valid=valid, runtime=runtime)
+        return train_generator(data, backbone, changed, valid=valid, runtime=runtime)
 
     return go
 

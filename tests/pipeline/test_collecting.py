@@ -13,13 +13,7 @@ from torch import Tensor
 from ltdi.anchor import Anchor
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_tensors
-from ltdi.pipeline import (
-    collecting,
-    make_anchor,
-    make_folds,
-    prepare_zoo,
-    solve,
-)
+from ltdi.pipeline import begin_zoo, collecting, make_anchor, make_folds, solve
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import FRAMES, Zoo
@@ -50,10 +44,10 @@ def test_a_zoo_of_two_runs_equals_one_of_one(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        prepare_zoo(tmp_path / "z", train, anchor, recipe, backbone, progress=stop)
+        begin_zoo(tmp_path / "z", train, anchor, recipe, backbone).fill(progress=stop)
     begun = len(Zoo.open(tmp_path / "z").shards)
     assert 0 < begun < len(zoo.shards)
-    again = prepare_zoo(tmp_path / "z", train, anchor, recipe, backbone)
+    again = begin_zoo(tmp_path / "z", train, anchor, recipe, backbone).fill().zoo
     one, other = Zoo.open(again.path), Zoo.open(zoo.path)
     assert one.header == other.header and one.shards == other.shards
     for a, b in zip(again.load(), zoo.load(), strict=True):
@@ -67,7 +61,7 @@ def test_a_task_is_solved_against_an_anchor_that_never_saw_its_classes(
     """Followed class by class from the zoo's items back to what each frame was fitted on."""
     recipe = replace(recipe, tasks=replace(recipe.tasks, alike=alike))
     anchor = make_anchor(recipe, train, valid)
-    zoo = prepare_zoo(tmp_path / "z", train, anchor, recipe, backbone)
+    zoo = begin_zoo(tmp_path / "z", train, anchor, recipe, backbone).fill().zoo
     owner = torch.arange(30).repeat_interleave(ITEMS)
     frames, groups = zoo.frames(), zoo.load()
     folds = make_folds(recipe, anchor, train)
@@ -103,7 +97,7 @@ def test_collecting_again_keeps_the_classes_of_every_fold(
     lost = path / f"{zoo.shards[-1]['name']}.safetensors"
     lost.unlink()
     monkeypatch.setattr(collecting, "make_folds", None)  # not asked again
-    prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
+    begin_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone).fill()
     assert torch.equal(read_tensors(lost)["support"], read_tensors(zoo.path / lost.name)["support"])
 
 
@@ -118,8 +112,8 @@ def test_collecting_again_goes_on_with_the_frames_that_are_there(
     turned = [replace(f, basis=f.basis.flip(1), between=f.between.flip(0)) for f in held]
     (path / FRAMES).unlink()
     Zoo.open(path).keep_frames(turned)
-    again = prepare_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone)
-    for frame, wanted in zip(again.frames(), turned, strict=True):
+    again = begin_zoo(path, train, make_anchor(recipe, train, valid), recipe, backbone).fill()
+    for frame, wanted in zip(again.frames, turned, strict=True):
         assert torch.equal(frame.basis, wanted.basis)
     # The shard made anew has its anchors in those coordinates.
     made, before = read_tensors(lost), read_tensors(zoo.path / lost.name)
@@ -187,12 +181,12 @@ def test_other_settings_and_other_classes_are_refused(
     anchor = make_anchor(recipe, train, valid)
     longer = replace(recipe, prepare=replace(recipe.prepare, steps=12))
     with pytest.raises(MismatchError, match="prepare"):
-        prepare_zoo(path, train, anchor, longer, backbone)
+        begin_zoo(path, train, anchor, longer, backbone)
     renamed = replace(train, classes=tuple(f"{c}!" for c in train.classes))
     with pytest.raises(MismatchError, match=r"other images[\s\S]*new directory"):
-        prepare_zoo(path, renamed, anchor, recipe, backbone)
+        begin_zoo(path, renamed, anchor, recipe, backbone)
     with pytest.raises(InputError, match=r"unknown start 'gausian'[\s\S]*'gaussian'"):
-        prepare_zoo(tmp_path / "y", train, anchor, replace(recipe, start="gausian"), backbone)
+        begin_zoo(tmp_path / "y", train, anchor, replace(recipe, start="gausian"), backbone)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
     assert not (tmp_path / "y").exists()
 
@@ -200,7 +194,7 @@ def test_other_settings_and_other_classes_are_refused(
 def test_gaussian_starts_are_not_the_anchor(tmp_path, train, valid, backbone, recipe):
     r = replace(recipe, start="gaussian", prepare=replace(recipe.prepare, steps=4, lr=1e-6))
     anchor = make_anchor(r, train, valid)
-    groups = prepare_zoo(tmp_path / "z", train, anchor, r, backbone).load()
+    groups = begin_zoo(tmp_path / "z", train, anchor, r, backbone).fill().zoo.load()
     for way in (3, 4):
         some = [g for g in groups if g.way == way]
         # With hardly a step taken, theta is theta_0, centred: one of `way` freedoms is lost.

@@ -10,8 +10,8 @@ import torch
 from ltdi.errors import MismatchError
 from ltdi.parts import build_network
 from ltdi.pipeline import (
+    HeadCollection,
     HeadObjective,
-    TrainingSet,
     collecting,
     meta_training,
     objective,
@@ -30,7 +30,7 @@ def test_training_lowers_its_loss(run: Train, recipe: Recipe, zoo: Zoo):
     network.load_state_dict({**network.state_dict(), "unit": parts.normaliser.std})
     losses = []
     for net in (network, parts.network):
-        objective = HeadObjective(TrainingSet.of(zoo), net, parts.normaliser, longer)
+        objective = HeadObjective(HeadCollection(zoo), net, parts.normaliser, longer.diffusion)
         rng = torch.Generator().manual_seed(5)
         params = {name: p.detach() for name, p in net.named_parameters()}
         losses.append(sum(float(objective(params, objective.draw(rng, 8))) for _ in range(60)))

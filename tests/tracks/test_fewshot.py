@@ -168,7 +168,7 @@ def test_classes_are_disjoint_all_the_way_through(outcome: Outcome, few_classes)
     counted = outcome.result.settings["classes"]
     assert list(counted.values()) == [len(p) for p in parts]
     # What the generator was trained on is the bank of the held-out classes and nothing else.
-    for (_, data), _ in w.prepared.values():
+    for data, _ in w.prepared.values():
         assert set(data.bank.classes) == held
 
 
@@ -410,7 +410,7 @@ def test_class_ids_are_tracked_from_images_to_solved_tasks(few_classes, monkeypa
     real = fewshot_methods.train_generator
 
     def spy(data, *args, **kwargs):
-        tasks.extend(group.read() for group in data.groups)
+        tasks.extend(group.read() for group in data.zoo.groups())
         return real(data, *args, **kwargs)
 
     monkeypatch.setattr(fewshot_methods, "train_generator", spy)

@@ -84,7 +84,7 @@ def test_no_test_class_is_ever_seen(world: World, methods, episodes, tmp_path: P
     for name, method in methods.items():
         assert torch.equal(again[name].predict(*episodes), method.predict(*episodes))
     # Nor is a validation class among those that tasks were solved on.
-    for (_, data), _ in world.prepared.values():
+    for data, _ in world.prepared.values():
         assert set(data.bank.classes) == set(world.train.classes)
 
 

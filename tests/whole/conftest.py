@@ -12,7 +12,7 @@ from ltdi.generator import NetGenerator
 from ltdi.nets import InitialTraining, NetConfig, NetHost, learn_initial
 from ltdi.recipe import NET_RECIPE, Recipe
 from ltdi.tasks import FeatureBank
-from ltdi.whole import NetSet, prepare_net_zoo, train_net_generator
+from ltdi.whole import NetCollection, begin_net_zoo, train_net_generator
 from ltdi.zoo import Zoo
 
 CONFIG = NetConfig(size=12, widths=(4, 8), kernels=(5, 3), strides=(2, 2))
@@ -47,7 +47,8 @@ def net_zoo(
     initial = learn_initial(seen, net_host, InitialTraining(iterations=40, classes=16))
     path = tmp_path_factory.mktemp("nets") / "zoo"
     bank = net_host.bank(held)
-    return prepare_net_zoo(path, bank, net_host, initial, net_recipe, about={"data": "glyphs"})
+    about = {"data": "glyphs"}
+    return begin_net_zoo(path, bank, net_host, initial, net_recipe, about=about).fill().zoo
 
 
 @pytest.fixture(scope="session")
@@ -57,4 +58,4 @@ def net_valid(glyphs: dict[str, ImageSet], net_host: NetHost) -> FeatureBank:
 
 @pytest.fixture(scope="session")
 def net_gen(net_zoo: Zoo, net_recipe: Recipe) -> NetGenerator:
-    return train_net_generator(NetSet.of(net_zoo), net_recipe)
+    return train_net_generator(NetCollection(net_zoo), net_recipe)

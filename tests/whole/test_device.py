@@ -6,15 +6,15 @@ import torch
 
 from ltdi.generator.nets import build_rows
 from ltdi.recipe import Recipe
-from ltdi.whole import NetObjective, NetSet, fit_normaliser
+from ltdi.whole import NetCollection, NetObjective, fit_normaliser
 from ltdi.zoo import Zoo
 
 
 def test_everything_is_on_the_device_of_the_network(net_zoo: Zoo, net_recipe: Recipe) -> None:
     """On a device that holds shapes only, after 0, 1 and 2 steps of its own."""
-    data = NetSet.of(net_zoo)
-    network = build_rows(data.space, net_recipe.network, net_recipe.diffusion)
-    objective = NetObjective(data, network, fit_normaliser(data), net_recipe)
+    data, d = NetCollection(net_zoo), net_recipe.diffusion
+    network = build_rows(net_zoo.space, net_recipe.network, d)
+    objective = NetObjective(data, network, fit_normaliser(data, net_zoo.groups()[0]), d)
     batch = objective.draw(torch.Generator().manual_seed(0), 4)
     network.to("meta")
     there = {k: v.to("meta") for k, v in batch.items()}

@@ -17,7 +17,7 @@ from ltdi.generator import HeadGenerator, NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
 from ltdi.nets import NetConfig, SmallNet
 from ltdi.recipe import Diffusion, Network
-from ltdi.whole import NetSet, train_net_generator
+from ltdi.whole import NetCollection, train_net_generator
 from ltdi.zoo import Zoo
 
 Task = tuple[Tensor, Tensor]
@@ -174,4 +174,4 @@ def test_networks_that_cannot_be(
 def test_the_loss_of_heads_is_refused(net_zoo: Zoo, net_recipe):
     recipe = replace(net_recipe, diffusion=replace(net_recipe.diffusion, loss="function"))
     with pytest.raises(InputError, match="'function' is that of linear heads"):
-        train_net_generator(NetSet.of(net_zoo), recipe)
+        train_net_generator(NetCollection(net_zoo), recipe)

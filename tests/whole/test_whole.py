@@ -17,11 +17,11 @@ from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank
 from ltdi.weights import Normaliser, head_space
 from ltdi.whole import (
+    NetCollection,
     NetObjective,
-    NetSet,
+    begin_net_zoo,
     fit_doubt,
     initial_of,
-    prepare_net_zoo,
     start_net_zoo,
     train_net_generator,
 )
@@ -29,8 +29,8 @@ from ltdi.zoo import Zoo
 
 
 def test_solved_nets_fit_their_tasks_better_with_every_local_target(net_zoo: Zoo):
-    data = NetSet.of(net_zoo)
-    held, space = data.groups[0].read(), data.groups[0].space
+    data, group = NetCollection(net_zoo), net_zoo.groups()[0]
+    held, space = group.read(), group.space
     images = held["query"]
     right = []
     for i in range(held["theta"].shape[1]):
@@ -47,32 +47,34 @@ def test_solved_nets_fit_their_tasks_better_with_every_local_target(net_zoo: Zoo
 def test_a_zoo_collected_in_two_runs_equals_one(
     net_zoo: Zoo, net_host: NetHost, net_recipe: Recipe, tmp_path: Path
 ):
-    data = NetSet.of(net_zoo)
+    data = NetCollection(net_zoo)
     first = initial_of(net_zoo)
     assert first is not None
     about = {"data": "glyphs"}
-    zoo = prepare_net_zoo(tmp_path / "z", data.bank, net_host, first, net_recipe, about=about)
+    begin_net_zoo(tmp_path / "z", data.bank, net_host, first, net_recipe, about=about).fill()
     (tmp_path / "z" / "shard-000001.safetensors").unlink()
     # Another initialisation does not replace the one that the first shard was solved from.
     other = Initial(first.theta_0 + 1, 2 * first.rate)
-    again = prepare_net_zoo(tmp_path / "z", data.bank, net_host, other, net_recipe, about=about)
-    assert initial_of(again).rate == first.rate
-    for a, b in zip(net_zoo.groups(), again.groups(), strict=True):
+    again = begin_net_zoo(tmp_path / "z", data.bank, net_host, other, net_recipe, about=about)
+    again.fill()
+    assert again.initial.rate == first.rate
+    for a, b in zip(net_zoo.groups(), again.zoo.groups(), strict=True):
         assert all(torch.equal(a.read()[n], b.read()[n]) for n in ("theta", "support", "query"))
     with pytest.raises(MismatchError, match="the zoo was made with seed = 0, now 5"):
         seed = replace(net_recipe, meta=replace(net_recipe.meta, seed=5))
-        prepare_net_zoo(tmp_path / "z", data.bank, net_host, first, seed, about=about)
-    del zoo
+        begin_net_zoo(tmp_path / "z", data.bank, net_host, first, seed, about=about)
 
 
 def test_a_zoo_of_heads_is_refused(tmp_path: Path):
     zoo = Zoo.create(tmp_path / "heads", head_space(4, 2), {"seed": 0})
     with pytest.raises(MismatchError, match="not a zoo of whole networks"):
-        NetSet.of(zoo)
+        NetCollection(zoo)
 
 
 def objective(net_zoo: Zoo, recipe: Recipe, gen: NetGenerator) -> NetObjective:
-    return NetObjective(NetSet.of(net_zoo), gen.parts.network, gen.parts.normaliser, recipe)
+    return NetObjective(
+        NetCollection(net_zoo), gen.parts.network, gen.parts.normaliser, recipe.diffusion
+    )
 
 
 def test_batches_have_the_queries_that_are_no_support(
@@ -107,9 +109,9 @@ def test_training_is_fixed_by_its_seed_and_chooses_on_validation(
     net_zoo: Zoo, net_recipe: Recipe, net_gen: NetGenerator, net_valid: FeatureBank
 ):
     log = []
-    data = NetSet.of(net_zoo)
+    data = NetCollection(net_zoo)
     runtime = Runtime(log=log.append)
-    made = train_net_generator(data, net_recipe, valid=net_valid, judged=[(3, 1)], runtime=runtime)
+    made = train_net_generator(data, net_recipe, valid=net_valid, runtime=runtime)
     own, other = (dict(g.parts.network.named_parameters()) for g in (net_gen, made))
     assert all(torch.equal(own[n], other[n]) for n in own)
     chosen = next(r for r in log if r["event"] == "sampling")
@@ -118,8 +120,8 @@ def test_training_is_fixed_by_its_seed_and_chooses_on_validation(
 
 
 def test_normalised_residuals_have_unit_size(net_zoo: Zoo, net_gen: NetGenerator):
-    data = NetSet.of(net_zoo)
-    group = data.groups[0]
+    data = NetCollection(net_zoo)
+    group = net_zoo.groups()[0]
     theta = group.read()["theta"]
     residual = theta - data.anchor.local(theta, theta, group.space).unsqueeze(1)
     normaliser: Normaliser = net_gen.parts.normaliser
@@ -132,7 +134,7 @@ def test_normalised_residuals_have_unit_size(net_zoo: Zoo, net_gen: NetGenerator
 def test_doubt_is_chosen_on_the_solved_tasks(net_zoo: Zoo, net_gen: NetGenerator):
     network = net_gen.parts.network
     assert isinstance(network, RowDenoiser)
-    assert float(network.doubt) == fit_doubt(NetSet.of(net_zoo))
+    assert float(network.doubt) == fit_doubt(NetCollection(net_zoo), net_zoo.groups())
 
 
 def test_a_zoo_without_its_initialisation_says_what_to_do(
@@ -141,4 +143,4 @@ def test_a_zoo_without_its_initialisation_says_what_to_do(
     host = NetHost.from_config(net_zoo.about["net"])
     started = start_net_zoo(tmp_path / "zoo", host, net_recipe)
     with pytest.raises(InputError, match="no initialisation yet"):
-        NetSet.of(started)
+        NetCollection(started)

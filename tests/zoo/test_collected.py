@@ -13,7 +13,7 @@ from ltdi.anchor import PrototypeAnchor
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.collect import Preparation
 from ltdi.errors import MismatchError
-from ltdi.pipeline import prepare_zoo
+from ltdi.pipeline import begin_zoo
 from ltdi.recipe import Recipe, Tasks
 from ltdi.zoo import Zoo
 from tests.zoo.made import (
@@ -31,7 +31,7 @@ def tiny_zoo(path: Path, recipe: Recipe = TINY, progress: Any = None) -> Zoo:
     """Eight shards; the backbone is a stand-in, only its fingerprint is read."""
     backbone = Backbone(nn.Identity(), InputTransform(), {"kind": "none"})
     anchor = PrototypeAnchor(0.5)
-    return prepare_zoo(path, make_bank(), anchor, recipe, backbone, progress=progress)
+    return begin_zoo(path, make_bank(), anchor, recipe, backbone).fill(progress=progress).zoo
 
 
 def files(zoo: Zoo) -> dict[str, bytes]:
