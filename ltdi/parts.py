@@ -17,6 +17,7 @@ from ltdi.denoiser import (
     TokenTransformer,
     UNet1d,
 )
+from ltdi.denoiser import Network as Denoiser
 from ltdi.denoiser.condition import SetEncoder
 from ltdi.diffusion import make_schedule
 from ltdi.diffusion.sampler import SAMPLERS, time_grid
@@ -188,7 +189,7 @@ def check_shape(shape: Network) -> None:
 
 def build_network(
     space: WeightSpace, features: int, shape: Network, diffusion: Diffusion
-) -> ConditionalDenoiser | EquivariantDenoiser:
+) -> Denoiser:
     """An untrained encoder and denoiser.
 
     Args:

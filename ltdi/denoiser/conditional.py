@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -27,21 +28,35 @@ class Guide:
     stage: Tensor
 
 
-class Network(Protocol):
-    """What training and generation need of a network."""
+class Network(nn.Module):
+    """What training and generation need of a network of heads: f_phi(x_t, t, c)."""
 
     def standardise(self, features: Tensor) -> None:
-        """Fit what the network keeps of the training features [..., D]."""
+        """Fit what the network keeps of the training features [..., D]: nothing, here."""
 
+    @abstractmethod
     def encode(self, support: Tensor, mask: Tensor) -> Any:
         """What can be worked out once per task, from support [B, way, shot, D] and its mask."""
 
+    @abstractmethod
     def denoise(self, x: Tensor, t: Tensor, code: Any, space: WeightSpace, guide: Guide) -> Tensor:
         """Denoise x [B, n] at t [B]."""
 
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        support: Tensor,
+        mask: Tensor,
+        space: WeightSpace,
+        guide: Guide,
+    ) -> Tensor:
+        """Denoise x [B, n] at t [B], given support [B, way, shot, D] and mask [B, way, shot]."""
+        return self.denoise(x, t, self.encode(support, mask), space, guide)
 
-class ConditionalDenoiser(nn.Module):
-    """f_phi(x_t, t, c) with c embedded from the support by `encoder`.
+
+class ConditionalDenoiser(Network):
+    """f_phi with c embedded from the support by `encoder`; no guide is read.
 
     Args:
         encoder: `(support, mask) -> Condition`.
@@ -63,17 +78,4 @@ class ConditionalDenoiser(nn.Module):
     def denoise(self, x: Tensor, t: Tensor, code: Any, space: WeightSpace, guide: Guide) -> Tensor:
         """See `Network.denoise`."""
         out: Tensor = self.denoiser(x, t, code, space)
-        return out
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        support: Tensor,
-        mask: Tensor,
-        space: WeightSpace,
-        guide: Guide | None = None,
-    ) -> Tensor:
-        """Denoise x [B, n] at t [B], given support [B, way, shot, D] and mask [B, way, shot]."""
-        out: Tensor = self.denoiser(x, t, self.encoder(support, mask), space)
         return out

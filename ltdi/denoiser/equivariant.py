@@ -18,8 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.anchor import masked_mean, shrinkage
-from ltdi.denoiser.conditional import Guide
-from ltdi.denoiser.transformer import Block, time_features
+from ltdi.denoiser.conditional import Guide, Network
+from ltdi.denoiser.transformer import Block, StepEmbedding, silent
 from ltdi.weights import WeightSpace, head_logits
 
 Pace = list[tuple[Tensor, ...]]
@@ -65,7 +65,7 @@ def support_gradient(theta: Tensor, support: Support) -> tuple[Tensor, Tensor, T
     return weight, share.sum((1, 2)), residual
 
 
-class EquivariantDenoiser(nn.Module):
+class EquivariantDenoiser(Network):
     """x0-prediction of heads for any way, any shot and any number of features.
 
     The output layer starts at zero, where the prediction is the anchor.
@@ -85,7 +85,6 @@ class EquivariantDenoiser(nn.Module):
 
     def __init__(self, *, steps: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
-        self.steps = steps
         self.vectors = 3 * self.own
         # Size of a normalised unit of a weight and of a bias.
         self.register_buffer("unit", torch.ones(2))
@@ -94,34 +93,15 @@ class EquivariantDenoiser(nn.Module):
         self.register_buffer("pairs", pairs[0] * self.vectors + pairs[1], persistent=False)
         self.pairs: Tensor
         self.read = nn.Linear(self.scalars + self.grams * _FILTERS * pairs.shape[1], width)
-        self.of_time = nn.Sequential(
-            nn.Linear(width + 3, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.of_time = StepEmbedding(width, steps, 3)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.write = nn.Linear(width, self.vectors * _FILTERS + 2)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
-
-    def standardise(self, features: Tensor) -> None:
-        """Nothing is kept of the training features."""
+        self.write = silent(width, self.vectors * _FILTERS + 2)
 
     def encode(self, support: Tensor, mask: Tensor) -> Support:
         """See `Network.encode`."""
         keep = mask.unsqueeze(-1)
         z = torch.where(keep > 0, support, 0.0)
         return Support(z, mask, masked_mean(z, mask), mask.sum(-1))
-
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        support: Tensor,
-        mask: Tensor,
-        space: WeightSpace,
-        guide: Guide,
-    ) -> Tensor:
-        """Normalised residual [B, n] to the anchor; see `ConditionalDenoiser.forward`."""
-        return self.denoise(x, t, self.encode(support, mask), space, guide)
 
     def pace(self, t: Tensor, signal: Tensor, stage: Tensor, way: int) -> Pace:
         """What the blocks are told: of the step, and of how many classes there are.
@@ -132,9 +112,7 @@ class EquivariantDenoiser(nn.Module):
             stage: [B] likewise.
             way: Classes of the tasks.
         """
-        place = torch.stack([signal, stage, torch.full_like(stage, way).log()], -1)
-        time = time_features(t, self.steps, self.read.out_features).to(place)
-        context = self.of_time(torch.cat([time, place], -1))
+        context = self.of_time(t, signal, stage, torch.full_like(stage, way).log())
         return [cast(Block, block).pace(context) for block in self.blocks]
 
     def denoise(

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.denoiser.conditional import Guide
-from ltdi.denoiser.transformer import Block, time_features
+from ltdi.denoiser.transformer import Block, StepEmbedding, silent
 from ltdi.weights import WeightSpace, head_logits
 
 _OWN, _FILTERS, _SCALARS = 4, 3, 6
@@ -59,7 +59,6 @@ class NamingDenoiser(nn.Module):
 
     def __init__(self, *, steps: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
-        self.steps = steps
         # Size of a normalised unit of a weight and of a bias; sharpness of responsibilities.
         self.register_buffer("unit", torch.ones(2))
         self.register_buffer("hardness", torch.ones(()))
@@ -73,13 +72,9 @@ class NamingDenoiser(nn.Module):
         self.maps = nn.Linear(width, heads)
         self.around = nn.Linear(width, width)
         self.read = nn.Linear(pairs + _SCALARS, width)
-        self.of_time = nn.Sequential(
-            nn.Linear(width + 3, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.of_time = StepEmbedding(width, steps, 3)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.write = nn.Linear(width, self.vectors * _FILTERS + 1)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
+        self.write = silent(width, self.vectors * _FILTERS + 1)
 
     def forward(
         self, x: Tensor, t: Tensor, code: NamedCode, space: WeightSpace, guide: Guide
@@ -124,11 +119,9 @@ class NamingDenoiser(nn.Module):
         )
         diagonal = gram.diagonal(dim1=1, dim2=2).mT
         h = self.read(torch.cat([diagonal, scalars], -1)) + self.around(pair).mean(2)
-        place = torch.stack(
-            [guide.signal, guide.stage, torch.full_like(guide.stage, way).log()], -1
+        context = self.of_time(
+            t, guide.signal, guide.stage, torch.full_like(guide.stage, way).log()
         )
-        time = time_features(t, self.steps, h.shape[-1]).to(h)
-        context = self.of_time(torch.cat([time, place], -1))
         for block in self.blocks:
             h = block(h, context)
         out = self.write(F.layer_norm(h, h.shape[-1:]))

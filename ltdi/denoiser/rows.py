@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ltdi.denoiser.transformer import Block, time_features
+from ltdi.denoiser.transformer import Block, StepEmbedding, silent
 from ltdi.weights import WeightSpace
 
 # Adam moves every entry of a matrix by its step size; from a start that is good already, many
@@ -81,7 +81,6 @@ class RowDenoiser(nn.Module):
         self, space: WeightSpace, *, steps: int, width: int = 64, depth: int = 1, heads: int = 4
     ) -> None:
         super().__init__()
-        self.steps, self.width = steps, width
         count = len(space.layers)
         # Typical size of a gradient's entries in each layer, in normalised units.
         self.register_buffer("size", torch.ones(count))
@@ -94,22 +93,16 @@ class RowDenoiser(nn.Module):
         self.left, self.right = nn.ParameterList(), nn.ParameterList()
         for layer in space.layers:
             self.read.append(nn.Linear(3 * layer.row, width))
-            write = nn.Linear(width, layer.row)
-            nn.init.zeros_(write.weight)
-            nn.init.zeros_(write.bias)
-            self.write.append(write)
+            self.write.append(silent(width, layer.row))
             units = 1 if layer.per_class else layer.units
             self.layer.append(nn.Parameter(0.1 * torch.randn(1, width)))
             self.place.append(nn.Parameter(torch.randn(units, width)))
             self.left.append(nn.Parameter(torch.zeros(units, units)))
             self.right.append(nn.Parameter(torch.zeros(layer.row, layer.row)))
-        self.of_time = nn.Sequential(
-            nn.Linear(width + 2, width), nn.SiLU(), nn.Linear(width, width)
-        )
+        self.of_time = StepEmbedding(width, steps, 2)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
         # The coefficients a, b and s of every layer, as functions of the time.
-        self.mix = nn.Linear(width, 3 * count)
-        nn.init.zeros_(self.mix.weight)
+        self.mix = silent(width, 3 * count)
         # Without classes there is no support: nothing is known but the noised weights.
         guided = space.way is not None
         self.fine = _FINE if guided else 1.0
@@ -132,9 +125,7 @@ class RowDenoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor, guide: Descent, space: WeightSpace) -> Tensor:
         """Normalised residual [B, n] to the initialisation, from x_t [B, n] at t [B]."""
         layers = space.layers
-        place = torch.stack([guide.signal, guide.stage], -1)
-        time = time_features(t, self.steps, self.width).to(x)
-        context = self.of_time(torch.cat([time, place], -1))
+        context = self.of_time(t, guide.signal, guide.stage)
         mix = self.mix(context).unflatten(-1, (3, -1))
         # The linear estimate of theta from x_t when theta has unit variance: no noise at t = 0.
         linear = guide.signal[:, None] * x
@@ -189,9 +180,7 @@ class RowDenoiser(nn.Module):
             signal: [1], see `Descent`.
             stage: [1].
         """
-        place = torch.stack([signal, stage], -1)
-        time = time_features(t, self.steps, self.width).to(place)
-        context = self.of_time(torch.cat([time, place], -1))
+        context = self.of_time(t, signal, stage)
         step = self.mix(context)[:, -1, None, None]
         tokens = [
             layer + (read.bias * place).mean(0, keepdim=True)

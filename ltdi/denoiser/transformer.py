@@ -20,6 +20,35 @@ def time_features(t: Tensor, steps: int, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)
 
 
+class StepEmbedding(nn.Sequential):
+    """What a network is told of a step [B, width]: its time, and what else is known of it.
+
+    Args:
+        width: Of the embedding.
+        steps: T.
+        facts: How many further numbers it is given.
+    """
+
+    def __init__(self, width: int, steps: int, facts: int = 0) -> None:
+        super().__init__(nn.Linear(width + facts, width), nn.SiLU(), nn.Linear(width, width))
+        self.steps, self.width = steps, width
+
+    def forward(self, t: Tensor, *facts: Tensor) -> Tensor:
+        """Diffusion steps t [B] and numbers [B] each -> [B, width]."""
+        time = time_features(t, self.steps, self.width).to(next(self.parameters()).dtype)
+        told = torch.cat([time, *(f.unsqueeze(-1) for f in facts)], -1)
+        out: Tensor = super().forward(told)  # type: ignore[no-untyped-call]
+        return out
+
+
+def silent(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer that starts at zero."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class Block(nn.Module):
     """Pre-norm attention and MLP; scale, shift and gate come from the task (adaLN-zero).
 
@@ -36,9 +65,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
         )
-        self.modulation = nn.Linear(width, 6 * width)
-        nn.init.zeros_(self.modulation.weight)
-        nn.init.zeros_(self.modulation.bias)
+        self.modulation = silent(width, 6 * width)
 
     def pace(self, context: Tensor) -> tuple[Tensor, ...]:
         """Shifts, scales and gates [B, 1, width] that a context [B, width] stands for."""
@@ -103,18 +130,15 @@ class TokenTransformer(nn.Module):
         heads: int = 4,
     ) -> None:
         super().__init__()
-        self.steps = steps
         places = int(space.tokens.position.max()) + 1
         self.read = nn.Linear(space.token_size, width)
         self.layer = nn.Embedding(len(space.layers), width)
         self.position = nn.Embedding(places, width)
         self.of_class = nn.Linear(condition_width, width)
         self.of_task = nn.Linear(condition_width, width)
-        self.of_time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.of_time = StepEmbedding(width, steps)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))
-        self.write = nn.Linear(width, space.token_size)
-        nn.init.zeros_(self.write.weight)
-        nn.init.zeros_(self.write.bias)
+        self.write = silent(width, space.token_size)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition, space: WeightSpace) -> Tensor:
         """Denoise.
@@ -138,8 +162,7 @@ class TokenTransformer(nn.Module):
                 h = h + classes  # a token is a class, in their order
             else:
                 h = h + F.pad(classes, (0, 0, 0, 1))[:, layout.class_of.to(x.device)]
-        time = self.of_time(time_features(t, self.steps, h.shape[-1]).to(h))
-        context = self.of_task(condition.task) + time
+        context = self.of_task(condition.task) + self.of_time(t)
         for block in self.blocks:
             h = block(h, context)
         return space.untokenize(self.write(F.layer_norm(h, h.shape[-1:])))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ltdi.denoiser.condition import Condition
-from ltdi.denoiser.transformer import time_features
+from ltdi.denoiser.transformer import StepEmbedding
 from ltdi.errors import MismatchError
 from ltdi.weights import WeightSpace
 
@@ -52,9 +52,8 @@ class UNet1d(nn.Module):
         levels: int = 3,
     ) -> None:
         super().__init__()
-        self.steps, self.way, self.context_width = steps, space.way, 4 * channels
-        c = self.context_width
-        self.of_time = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c))
+        self.way, c = space.way, 4 * channels
+        self.of_time = StepEmbedding(c, steps)
         self.of_task = nn.Linear(condition_width * (1 + (space.way or 0)), c)
         sizes = [channels * 2**level for level in range(levels + 1)]
         self.entry = nn.Conv1d(1, channels, 3, padding=1)
@@ -78,8 +77,7 @@ class UNet1d(nn.Module):
         parts = [condition.task]
         if self.way is not None:
             parts.append(condition.classes.flatten(1))
-        context = self.of_task(torch.cat(parts, -1))
-        context = context + self.of_time(time_features(t, self.steps, self.context_width).to(x))
+        context = self.of_task(torch.cat(parts, -1)) + self.of_time(t)
         length = x.shape[-1]
         multiple = 2 ** len(self.down)
         h = self.entry(F.pad(x, (0, -length % multiple)).unsqueeze(1))

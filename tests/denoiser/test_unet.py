@@ -80,7 +80,7 @@ def test_the_whole_network_embeds_then_denoises(kind: type[TokenTransformer | UN
     net = ConditionalDenoiser(SetEncoder(3, CONDITION), denoiser)
     x, t, _ = example(space)
     support, mask = torch.randn(2, 4, 2, 3), torch.ones(2, 4, 2)
-    out = net(x, t, support, mask, space)
+    out = net(x, t, support, mask, space, None)
     torch.testing.assert_close(out, denoiser(x, t, net.encoder(support, mask), space))
     out.square().sum().backward()
     silent = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
@@ -101,8 +101,8 @@ def test_the_transformer_in_it_is_equivariant_from_support_to_weights() -> None:
     def rows(theta: Tensor) -> Tensor:
         return theta.unflatten(-1, (4, -1))
 
-    out = rows(net(x.double(), t, support, mask, space))
+    out = rows(net(x.double(), t, support, mask, space, None))
     moved = rows(x.double())[:, order].flatten(1)
-    again = rows(net(moved, t, support[:, order], mask[:, order], space))
+    again = rows(net(moved, t, support[:, order], mask[:, order], space, None))
     torch.testing.assert_close(again, out[:, order])
     assert not torch.allclose(again, out)
