@@ -150,7 +150,6 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             )
         return out if isinstance(support, list) else out[0]
 
-    @torch.no_grad()
     def chain(
         self,
         view: Callable[[int], View],
@@ -161,6 +160,9 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
     ) -> Tensor:
         """Samples of the flat weights of B tasks, one by one.
 
+        It runs in inference mode, which takes a fifth off; what a caller sees is made of ordinary
+        tensors.
+
         Args:
             view: The tasks, given how many copies of the batch are to be drawn at once.
             sampling: As `Generator.sampling` checked it.
@@ -170,6 +172,13 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
         Returns:
             [samples, B, n]; without noise all samples are equal and one is returned.
         """
+        with torch.inference_mode():
+            drawn = self._chain(view, sampling, seed, callback)
+        return drawn.clone()
+
+    def _chain(
+        self, view: Callable[[int], View], sampling: Sampling, seed: int, callback: Callback | None
+    ) -> Tensor:
         p, s = self.parts, sampling
         copies = s.samples if s.temperature > 0 else 1
         v = view(copies)
@@ -188,6 +197,12 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             change = s.strength * (residual * scale + mean)
             return v.leave(s.sharpness * (change + v.start))
 
+        def told(t: int, x: Tensor, x0: Tensor) -> None:
+            seen = whole(x), whole(x0)
+            with torch.inference_mode(False):
+                assert callback is not None
+                callback(t, *(theta.clone() for theta in seen))
+
         with fast_products() if len(noise) >= MANY else nullcontext():
             residual = sample(
                 denoise,
@@ -200,7 +215,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
                 segments=s.segments,
                 end=end,
                 rng=rng,
-                callback=callback and (lambda t, x, x0: callback(t, whole(x), whole(x0))),
+                callback=callback and told,
             )
         drawn: Tensor = whole(residual).unflatten(0, (copies, -1))
         return drawn
@@ -248,6 +263,7 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
             self._signals[t, end] = one.sqrt()
         return self._signals[t, end]
 
+    @torch.inference_mode(False)
     def unit(self, space: WeightSpace) -> tuple[Tensor, Tensor]:
         """[n] size and origin of normalised residuals; looked up once for each way."""
         if space.size not in self._units:

@@ -91,14 +91,12 @@ class DomainHeadGenerator(HeadGenerator):
         self.check_grid(grid)
         real = torch.ones(grid.shape[:3]) if mask is None else mask
         pool = grid[real > 0] if pool is None else pool
-
-        self.look_at(pool)
-
-        def view(copies: int) -> View:
-            return self._view(grid, real, pool, names, copies)
-
-        return self.swiftly(
-            grid, callback, lambda told: self.chain(view, chosen, seed=seed, callback=told)
+        self.look_at(pool)  # what is kept must not be made in inference mode
+        return self.chain(
+            lambda copies: self._view(grid, real, pool, names, copies),
+            chosen,
+            seed=seed,
+            callback=callback,
         )
 
     def look_at(self, pool: Tensor) -> DomainView:

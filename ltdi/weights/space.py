@@ -240,7 +240,9 @@ class WeightSpace:
             return tokens.flatten(-2)
         return tokens.flatten(-2)[..., self.tokens.scatter.to(tokens.device)]
 
+    # What is kept may be asked for first in inference mode, and then by a training.
     @cached_property
+    @torch.inference_mode(False)
     def tokens(self) -> Tokens:
         """The token layout."""
         gather: list[Tensor] = []
@@ -277,6 +279,7 @@ class WeightSpace:
         )
 
     @cached_property
+    @torch.inference_mode(False)
     def param_of(self) -> Tensor:
         """[n] number of the parameter that each entry of the flat vector belongs to."""
         parts, first = [], 0
@@ -287,6 +290,7 @@ class WeightSpace:
         return torch.cat(parts)
 
     @cached_property
+    @torch.inference_mode(False)
     def layer_of(self) -> Tensor:
         """[n] number of the layer that each entry of the flat vector belongs to."""
         sizes = [layer.units * layer.row for layer in self.layers]
