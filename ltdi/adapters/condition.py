@@ -111,8 +111,8 @@ class TextEncoder(nn.Module):
         super().__init__()
         size = 4 * width + 1
         self.rows, self.text, self.seen = rows, text, seen
-        self.register_buffer("centre", torch.zeros(size))
-        self.register_buffer("directions", torch.zeros(seen, size))
+        self.centre = nn.Buffer(torch.zeros(size))
+        self.directions = nn.Buffer(torch.zeros(seen, size))
         self.of_task = nn.Sequential(nn.Linear(seen + 1, out), nn.GELU(), nn.Linear(out, out))
         self.of_outputs = nn.Linear(seen, out, bias=False)
         self.spread = nn.Sequential(nn.Linear(out, out), nn.GELU(), nn.Linear(out, out))

@@ -57,10 +57,10 @@ class AdapterDenoiser(nn.Module):
             depth=shape.depth,
             heads=shape.heads,
         )
-        self.register_buffer("known_task", torch.zeros(tasks, self.encoder.seen + 1))
-        self.register_buffer("known_outputs", torch.zeros(tasks, 2, self.encoder.seen))
-        self.register_buffer("known_text", torch.zeros(tasks, base_width + 1))
-        self.register_buffer("known_labelled", torch.ones(tasks, dtype=torch.bool))
+        self.known_task = nn.Buffer(torch.zeros(tasks, self.encoder.seen + 1))
+        self.known_outputs = nn.Buffer(torch.zeros(tasks, 2, self.encoder.seen))
+        self.known_text = nn.Buffer(torch.zeros(tasks, base_width + 1))
+        self.known_labelled = nn.Buffer(torch.ones(tasks, dtype=torch.bool))
         self._latent: dict[int, WeightSpace] = {}
 
     def latent(self, way: int) -> WeightSpace:

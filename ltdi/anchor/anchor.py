@@ -51,12 +51,12 @@ class SharedAnchor(Anchor):
 
     def __init__(self, theta_0: Tensor) -> None:
         super().__init__()
-        self.register_buffer("theta_0", theta_0)
-        self.theta_0: Tensor
+        self.theta_0 = nn.Buffer(theta_0)
 
     def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """See `Anchor.local`."""
-        theta, rows = self.theta_0, space.class_size
+        theta: Tensor = self.theta_0
+        rows = space.class_size
         if len(theta) == space.size - rows:
             theta = F.pad(theta, (0, rows))
         if len(theta) != space.size:
@@ -80,8 +80,7 @@ class Centres(Anchor):
 
     def __init__(self, theta: Tensor) -> None:
         super().__init__()
-        self.register_buffer("theta", theta)
-        self.theta: Tensor
+        self.theta = nn.Buffer(theta)
 
     def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """Weights [B, n] of the centres with numbers z [B], at the last local target."""
@@ -100,8 +99,7 @@ class PrototypeAnchor(Anchor):
 
     def __init__(self, scale: float = 1.0) -> None:
         super().__init__()
-        self.register_buffer("scale", torch.tensor(float(scale)))
-        self.scale: Tensor
+        self.scale = nn.Buffer(torch.tensor(float(scale)))
 
     def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """See `Anchor.local`."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltdi.anchor.anchor import Anchor, masked_mean
 from ltdi.anchor.frame import Frame
@@ -76,27 +76,17 @@ class DomainAnchor(Anchor):
     def __init__(self, features: int, classes: Sequence[str]) -> None:
         super().__init__()
         self.classes = tuple(classes)
-        self.register_buffer("basis", torch.eye(features))
-        self.register_buffer("between", torch.ones(features))
-        self.register_buffer("prior", torch.zeros(len(self.classes), features))
-        self.register_buffer("rows", torch.zeros(len(self.classes), features + 1))
-        self.register_buffer("blend", torch.tensor(0.0))
-        self.register_buffer("drift", torch.tensor(1.0))
+        self.basis = nn.Buffer(torch.eye(features))
+        self.between = nn.Buffer(torch.ones(features))
+        self.prior = nn.Buffer(torch.zeros(len(self.classes), features))
+        self.rows = nn.Buffer(torch.zeros(len(self.classes), features + 1))
+        self.blend = nn.Buffer(torch.tensor(0.0))
+        self.drift = nn.Buffer(torch.tensor(1.0))
         # For tasks of few shots, and for those of more.
-        self.register_buffer("trust", torch.zeros(2))
-        self.register_buffer("heat", torch.ones(2))
-        self.register_buffer("scale", torch.tensor(0.5))
-        self.register_buffer("rounds", torch.tensor(5.0))
-        self.basis: Tensor
-        self.between: Tensor
-        self.prior: Tensor
-        self.rows: Tensor
-        self.blend: Tensor
-        self.drift: Tensor
-        self.trust: Tensor
-        self.heat: Tensor
-        self.scale: Tensor
-        self.rounds: Tensor
+        self.trust = nn.Buffer(torch.zeros(2))
+        self.heat = nn.Buffer(torch.ones(2))
+        self.scale = nn.Buffer(torch.tensor(0.5))
+        self.rounds = nn.Buffer(torch.tensor(5.0))
 
     @torch.no_grad()
     def fit(

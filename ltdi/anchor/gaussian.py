@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltdi.anchor.anchor import Anchor, masked_mean
 from ltdi.anchor.frame import Frame
@@ -25,19 +25,13 @@ class GaussianAnchor(Anchor):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("basis", torch.eye(features))
-        self.register_buffer("between", torch.ones(features))
-        self.register_buffer("scale", torch.tensor(0.5))
+        self.mean = nn.Buffer(torch.zeros(features))
+        self.basis = nn.Buffer(torch.eye(features))
+        self.between = nn.Buffer(torch.ones(features))
+        self.scale = nn.Buffer(torch.tensor(0.5))
         # How it was fitted: ridge, spread, and iterations of refinement.
-        self.register_buffer("ridges", torch.zeros(2))
-        self.register_buffer("refined", torch.zeros(()))
-        self.mean: Tensor
-        self.basis: Tensor
-        self.between: Tensor
-        self.scale: Tensor
-        self.ridges: Tensor
-        self.refined: Tensor
+        self.ridges = nn.Buffer(torch.zeros(2))
+        self.refined = nn.Buffer(torch.zeros(()))
 
     @torch.no_grad()
     def fit(self, bank: FeatureBank, ridge: float, spread: float = 0.0) -> GaussianAnchor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ltdi.anchor.anchor import Anchor
 from ltdi.anchor.frame import Frame
@@ -96,18 +96,12 @@ class NamePrior(Anchor):
         super().__init__()
         self.settings = settings or PriorSettings()
         self.gauss = GaussianAnchor(features)
-        self.register_buffer("centre", torch.zeros(text))
-        self.register_buffer("keys", torch.zeros(classes, text))
-        self.register_buffer("values", torch.zeros(classes, features))
-        self.register_buffer("inverse", torch.eye(classes))
-        self.register_buffer("origin", torch.zeros(features))
-        self.register_buffer("scale", torch.tensor(0.15))
-        self.centre: Tensor
-        self.keys: Tensor
-        self.values: Tensor
-        self.inverse: Tensor
-        self.origin: Tensor
-        self.scale: Tensor
+        self.centre = nn.Buffer(torch.zeros(text))
+        self.keys = nn.Buffer(torch.zeros(classes, text))
+        self.values = nn.Buffer(torch.zeros(classes, features))
+        self.inverse = nn.Buffer(torch.eye(classes))
+        self.origin = nn.Buffer(torch.zeros(features))
+        self.scale = nn.Buffer(torch.tensor(0.15))
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -51,10 +51,8 @@ class FeatureMap(nn.Module):
     def __init__(self, features: int, mapping: FeatureMapping) -> None:
         super().__init__()
         self.power, self.width = mapping.power, min(mapping.width, features)
-        self.register_buffer("mean", torch.zeros(features))
-        self.register_buffer("basis", torch.eye(features, self.width))
-        self.mean: Tensor
-        self.basis: Tensor
+        self.mean = nn.Buffer(torch.zeros(features))
+        self.basis = nn.Buffer(torch.eye(features, self.width))
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> FeatureMap:

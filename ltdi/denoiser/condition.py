@@ -38,10 +38,8 @@ class SetEncoder(nn.Module):
 
     def __init__(self, features: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("centre", torch.zeros(features))
-        self.register_buffer("scale", torch.ones(()))
-        self.centre: Tensor
-        self.scale: Tensor
+        self.centre = nn.Buffer(torch.zeros(features))
+        self.scale = nn.Buffer(torch.ones(()))
         self.embed = nn.Sequential(nn.Linear(features, width), nn.GELU())
         self.mix = nn.Linear(width + 2 * features + 1, width)
         self.task = nn.Linear(width, width)

@@ -87,11 +87,9 @@ class EquivariantDenoiser(Network):
         super().__init__()
         self.vectors = 3 * self.own
         # Size of a normalised unit of a weight and of a bias.
-        self.register_buffer("unit", torch.ones(2))
-        self.unit: Tensor
+        self.unit = nn.Buffer(torch.ones(2))
         pairs = torch.triu_indices(self.vectors, self.vectors)
-        self.register_buffer("pairs", pairs[0] * self.vectors + pairs[1], persistent=False)
-        self.pairs: Tensor
+        self.pairs = nn.Buffer(pairs[0] * self.vectors + pairs[1], persistent=False)
         self.read = nn.Linear(self.scalars + self.grams * _FILTERS * pairs.shape[1], width)
         self.of_time = StepEmbedding(width, steps, 3)
         self.blocks = nn.ModuleList(Block(width, heads) for _ in range(depth))

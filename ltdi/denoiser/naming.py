@@ -60,10 +60,8 @@ class NamingDenoiser(nn.Module):
     def __init__(self, *, steps: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
         # Size of a normalised unit of a weight and of a bias; sharpness of responsibilities.
-        self.register_buffer("unit", torch.ones(2))
-        self.register_buffer("hardness", torch.ones(()))
-        self.unit: Tensor
-        self.hardness: Tensor
+        self.unit = nn.Buffer(torch.ones(2))
+        self.hardness = nn.Buffer(torch.ones(()))
         self.vectors = _OWN * (2 + heads)
         pairs = _OWN * _OWN * _FILTERS
         self.of_pair = nn.Sequential(

@@ -83,11 +83,9 @@ class RowDenoiser(nn.Module):
         super().__init__()
         count = len(space.layers)
         # Typical size of a gradient's entries in each layer, in normalised units.
-        self.register_buffer("size", torch.ones(count))
-        self.size: Tensor
+        self.size = nn.Buffer(torch.ones(count))
         # See `ltdi.generator.nets.NetTask`.
-        self.register_buffer("doubt", torch.tensor(torch.inf))
-        self.doubt: Tensor
+        self.doubt = nn.Buffer(torch.tensor(torch.inf))
         self.read, self.write = nn.ModuleList(), nn.ModuleList()
         self.layer, self.place = nn.ParameterList(), nn.ParameterList()
         self.left, self.right = nn.ParameterList(), nn.ParameterList()
