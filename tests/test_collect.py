@@ -370,11 +370,3 @@ def test_theta_0_is_left_alone() -> None:
 def test_segments_must_divide_the_steps(steps: int, segments: int) -> None:
     with pytest.raises(InputError, match=rf"M = {steps} .* k = {segments} equal segments"):
         Preparation(steps=steps, segments=segments)
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("adamm", "adam"), ("sdg", "sgd"), ("adaw", "adamw")]
-)
-def test_an_unknown_optimiser_brings_the_nearest(name: str, nearest: str) -> None:
-    with pytest.raises(InputError, match=rf"'{name}'[\s\S]*did you mean '{nearest}'"):
-        Preparation(optimiser=name)
