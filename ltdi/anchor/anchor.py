@@ -35,6 +35,15 @@ class Anchor(nn.Module):
         """The coordinates that generation takes place in, for features of a width."""
         return Frame.identity(width)
 
+    def task_mean(self, z: Tensor, mask: Tensor) -> Tensor | None:
+        """Where tasks lie as a whole, [B, D] in the coordinates of `frame`; None is its origin.
+
+        Args:
+            z: [B, way, shot, D] support in these coordinates.
+            mask: [B, way, shot] 1 for real samples.
+        """
+        return None
+
     def refit(self, bank: FeatureBank) -> Anchor:
         """The same anchor had it been fitted on other classes; itself if it learns nothing."""
         return self

@@ -37,13 +37,21 @@ class Frame:
         """Features [..., D] in this frame."""
         return (features - self.mean) @ self.basis
 
-    def leave(self, theta: Tensor) -> Tensor:
+    def leave(self, theta: Tensor, origin: Tensor | None = None) -> Tensor:
         """Heads [..., way * (D + 1)] of this frame, as heads on the features themselves.
 
-        `head_logits(frame.leave(theta), x)` equals `head_logits(theta, frame.enter(x))`.
+        `head_logits(frame.leave(theta, origin), x)` equals
+        `head_logits(theta, frame.enter(x) - origin)`.
+
+        Args:
+            theta: The heads.
+            origin: [..., D] where in this frame they have their origin; the frame's by default.
         """
         width = len(self.mean)
         rows = theta.unflatten(-1, (-1, width + 1))
+        bias = rows[..., -1]
+        if origin is not None:
+            bias = bias - (rows[..., :-1] @ origin.unsqueeze(-1)).squeeze(-1)
         weight = rows[..., :-1] @ self.basis.mT
-        bias = rows[..., -1] - weight @ self.mean
+        bias = bias - weight @ self.mean
         return torch.cat([weight, bias.unsqueeze(-1)], -1).flatten(-2)

@@ -67,7 +67,25 @@ class GaussianAnchor(Anchor):
     def forward(self, support: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """See `Anchor.forward`."""
         frame = self.frame(support.shape[-1])
-        return frame.leave(self.local(frame.enter(support), mask, space))
+        z = frame.enter(support)
+        origin = self.task_mean(z, mask)
+        return frame.leave(self.local(z - origin[:, None, None], mask, space), origin)
+
+    def task_mean(self, z: Tensor, mask: Tensor) -> Tensor:
+        """See `Anchor.task_mean`: the mean of the task, shrunk to that of training classes.
+
+        Classes may be far from all training classes and near each other, such as breeds, or digits
+        seen by a net for scripts: what they have in common must not be shrunk away. One-way
+        analysis of variance: were the mean of all W classes that of training, its square would be,
+        on average, the variance of these class means over W. The share that is more is kept.
+        """
+        count, way = mask.sum(-1, keepdim=True), mask.shape[1]
+        own = masked_mean(z, mask)
+        mean = own.mean(1, keepdim=True)
+        unit = (self.between + 1 / count).mean(1, keepdim=True)
+        chance = ((own - mean).square() / unit).sum((1, 2)) / (way * (way - 1))
+        found = (mean.square() / unit).sum((1, 2)).clamp(min=1e-12)
+        return (1 - chance / found).clamp(min=0).unsqueeze(-1) * mean.squeeze(1)
 
     def local(self, z: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """See `Anchor.local`."""

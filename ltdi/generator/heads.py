@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import ClassVar, cast
 
 from torch import Tensor, nn
@@ -77,6 +78,9 @@ class HeadGenerator(LinearHeads, ImageGenerator):
         network = cast(Denoiser, self.parts.network)
         frame = anchor.frame(grid.shape[-1])
         z = frame.enter(grid)
+        origin = anchor.task_mean(z, mask)
+        if origin is not None:
+            z, origin = z - origin[:, None, None], repeat(origin, copies)
         start = repeat(anchor.local(z, mask, space), copies)
         code = network.encode(repeat(z, copies), repeat(mask, copies))
         between = frame.between.expand(len(start), -1)
@@ -87,7 +91,7 @@ class HeadGenerator(LinearHeads, ImageGenerator):
                 return network.denoise(x, t, code, space, guide, self._pace(network, t, guide))
             return network.denoise(x, t, code, space, guide)
 
-        return View(space, start, denoise, frame.leave)
+        return View(space, start, denoise, partial(frame.leave, origin=origin))
 
     def _pace(self, network: EquivariantDenoiser, t: Tensor, guide: Guide) -> Pace:
         """What a network makes of a step that all tasks are at: worked out once."""

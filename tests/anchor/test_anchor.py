@@ -21,7 +21,7 @@ from ltdi.anchor import (
 )
 from ltdi.errors import InputError
 from ltdi.tasks import FeatureBank
-from ltdi.weights import head_space, prototype_head
+from ltdi.weights import head_logits, head_space, prototype_head
 
 D = 4
 
@@ -116,7 +116,8 @@ def test_the_prototype_anchor_is_the_prototype_head() -> None:
 def test_the_gaussian_anchor_is_the_bayes_posterior(seed: int) -> None:
     """Dense algebra: the posterior mean of every class mean, then Gaussian densities at queries.
 
-    m | x ~ N(mu + B (B + W/s)^-1 (xbar - mu), .), log p(q | c) = -|q - m_c|_W^2 / 2 + const.
+    m | x ~ N(mu + B (B + W/s)^-1 (xbar - mu), .), log p(q | c) = -|q - m_c|_W^2 / 2 + const, mu the
+    mean of the classes that the task is of.
     """
     bank = gaussian_bank(
         covariance(seed), 2 * covariance(seed + 1), classes=30, images=(9, 12), seed=seed
@@ -127,8 +128,10 @@ def test_the_gaussian_anchor_is_the_bayes_posterior(seed: int) -> None:
     space = head_space(D, 4)
     head = space.unflatten(anchor(support, mask, space).double())
     query = torch.randn(20, D, generator=torch.Generator().manual_seed(seed)).double()
-    mu, precision = anchor.mean.double(), torch.linalg.inv(within)
+    precision, frame = torch.linalg.inv(within), anchor.frame(D)
+    away = anchor.task_mean(frame.enter(support), mask) @ torch.linalg.inv(frame.basis)
     for b in range(3):
+        mu = (anchor.mean + away[b]).double()
         density = torch.zeros(20, 4, dtype=torch.double)
         for c in range(4):
             shot = int(mask[b, c].sum())
@@ -140,6 +143,29 @@ def test_the_gaussian_anchor_is_the_bayes_posterior(seed: int) -> None:
         torch.testing.assert_close(
             logits.log_softmax(-1), density.log_softmax(-1), rtol=1e-3, atol=2e-3
         )
+
+
+def test_tasks_of_training_classes_stay_where_they_are_and_far_ones_are_seen_from_their_mean():
+    bank = gaussian_bank(covariance(1), covariance(2), classes=400, images=(20,))
+    anchor, space = GaussianAnchor(D).fit(bank, ridge=0.0), head_space(D, 5)
+    drawn = bank.episodes(way=5, shot=2, query=3, episodes=200, seed=0)
+    support, mask = bank.features[drawn.support], torch.ones(200, 5, 2)
+    query, frame = bank.features[drawn.query].flatten(1, 2), anchor.frame(D)
+
+    def moved(by: float) -> tuple[Tensor, Tensor]:
+        z = frame.enter(support + by)
+        return anchor.task_mean(z, mask), z.mean((1, 2))
+
+    own, mean = moved(0.0)
+    # The task's mean is mostly chance, and most of chance is shrunk away.
+    assert float(own.square().sum()) < 0.35 * float(mean.square().sum())
+    own, mean = moved(1e4)
+    torch.testing.assert_close(own, mean, rtol=1e-4, atol=0.1)
+    # Wherever a task lies, its answers are the same.
+    near, far = (
+        head_logits(anchor(support + by, mask, space), query + by) for by in (100.0, 300.0)
+    )
+    torch.testing.assert_close(near.softmax(-1), far.softmax(-1), rtol=0, atol=0.02)
 
 
 def test_the_fitted_within_covariance_is_the_pooled_one_plus_the_ridge() -> None:
@@ -265,8 +291,10 @@ def test_an_anchor_is_its_head_in_its_frame_seen_from_outside(name: str) -> None
     if name != "shared":
         anchor = fit_anchor(name, bank, bank, way=4, shots=(1,), seed=0)
     frame = anchor.frame(D)
-    inside = anchor.local(frame.enter(support), mask, space)
-    torch.testing.assert_close(frame.leave(inside), anchor(support, mask, space))
+    z = frame.enter(support)
+    origin = anchor.task_mean(z, mask)
+    inside = anchor.local(z if origin is None else z - origin[:, None, None], mask, space)
+    torch.testing.assert_close(frame.leave(inside, origin), anchor(support, mask, space))
 
 
 @given(st.integers(0, 1000))

@@ -30,6 +30,10 @@ def test_a_head_gives_the_same_logits_inside_and_outside(width: int, way: int, s
     x = normal(3, 7, width, seed=seed + 4)
     outside, inside = head_logits(f.leave(theta), x), head_logits(theta, f.enter(x))
     torch.testing.assert_close(outside, inside, rtol=1e-9, atol=1e-9)
+    origin = normal(3, width, seed=seed + 5)
+    outside = head_logits(f.leave(theta, origin), x)
+    inside = head_logits(theta, f.enter(x) - origin.unsqueeze(1))
+    torch.testing.assert_close(outside, inside, rtol=1e-9, atol=1e-9)
 
 
 @given(st.integers(0, 1000))
