@@ -20,8 +20,8 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,27 +47,30 @@ from ltdi.weights import query_logits
 
 METHODS = ("lt-di", "mv-di-matched", "mv-di", "tw-di", "mc-di-paper")
 MATCHED = "mv-di-matched"
+# What is varied, its value, and the recipe that methods vary.
+Setting = tuple[str, int, Recipe]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training run.
-
-    Attributes:
-        study: Name of the study.
-        axis: What is varied.
-        value: Its value.
-        method: A recipe's name.
-        seed: Of the training.
-        recipe: The base that the method varies.
-    """
+    """One training run: a study's setting, a recipe's name, and the seed of the training."""
 
     study: str
     axis: str
     value: int
     method: str
     seed: int
-    recipe: Recipe
+    recipe: Recipe = field(repr=False)
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For its rows."""
+        return {k: v for k, v in vars(self).items() if k != "recipe"}
+
+
+def compared(row: Mapping[str, Any]) -> tuple[str, str, int, int]:
+    """What the methods of one comparison share."""
+    return row["study"], row["axis"], row["value"], row["seed"]
 
 
 def lean(base: Recipe, targets: str) -> Recipe:
@@ -91,58 +94,46 @@ def lean(base: Recipe, targets: str) -> Recipe:
     )
 
 
-def efficiency(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+def efficiency(base: Recipe) -> Iterator[Setting]:
     """Accuracy against iterations, and against T."""
-    for seed in range(seeds):
-        for value in (10, 30, 100, 300):
-            recipe = replace(base, meta=replace(base.meta, iterations=value, warmup=value // 10))
-            for method in methods:
-                yield Case("efficiency", "iterations", value, method, seed, recipe)
-        for value in (1, 2, 5, 10, 20):
-            # k must divide T.
-            prepare = replace(base.prepare, steps=30, segments=min(value, 5))
-            chain = replace(base.diffusion, steps=value)
-            recipe = replace(base, diffusion=chain, prepare=prepare)
-            for method in methods:
-                yield Case("efficiency", "T", value, method, seed, recipe)
+    for value in (10, 30, 100, 300):
+        meta = replace(base.meta, iterations=value, warmup=value // 10)
+        yield "iterations", value, replace(base, meta=meta)
+    for value in (1, 2, 5, 10, 20):
+        # k must divide T.
+        prepare = replace(base.prepare, steps=30, segments=min(value, 5))
+        chain = replace(base.diffusion, steps=value)
+        yield "T", value, replace(base, diffusion=chain, prepare=prepare)
 
 
-def segments(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+def segments(base: Recipe) -> Iterator[Setting]:
     """K = 1, 2, 3, 5 local targets, at a T that all of them divide."""
-    for seed in range(seeds):
-        for value in (1, 2, 3, 5):
-            prepare = replace(base.prepare, steps=30, segments=value)
-            recipe = replace(base, prepare=prepare, diffusion=replace(base.diffusion, steps=30))
-            for method in methods:
-                yield Case("segments", "k", value, method, seed, recipe)
+    for value in (1, 2, 3, 5):
+        prepare = replace(base.prepare, steps=30, segments=value)
+        chain = replace(base.diffusion, steps=30)
+        yield "k", value, replace(base, diffusion=chain, prepare=prepare)
 
 
-def zoo(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+def zoo(base: Recipe) -> Iterator[Setting]:
     """Zoos of 50 to 4,000 solved tasks."""
-    for seed in range(seeds):
-        for value in (50, 200, 1000, 4000):
-            tasks = replace(base.tasks, per_setting=value // len(base.tasks.shots))
-            for method in methods:
-                yield Case("zoo", "tasks", value, method, seed, replace(base, tasks=tasks))
+    for value in (50, 200, 1000, 4000):
+        tasks = replace(base.tasks, per_setting=value // len(base.tasks.shots))
+        yield "tasks", value, replace(base, tasks=tasks)
 
 
-def few(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+def few(base: Recipe) -> Iterator[Setting]:
     """Heads solved to the end on 5 and 10 images a class; what others look like tells the loss."""
     prepare = replace(base.prepare, lr=0.05, steps=40, segments=5)
     for value in (5, 10):
-        recipe = replace(base, prepare=prepare, tasks=replace(base.tasks, query=value, probe=15))
-        for seed in range(seeds):
-            for method in methods:
-                yield Case("few", "images", value, method, seed, recipe)
+        tasks = replace(base.tasks, query=value, probe=15)
+        yield "images", value, replace(base, prepare=prepare, tasks=tasks)
 
 
-def memorised(base: Recipe, methods: list[str], seeds: int) -> Iterator[Case]:
+def memorised(base: Recipe) -> Iterator[Setting]:
     """Nets trained to the end on few images, and on wrong labels; `base` is that of heads."""
     for axis, values in overfit.VALUES.items():
         for value in values:
-            for seed in range(seeds):
-                for method in methods:
-                    yield Case("overfit", axis, value, method, seed, overfit.recipe(axis, value))
+            yield axis, value, overfit.recipe(axis, value)
 
 
 STUDIES = {
@@ -156,6 +147,17 @@ OWN_METHODS = {
     "few": ("lt-di", "mv-di-matched", "mv-di", "anchored-regression"),
     "overfit": overfit.METHODS,
 }
+
+
+def planned(options: argparse.Namespace, base: Recipe) -> Iterator[Case]:
+    """All cases; those of one zoo follow each other."""
+    for study in options.studies:
+        own = OWN_METHODS.get(study, METHODS)
+        methods = options.methods.split(",") if options.methods else own
+        for seed in range(options.seeds):
+            for axis, value, recipe in STUDIES[study](base):
+                for method in methods:
+                    yield Case(study, axis, value, method, seed, recipe)
 
 
 def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str, Any]]:
@@ -173,8 +175,7 @@ def measure(case: Case, world: World, shot: int, episodes: int) -> list[dict[str
     recipe = replace(recipe, diffusion=chain, sampling=sampling)
     generator, _, train_s = world.train_once(recipe, None)
     tests = world.test.episodes(way=5, shot=shot, query=15, episodes=episodes, seed=77_000)
-    about = {k: v for k, v in asdict(case).items() if k != "recipe"}
-    out = []
+    about, out = case.about, []
     whole = generator.parts.diffusion.steps
     readings: list[dict[str, Any]] = [{"steps": s} for s in dict.fromkeys((1, min(5, whole)))]
     if case.study == "few":
@@ -248,14 +249,8 @@ class Nets:
         key = (case.axis, case.value, case.seed)
         if key not in self.made:
             self.made = {key: overfit.Nets.of(self.parts, *key)}
-        about = {k: v for k, v in asdict(case).items() if k != "recipe"}
         found = overfit.measure(self.made[key], case.method, case.recipe, case.seed)
-        return [{**about, **row} for row in found]
-
-
-def zoo_of(case: Case) -> tuple[str, str, int, int]:
-    """What the methods of one comparison share."""
-    return case.study, case.axis, case.value, case.seed
+        return [{**case.about, **row} for row in found]
 
 
 def parse() -> argparse.Namespace:
@@ -288,23 +283,13 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if path and path.is_file():
         rows = json.loads(path.read_text())
-    preset = preset_of(options.dataset, options.preset)
-    base = lean(preset.recipe, options.targets)
-    had = {(r["study"], r["axis"], r["value"], r["seed"], r["method"]) for r in rows}
-
-    def methods(study: str) -> list[str]:
-        own = OWN_METHODS.get(study, METHODS)
-        return options.methods.split(",") if options.methods else list(own)
-
-    planned = [
-        case
-        for study in options.studies
-        for case in STUDIES[study](base, methods(study), options.seeds)
-    ]
-    cases = [c for c in planned if (*zoo_of(c), c.method) not in had]
-    begun = {zoo_of(c) for c in cases if c.study == "overfit"}
-    cases = [c for c in planned if c in cases or zoo_of(c) in begun]
-    rows = [r for r in rows if (r["study"], r["axis"], r["value"], r["seed"]) not in begun]
+    base = lean(preset_of(options.dataset, options.preset).recipe, options.targets)
+    had = {(*compared(r), r["method"]) for r in rows}
+    cases = list(planned(options, base))
+    lacking = [c for c in cases if (*compared(c.about), c.method) not in had]
+    begun = {compared(c.about) for c in lacking if c.study == "overfit"}
+    cases = [c for c in cases if c in lacking or compared(c.about) in begun]
+    rows = [r for r in rows if compared(r) not in begun]
     with tempfile.TemporaryDirectory() as scratch:
         ready: dict[type, Heads | Nets] = {}
         for case in cases:

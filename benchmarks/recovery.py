@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 # Before torch is loaded; see ltdi.__main__.
@@ -202,90 +203,91 @@ def ended(child: int, seconds: float) -> int | None:
         time.sleep(0.002)
 
 
-def killed_runs(kind: str, run: Callable[[Path], None], kills: int, seed: int) -> Report:
-    """Kill the process of a run."""
-    begun, chance, report = time.monotonic(), random.Random(seed), Report(kind)
+# Carries one run through, in a directory, by the life of an uninterrupted one; it counts kills.
+Attempt = Callable[[Path, float, "Report"], None]
+
+
+def repeated(kind: str, run: Callable[[Path], None], kills: int, attempt: Attempt) -> Report:
+    """Attempts until there were so many kills, each compared with a run that nobody killed."""
+    begun, report = time.monotonic(), Report(kind)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        whole = root / "whole"
-        whole.mkdir()
-        if kind == "train":
-            collect(whole)
-        start = time.monotonic()
-        assert ended(begin(run, whole), 600) == 0, "the uninterrupted run failed"
-        life = time.monotonic() - start
-        wanted = outcome(whole)
-        while report.kills < kills:
-            path = root / f"run-{report.runs}"
+
+        def fresh(name: str) -> Path:
+            path = Path(folder) / name
             path.mkdir()
             if kind == "train":
                 collect(path)
-            cut = 0
-            while True:
-                before = finished(path)
-                child = begin(run, path)
-                status = ended(child, life * chance.random())
-                if status is None and report.kills < kills:
-                    os.kill(child, signal.SIGKILL)
-                    status = ended(child, 60)
-                    report.kills += 1
-                    cut += 1
-                    after = finished(path)
-                    report.lost += sum(after.get(n) != mark for n, mark in before.items())
-                    continue
-                status = ended(child, 600) if status is None else status
-                if status == 0:
-                    break
-                raise SystemExit(f"{kind}: a resumed run failed with status {status}")
+            return path
+
+        whole = fresh("whole")
+        start = time.monotonic()
+        assert ended(begin(run, whole), 600) == 0, "the uninterrupted run failed"
+        life, wanted = time.monotonic() - start, outcome(whole)
+        while report.kills < kills:
+            path = fresh(f"run-{report.runs}")
+            attempt(path, life, report)
             report.runs += 1
-            report.resumed += cut
             report.equal += outcome(path) == wanted
     report.seconds = round(time.monotonic() - begun, 1)
     return report
+
+
+def counted(report: Report, path: Path, before: dict[str, tuple[str, int]]) -> None:
+    """Count a kill, and the shards that it took."""
+    report.kills += 1
+    after = finished(path)
+    report.lost += sum(after.get(n) != mark for n, mark in before.items())
+
+
+def checked(kind: str, status: int | None) -> None:
+    """Leave if a run did not get through."""
+    if status != 0:
+        raise SystemExit(f"{kind}: a run failed with status {status}")
+
+
+def killed_runs(kind: str, run: Callable[[Path], None], kills: int, seed: int) -> Report:
+    """Kill the process of a run."""
+    chance = random.Random(seed)
+
+    def attempt(path: Path, life: float, report: Report) -> None:
+        while True:
+            before = finished(path)
+            child = begin(run, path)
+            status = ended(child, life * chance.random())
+            if status is not None or report.kills >= kills:
+                return checked(kind, ended(child, 600) if status is None else status)
+            os.kill(child, signal.SIGKILL)
+            ended(child, 60)
+            counted(report, path, before)
+            report.resumed += 1
+
+    return repeated(kind, run, kills, attempt)
 
 
 def killed_workers(kills: int, seed: int) -> Report:
     """Kill workers of a local Ray cluster while a run with two of them goes on."""
     import psutil
 
-    begun, chance, report = time.monotonic(), random.Random(seed), Report("ray")
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        whole = root / "whole"
-        whole.mkdir()
-        overlap(whole, Engine())
-        wanted = outcome(whole)
-        while report.kills < kills:
-            path = root / f"run-{report.runs}"
-            path.mkdir()
-            child = begin(lambda p: overlap(p, Engine("ray", 2)), path)
-            before: dict[str, tuple[str, int]] = {}
-            status = None
-            while status is None and report.kills < kills:
-                status = ended(child, 0.3 + chance.random() / 3)
-                if status is not None or not (path / "zoo" / INDEX).is_file():
-                    continue
-                workers = [
-                    p
-                    for p in psutil.Process(child).children(recursive=True)
-                    if p.name().startswith("ray::make")
-                ]
-                if not workers:
-                    continue
+    chance = random.Random(seed)
+
+    def attempt(path: Path, life: float, report: Report) -> None:
+        child = begin(lambda p: overlap(p, Engine("ray", 2)), path)
+        before: dict[str, tuple[str, int]] = {}
+        status = None
+        while status is None and report.kills < kills:
+            status = ended(child, 0.3 + chance.random() / 3)
+            if status is not None or not (path / "zoo" / INDEX).is_file():
+                continue
+            children = psutil.Process(child).children(recursive=True)
+            workers = [p for p in children if p.name().startswith("ray::make")]
+            if workers:
                 before |= finished(path)
                 chance.choice(workers).kill()
-                report.kills += 1
-                after = finished(path)
-                report.lost += sum(after.get(n) != mark for n, mark in before.items())
-            if status is None:
-                status = ended(child, 600)
-            if status != 0:
-                raise SystemExit(f"ray: a run failed with status {status}")
-            report.runs += 1
-            report.resumed = report.kills
-            report.equal += outcome(path) == wanted
-    report.seconds = round(time.monotonic() - begun, 1)
-    return report
+                counted(report, path, before)
+        checked("ray", ended(child, 600) if status is None else status)
+        report.resumed = report.kills
+
+    return repeated("ray", partial(overlap, engine=Engine()), kills, attempt)
 
 
 KINDS = {"collect": collect, "train": train, "overlap": overlap, "adapters": adapters}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -51,27 +52,38 @@ def solve(
         adam.step()
 
 
+def against_a_loop(
+    thing: str,
+    space: WeightSpace,
+    goal: str,
+    repeats: int,
+    once: Callable[[], object],
+    one: Callable[[int], None],
+) -> list[Figure]:
+    """Milliseconds of one of many tasks solved at once, and how much longer a loop takes."""
+    seconds = in_turns({"once": once, "loop": lambda: [one(i) for i in range(FEW)]}, repeats)
+    at_once, loop = seconds["once"] / TASKS, seconds["loop"] / FEW
+    name = f"a {thing} of {space.size} weights, {SAMPLES} samples, {SETTINGS.steps} steps: ms"
+    return [
+        Figure("prepare", name, 1000 * at_once),
+        Figure("prepare", f"{thing}s: loop / at once", loop / at_once, goal),
+    ]
+
+
 def heads(repeats: int, rng: torch.Generator) -> list[Figure]:
     """Linear heads."""
     space = head_space(WIDTH, WAY)
     x = torch.randn(TASKS, SAMPLES, WIDTH, generator=rng)
     y = torch.arange(WAY).repeat_interleave(SAMPLES // WAY)
     start = torch.zeros(TASKS, space.size)
-    seconds = in_turns(
-        {
-            "at once": lambda: optimise(HeadPredictor(space), start, x, y, SETTINGS),
-            "loop": lambda: [
-                solve(nn.Linear(WIDTH, WAY), x[i], y, SETTINGS.steps) for i in range(FEW)
-            ],
-        },
+    return against_a_loop(
+        "head",
+        space,
+        ">= 30",
         3 * repeats,
+        lambda: optimise(HeadPredictor(space), start, x, y, SETTINGS),
+        lambda i: solve(nn.Linear(WIDTH, WAY), x[i], y, SETTINGS.steps),
     )
-    once, loop = seconds["at once"] / TASKS, seconds["loop"] / FEW
-    name = f"a head of {space.size} weights, {SAMPLES} samples, {SETTINGS.steps} steps: ms"
-    return [
-        Figure("prepare", name, 1000 * once),
-        Figure("prepare", "heads: loop / at once", loop / once, ">= 30"),
-    ]
 
 
 def perceptrons(repeats: int, rng: torch.Generator) -> list[Figure]:
@@ -83,26 +95,15 @@ def perceptrons(repeats: int, rng: torch.Generator) -> list[Figure]:
     space = WeightSpace.from_module(layers())
     x = torch.randn(TASKS, SAMPLES, 64, generator=rng)
     y = torch.arange(WAY).repeat_interleave(SAMPLES // WAY)
-    seconds = in_turns(
-        {
-            "at once": lambda: optimise(
-                module_predictor(layers(), space),
-                space.flatten(dict(layers().named_parameters())).detach().expand(TASKS, -1),
-                x,
-                y,
-                SETTINGS,
-            ),
-            "loop": lambda: [solve(layers(), x[i], y, SETTINGS.steps) for i in range(FEW)],
-        },
-        repeats,
-    )
-    once, loop = seconds["at once"] / TASKS, seconds["loop"] / FEW
-    size, steps = space.size, SETTINGS.steps
-    name = f"a perceptron of {size} weights, {SAMPLES} samples, {steps} steps: ms"
-    return [
-        Figure("prepare", name, 1000 * once),
-        Figure("prepare", "perceptrons: loop / at once", loop / once, ">= 4"),
-    ]
+
+    def once() -> object:
+        start = space.flatten(dict(layers().named_parameters())).detach().expand(TASKS, -1)
+        return optimise(module_predictor(layers(), space), start, x, y, SETTINGS)
+
+    def one(i: int) -> None:
+        solve(layers(), x[i], y, SETTINGS.steps)
+
+    return against_a_loop("perceptron", space, ">= 4", repeats, once, one)
 
 
 def convs(
@@ -119,18 +120,18 @@ def convs(
     with FlopCounterMode(display=False) as counter:
         F.cross_entropy(net(images[0]), labels).backward()
     floor = plan.steps * counter.get_total_flops() / rate
+
+    def loop_over(tuned: bool) -> None:
+        for i in range(FEW):
+            solve(SmallNet(config, WAY), images[i], labels, plan.steps, tuned=tuned)
+
     seconds = in_turns(
         {
             "at once": lambda: optimise(
                 NetPredictor(host, space), start.expand(nets, -1), images, labels, plan
             ),
-            "loop": lambda: [
-                solve(SmallNet(config, WAY), images[i], labels, plan.steps) for i in range(FEW)
-            ],
-            "tuned": lambda: [
-                solve(SmallNet(config, WAY), images[i], labels, plan.steps, tuned=True)
-                for i in range(FEW)
-            ],
+            "loop": lambda: loop_over(False),
+            "tuned": lambda: loop_over(True),
             "convolutions": lambda: convolutions(config, nets, count, plan.steps),
         },
         repeats,
@@ -160,16 +161,5 @@ def convolutions(config: NetConfig, nets: int, count: int, steps: int) -> None:
             with torch.inference_mode():
                 for _ in range(steps):
                     y = F.conv2d(x, w, None, stride, 1, 1, each)
-                    torch.ops.aten.convolution_backward(
-                        y,
-                        x,
-                        w,
-                        None,
-                        [stride] * 2,
-                        [1, 1],
-                        [1, 1],
-                        False,
-                        [0, 0],
-                        each,
-                        [i > 0, True, False],
-                    )
+                    how = ([stride] * 2, [1, 1], [1, 1], False, [0, 0], each)
+                    torch.ops.aten.convolution_backward(y, x, w, None, *how, [i > 0, True, False])
