@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from ltdi.files import shown
@@ -50,41 +51,50 @@ ANCHORS = {
     "are unlike the training classes, those covariances are wrong and so is the anchor.",
 }
 
-_BACKBONE = (
+_FEW = "From a few labelled images"
+_HEAD = "the weights of a linear classifier on its own frozen backbone"
+_INSIDE = "The backbone and its input transform are inside"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What a card says of a kind of generator."""
+
+    title: str
+    source: str
+    weights: str = _HEAD
+    inside: str = _INSIDE
+
+
+KINDS = {
+    "head": _Kind("classifier heads", f"{_FEW} of a task that it has never seen"),
+    "domain-head": _Kind(
+        "classifier heads for new domains",
+        f"{_FEW}, and unlabelled ones, of a domain that it has never seen",
+    ),
+    "unseen": _Kind(
+        "classifier heads for classes without a labelled image",
+        "From the names of the classes of a task that it has never seen",
+        inside=f"{_INSIDE}, the sentence encoder is loaded by name and revision",
+    ),
+    "net": _Kind(
+        "whole networks",
+        f"{_FEW} of a task that it has never seen",
+        "all the weights of a small convolutional classifier",
+        "The architecture (without any buffer), the shared initialisation and the input transform "
+        "are inside",
+    ),
+    "sample": _Kind(
+        "checkpoints",
+        "From noise alone, without any condition",
+        "new nets like the checkpoints of one task that it was trained on",
+        "The architecture, the mean of the checkpoints and the input transform are inside",
+    ),
+}
+_FROZEN = (
     "The backbone is frozen. On kinds of images that it has not seen, its features may not "
-    "separate the classes, and no head on them can.",
+    "separate the classes, and no head on them can."
 )
-FROZEN = {"head": _BACKBONE, "domain-head": _BACKBONE, "unseen": _BACKBONE}
-TITLES = {
-    "head": "classifier heads",
-    "domain-head": "classifier heads for new domains",
-    "net": "whole networks",
-    "unseen": "classifier heads for classes without a labelled image",
-    "sample": "checkpoints",
-}
-WHAT = {
-    "unseen": "the weights of a linear classifier on its own frozen backbone",
-    "head": "the weights of a linear classifier on its own frozen backbone",
-    "domain-head": "the weights of a linear classifier on its own frozen backbone",
-    "net": "all the weights of a small convolutional classifier",
-    "sample": "new nets like the checkpoints of one task that it was trained on",
-}
-FROM_IMAGES = "From a few labelled images of a task that it has never seen"
-CONDITION = {
-    "sample": "From noise alone, without any condition",
-    "domain-head": "From a few labelled images, and unlabelled ones, of a domain that it has never "
-    "seen",
-    "unseen": "From the names of the classes of a task that it has never seen",
-}
-INSIDE_IT = {
-    "unseen": "The backbone and its input transform are inside, the sentence encoder is loaded by "
-    "name and revision",
-    "head": "The backbone and its input transform are inside",
-    "domain-head": "The backbone and its input transform are inside",
-    "sample": "The architecture, the mean of the checkpoints and the input transform are inside",
-    "net": "The architecture (without any buffer), the shared initialisation and the input "
-    "transform are inside",
-}
 
 
 def model_card(config: Mapping[str, Any]) -> str:
@@ -96,7 +106,7 @@ def model_card(config: Mapping[str, Any]) -> str:
         config: What `Generator` saves as its config.json.
     """
     parts = [
-        f"# A generator of {TITLES.get(_kind(config), 'weights')}\n\n{_purpose(config)}",
+        f"# A generator of {KINDS[_kind(config)].title}\n\n{_purpose(config)}",
         f"## How to use it\n\n{_usage(config)}",
         f"## Data\n\n{_data(config)}",
         f"## Settings\n\n{_settings(config)}",
@@ -110,12 +120,11 @@ def model_card(config: Mapping[str, Any]) -> str:
 
 
 def _purpose(config: Mapping[str, Any]) -> str:
-    steps, kind = _group(config, "diffusion").get("steps", "T"), _kind(config)
+    steps, kind = _group(config, "diffusion").get("steps", "T"), KINDS[_kind(config)]
     return (
-        f"{CONDITION.get(kind, FROM_IMAGES)}, this model generates "
-        f"{WHAT[kind]}: no training run. "
+        f"{kind.source}, this model generates {kind.weights}: no training run. "
         f"It is a diffusion model over weights with {shown(steps)} noise levels, trained on "
-        f"optimisation trajectories of many solved tasks. {INSIDE_IT[kind]}, "
+        f"optimisation trajectories of many solved tasks. {kind.inside}, "
         "so images can be given as they are."
     )
 
@@ -248,7 +257,7 @@ def _limits(config: Mapping[str, Any]) -> str:
     limits = [
         f"Tasks may have 2 to 50 classes. {trained} Accuracy at other ways and shots is an "
         "extrapolation: measure it.",
-        *FROZEN.get(_kind(config), ()),
+        *([_FROZEN] if KINDS[_kind(config)].weights == _HEAD else []),
         ANCHORS.get(anchor, f"Generation starts from the anchor {shown(anchor)}."),
         "Probabilities were not calibrated: check them before relying on them."
         if anchor == "none"

@@ -52,37 +52,32 @@ class Drawn:
     latency_ms: float = 0.0
 
 
+@dataclass
 class CheckpointWorld:
     """What the methods of one run share.
 
-    Args:
+    Attributes:
         zoo: Checkpoints.
         recipe: Of `lt-di`.
         count: Nets of every method.
         seed: Of training and of draws.
         temperature: The only one to try, or None.
         progress: Called as progress(stage, done, total, text).
-
-    Attributes:
         distance: From a checkpoint to the nets of `noise`.
     """
 
-    def __init__(
-        self,
-        zoo: Checkpoints,
-        recipe: Recipe,
-        count: int,
-        *,
-        seed: int,
-        temperature: float | None,
-        progress: Progress,
-    ) -> None:
-        self.zoo, self.recipe, self.count, self.seed = zoo, recipe, count, seed
-        self.temperature, self.progress = temperature, progress
-        self.rng = torch.Generator().manual_seed(seed + 1)
+    zoo: Checkpoints
+    recipe: Recipe
+    count: int
+    seed: int
+    temperature: float | None
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.rng = torch.Generator().manual_seed(self.seed + 1)
         self.moved: Once[tuple[Tensor, dict[str, float]]] = Once()
         # Until the nets of `lt-di` are measured: that between two checkpoints.
-        self.distance = float(self.away(zoo.last[:1], torch.zeros(1, dtype=torch.long)))
+        self.distance = float(self.away(self.zoo.last[:1], torch.zeros(1, dtype=torch.long)))
 
     def away(self, theta: Tensor, skip: Tensor | None = None) -> Tensor:
         """Distance [E] of nets [E, n] to the nearest checkpoint; see `nearest`."""

@@ -168,9 +168,7 @@ def bench(
         start = time.perf_counter()
         zoo = collect_checkpoints(parts, p.trainings, p.recipe, seed=seed, progress=progress)
         prepare_s = time.perf_counter() - start
-        world = CheckpointWorld(
-            zoo, p.recipe, p.generated, seed=seed, temperature=temperature, progress=progress
-        )
+        world = CheckpointWorld(zoo, p.recipe, p.generated, seed, temperature, progress)
         judge = Judge(world, parts["test"], p.tests)
         rows: list[Row] = []
         made: dict[str, Drawn] = {}

@@ -73,8 +73,8 @@ def bench(
     *,
     methods: Sequence[str],
     preset: str,
-    progress: Progress | None = None,
-    log: Log | None = None,
+    progress: Progress = lambda stage, done, total, text: None,
+    log: Log = lambda record: None,
 ) -> Outcome[Bench]:
     """Compare generated and fitted LoRA adapters on text tasks.
 
@@ -233,28 +233,20 @@ def _shared(
     host: LanguageHost,
     described: Sequence[str],
     seed: int,
-    progress: Progress | None,
+    progress: Progress,
 ) -> tuple[Bench, dict[str, Any]]:
     """What methods share, once all runs of the zoo are made; and what the zoo cost."""
     names = [s.name for s in sources]
-    about = dict(zip(names, described, strict=True))
-    collection = begin_runs(work / "zoo", host, sources, about, p.recipe, seed=seed)
+    said = dict(zip(names, described, strict=True))
+    collection = begin_runs(work / "zoo", host, sources, said, p.recipe, seed=seed)
     collection.fill(progress=progress)
     zoo = collection.zoo
     seconds = [
         sum(float(e["mean"]["seconds"]) for e in zoo.shards if e["setting"]["task"] == t)
         for t in range(len(sources))
     ]
-    kept = Kept(
-        work / "pieces",
-        {
-            "zoo": zoo.about,
-            "preset": preset,
-            "support": p.support,
-            "held": p.held,
-            "spent": p.spent,
-        },
-    )
+    about = {"support": p.support, "held": p.held, "spent": p.spent}
+    kept = Kept(work / "pieces", {"zoo": zoo.about, "preset": preset, **about})
 
     def trunk(task: int, number: int) -> tuple[Tensor, float]:
         """Local targets [k, n] of a long run, and its seconds."""
@@ -274,7 +266,7 @@ def _shared(
         p.full_rates,
         p.few_steps,
         trunk,
-        progress=progress,
+        progress,
     )
     return shared, {"runs": sum(e["tasks"] for e in zoo.shards), "seconds": rounded(seconds)}
 

@@ -74,11 +74,8 @@ def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dic
     if len(tried) == 1:
         bench.sampling[name] = replace(recipe.sampling, steps=1)
         return {}
-    scores = dict(
-        zip(
-            tried, bench.kept(f"sampling/{bench.mark}-{name}", make)["scores"].tolist(), strict=True
-        )
-    )
+    found = bench.kept(f"sampling/{bench.mark}-{name}", make)["scores"].tolist()
+    scores = dict(zip(tried, found, strict=True))
     best = max(scores, key=lambda s: (round(scores[s], 4), -s))
     bench.sampling[name] = replace(recipe.sampling, steps=best)
     for key, gen in list(bench.generators.items()):

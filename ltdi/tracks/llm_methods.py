@@ -129,11 +129,11 @@ class Bench:
     full_rates: tuple[float, ...]
     few_steps: int
     trunk: Callable[[int, int], tuple[Tensor, float]]
+    progress: Progress
     sampling: dict[str, Sampling] = field(default_factory=dict)
     heads: dict[str, dict[int, str]] = field(default_factory=dict)
     train_s: dict[str, list[float]] = field(default_factory=dict)
     generators: dict[Any, AdapterGenerator] = field(default_factory=dict)
-    progress: Progress | None = None
 
     @cached_property
     def mark(self) -> str:
@@ -178,8 +178,7 @@ class Bench:
         label = f"{name} on {len(known)} tasks, seed {seed}"
 
         def moved(stage: str, i: int, n: int, text: str) -> None:
-            if self.progress:
-                self.progress(label, i, n, text)
+            self.progress(label, i, n, text)
 
         def make() -> dict[str, Tensor]:
             found = train_network(groups, self.host, recipe, Runtime(progress=moved))

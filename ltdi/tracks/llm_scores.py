@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,37 +15,33 @@ from ltdi.adapters.peers import full_model
 from ltdi.adapters.source import Source
 from ltdi.collect import Preparation
 from ltdi.data.text.metrics import measure
-from ltdi.evaluate import across
 from ltdi.lora import adapter_logits
 from ltdi.memory import peak_mb
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
 from ltdi.tracks.llm_methods import FITTED, GENERATED, KINDS, MADE, Bench, Made, Setting
 from ltdi.tracks.llm_presets import DEV, KINDS_OF, SLICE, UNSEEN, Preset
+from ltdi.tracks.measured import mean_row
 
 RESAMPLES = 200
 
 
+@dataclass
 class Trial:
     """Measures methods, and collects rows."""
 
-    def __init__(
-        self,
-        shared: Bench,
-        p: Preset,
-        methods: Sequence[str],
-        seeds: int,
-        prepare_s: float,
-        progress: Progress | None,
-        log: Log | None,
-    ) -> None:
-        self.bench, self.p, self.methods, self.seeds = shared, p, methods, seeds
-        self.prepare_s, self.progress, self.log = prepare_s, progress, log
-        self.places: list[Setting] = []
-        self.rows: list[Row] = []
-        self.paired: dict[str, dict[str, dict[str, float]]] = {}
-        self.scores: dict[tuple[str, str], list[float]] = {}
-        self.seconds: dict[tuple[str, str], float] = {}
+    bench: Bench
+    p: Preset
+    methods: Sequence[str]
+    seeds: int
+    prepare_s: float
+    progress: Progress
+    log: Log
+    places: list[Setting] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    paired: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    scores: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    seconds: dict[tuple[str, str], float] = field(default_factory=dict)
 
     def measure(self, place: Setting) -> None:
         """All methods on one task."""
@@ -54,8 +50,7 @@ class Trial:
         metric = place.source.train.metric
         methods = [m for m in self.methods if self._fits(m, place)]
         for number, method in enumerate(methods):
-            if self.progress:
-                self.progress(place.name, number, len(methods), method)
+            self.progress(place.name, number, len(methods), method)
             pieces = [self._piece(place, method, s) for s in range(self._seeds(method, place))]
             logits = [piece["logits"] for piece in pieces]
             took = [float(piece["seconds"]) for piece in pieces]
@@ -64,11 +59,9 @@ class Trial:
             self.seconds[place.name, method] = sum(took) / len(took)
             draws[method] = _resampled(metric, logits, place.labels, self.bench.seed)
             self.rows.append(self._row(place, method, scores, draws[method], took))
-            if self.log:
-                self.log({"event": "score", "setting": place.name, "method": method,
-                          "scores": rounded(scores), "seconds": rounded(took)})  # fmt: skip
-        if self.progress:
-            self.progress(place.name, len(methods), len(methods), "")
+            found = {"scores": rounded(scores), "seconds": rounded(took)}
+            self.log({"event": "score", "setting": place.name, "method": method, **found})
+        self.progress(place.name, len(methods), len(methods), "")
         if "lt-di" in draws:
             ours = self.scores[place.name, "lt-di"]
             self.paired[place.name] = {
@@ -94,21 +87,10 @@ class Trial:
             names = [place.name for place in self.places if place.kind == kind]
             for method in self.methods:
                 rows = [r for r in self.rows if r.dataset in names and r.method == method]
-                if not rows or len(rows) < len(names):
-                    continue
-                mean, ci95 = across([(r.mean, r.ci95) for r in rows])
-                out.append(
-                    replace(
-                        rows[0],
-                        dataset=", ".join(filter(None, (f"mean of {len(rows)}", kind))),
-                        metric="score",
-                        mean=mean,
-                        ci95=ci95,
-                        episodes=sum(r.episodes for r in rows),
-                        latency_ms=mean_of([r.latency_ms for r in rows]),
-                        train_s=mean_of([r.train_s for r in rows]),
-                    )
-                )
+                if rows and len(rows) == len(names):
+                    where = ", ".join(filter(None, (f"mean of {len(rows)}", kind)))
+                    train_s = mean_of([r.train_s for r in rows])
+                    out.append(mean_row(rows, dataset=where, metric="score", train_s=train_s))
         return out
 
     def speed(self, places: Sequence[Setting]) -> dict[str, Any]:
@@ -158,8 +140,7 @@ class Trial:
             short = self._shorter(long)
             found, rates, goal = {}, {}, mean_of(goals)
             for start in ("lt-di", "scratch"):
-                if self.progress:
-                    self.progress("warm start", number, len(places), f"{s.name} from {start}")
+                self.progress("warm start", number, len(places), f"{s.name} from {start}")
                 rates[start] = self._rate(place, start, short) if whole else {"1": 0.0}
                 best = max(rates[start], key=lambda r: rates[start][r])
                 p = replace(short, lr=short.lr * float(best))
@@ -180,8 +161,7 @@ class Trial:
                 "seeds": len(seeds),
                 "rates": rates,
             }
-        if self.progress:
-            self.progress("warm start", len(places), len(places), "")
+        self.progress("warm start", len(places), len(places), "")
         return out
 
     def _shorter(self, long: Preparation) -> Preparation:
