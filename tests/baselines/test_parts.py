@@ -25,7 +25,6 @@ from ltdi.baselines.inner import Adam, Descent, adapt, linear, trajectory, zero_
 from ltdi.baselines.linear_probe import logistic_head
 from ltdi.baselines.outer import EpisodeNet, Recipe, meta_train
 from ltdi.baselines.reptile import Reptile
-from ltdi.baselines.scaling import Scaling
 from ltdi.baselines.tuning import score
 from ltdi.errors import DivergedError
 from ltdi.evaluate import calibrate, negative_log_likelihood
@@ -150,14 +149,6 @@ def test_choose_takes_the_first_best_and_skips_what_diverged():
     assert choose(scores, scores.__getitem__) == "b"
     with pytest.raises(DivergedError):
         choose(["d"], scores.__getitem__)
-
-
-def test_scaling_centres_and_brings_to_unit_length():
-    x = 3 + 2 * torch.randn(500, 8, generator=torch.Generator().manual_seed(0))
-    flat, sphere = (Scaling.fit(x, sphere=s)(x) for s in (False, True))
-    assert float(flat.square().sum(-1).mean()) == pytest.approx(1, rel=1e-4)
-    torch.testing.assert_close(sphere.norm(dim=-1), torch.ones(500))
-    assert Scaling.fit(torch.ones(4, 2), sphere=False)(torch.ones(4, 2)).abs().max() == 0
 
 
 def test_training_keeps_the_best_state_and_reports_divergence(banks, budget):

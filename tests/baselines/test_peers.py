@@ -103,13 +103,6 @@ def test_small_validation_sets_give_smaller_episodes(banks):
     method.fit(small, Budget(0, way=5, shot=18, query=50, valid_episodes=4))
 
 
-def test_progress_counts_iterations(banks):
-    seen: list[tuple[int, int]] = []
-    small = Budget(iterations=7, way=5, shot=1, query=5, valid_episodes=5)
-    PEERS["maml"]().fit(banks, small, lambda done, total, _: seen.append((done, total)))
-    assert seen[-1] == (7, 7)
-
-
 def test_each_peer_says_what_it_is():
     for name, peer in PEERS.items():
         assert (peer.name, peer.kind) == (name, "peer") and len(peer.note) > 20

@@ -73,3 +73,4 @@ def test_every_candidate_has_unit_length_on_average():
     x = 3 + randn(200, 6)
     for scaling in scalings(x):
         assert float(scaling(x).square().sum(-1).mean()) == pytest.approx(1, rel=1e-4)
+    assert Scaling.fit(torch.ones(4, 2), sphere=False)(torch.ones(4, 2)).abs().max() == 0

@@ -117,10 +117,6 @@ def test_a_bare_configuration_has_a_card_too() -> None:
     assert "not recorded" in section(card, "Data")
 
 
-def test_the_text_is_the_configurations_alone() -> None:
-    assert model_card(config(data="glyphs")) == model_card(config(data="glyphs"))
-
-
 def test_the_python_snippet_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     space, shape, diffusion = head_space(16, 5), Network(width=16, depth=1), Diffusion(steps=4)

@@ -17,12 +17,12 @@ from ltdi.evaluate import summarise
 from ltdi.files import digest
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
-from ltdi.recipe import RECIPES, Network, Recipe, Tasks
-from ltdi.tracks import TRACKS, Outcome, episodes, fewshot, fewshot_methods
+from ltdi.recipe import Network, Recipe, Tasks
+from ltdi.tracks import Outcome, episodes, fewshot, fewshot_methods
 from ltdi.tracks.episodes import hold_out
 from ltdi.tracks.fewshot import bench
 from ltdi.tracks.fewshot_methods import ALL_METHODS, Generated, methods_of
-from ltdi.tracks.fewshot_presets import NAMES, PHOTOS, STROKES, TRAINED, Preset
+from ltdi.tracks.fewshot_presets import Preset
 from ltdi.weights import head_space, query_logits
 from tests.folders import write_folders
 
@@ -39,19 +39,6 @@ TINY = Preset(
     held_out=0.4,
 )
 SOME = ("lt-di", "protonet", "mv-di", "anchor", "simpleshot", "mc-di-paper")
-# Keys of a row in the design's own words.
-ROW = [
-    "method",
-    "kind",
-    "metric",
-    "mean",
-    "ci95",
-    "episodes",
-    "latency_ms",
-    "prepare_s",
-    "train_s",
-    "peak_mb",
-]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -101,17 +88,14 @@ def test_the_kinds_are_those_of_the_design(outcome: Outcome):
     assert ours | controls | set(PEERS) == set(ALL_METHODS)
 
 
-def test_the_json_has_the_keys_of_the_design(outcome: Outcome, tmp_path: Path):
-    outcome.result.write_json(tmp_path / "r.json")
-    data = json.loads((tmp_path / "r.json").read_text())
-    assert list(data) == ["track", "dataset", "preset", "seed", "settings", "rows"]
-    assert (data["track"], data["dataset"], data["preset"], data["seed"]) == (
+def test_the_json_says_what_was_compared(outcome: Outcome):
+    data = json.loads(json.dumps(outcome.result.to_dict()))
+    assert [data[k] for k in ("track", "dataset", "preset", "seed")] == [
         "fewshot",
         "glyphs",
         "custom",
         3,
-    )
-    assert all(list(row) == ROW for row in data["rows"])
+    ]
     s = data["settings"]
     assert (s["way"], s["shot"], s["query"]) == (3, 1, 8)
     for per_method in ("nll", "ece", "tasks_per_s", "notes"):
@@ -252,10 +236,7 @@ def test_every_method_runs(name: str):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"methods": ("lt-di", "fintune")}, r"unknown method 'fintune'[\s\S]*'finetune'"),
-        ({"methods": ("mv-di-match",)}, r"unknown method[\s\S]*'mv-di-matched'"),
-        ({"methods": ()}, "no method was named"),
-        ({"preset": "smok"}, r"unknown preset 'smok'[\s\S]*'smoke'"),
+        ({"settings": "5w1s,5way"}, "'5way' is not the shape of an episode"),
         ({"way": 25, "methods": ("protonet",)}, "25-way episode needs 25 classes"),
         ({"query": 20, "methods": ("protonet",)}, "needs 21 items per class"),
     ],
@@ -263,18 +244,6 @@ def test_every_method_runs(name: str):
 def test_mistakes_are_named(changes: dict, message: str):
     with pytest.raises(InputError, match=message):
         run(**changes)
-
-
-def test_presets_are_sound():
-    assert TRACKS["fewshot"].bench is bench and set(NAMES) == {"smoke", "standard", "paper"}
-    for kind in (STROKES, PHOTOS, TRAINED):
-        assert set(kind) == set(NAMES)
-    for preset in (p for kind in (STROKES, PHOTOS, TRAINED) for p in kind.values()):
-        r = preset.recipe
-        assert r.prepare.segments >= 2 and r.meta.meta == "reptile"  # lt-di, by its definition
-        assert r.diffusion.objective == "trajectory"
-        assert r.diffusion.steps % r.prepare.segments == 0
-    assert set(RECIPES) < set(ALL_METHODS)
 
 
 # ---- hold_out -----------------------------------------------------------------------------------
@@ -345,11 +314,6 @@ def test_several_shapes_share_a_run(outcome: Outcome, monkeypatch):
     assert both.settings["paired"]["3w1s"] == {
         "protonet": outcome.result.settings["paired"]["protonet"]
     }
-
-
-def test_a_shape_that_cannot_be_read_is_refused():
-    with pytest.raises(InputError, match="'5way' is not the shape of an episode"):
-        run(("protonet",), settings="5w1s,5way")
 
 
 def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):

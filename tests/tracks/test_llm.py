@@ -157,7 +157,6 @@ def test_it_publishes_a_generator(outcome: Outcome, tmp_path: Path) -> None:
 
 def test_unknown_names(tmp_path: Path) -> None:
     for options, match in (
-        ({"methods": ("ltdi",)}, "lt-di"),
         ({"settings": "know"}, "known"),
         ({"tasks": "rule:tome,rule:same"}, "tone"),
         ({"tasks": "sst3,cola"}, "sst-2"),

@@ -99,8 +99,6 @@ def test_it_is_the_target_net_of_the_fewshot_track():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": ("reptile-6",)}, r"unknown method 'reptile-6'[\s\S]*'reptile-5'"),
-        ({"preset": "smok"}, r"unknown preset 'smok'[\s\S]*'smoke'"),
         ({"way": 500}, "500-way"),
         ({"shot": 30}, "30 support"),
         ({"episodes": 0}, "episodes must be at least 1"),

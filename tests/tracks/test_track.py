@@ -6,7 +6,7 @@ import pytest
 
 from ltdi.errors import InputError
 from ltdi.tracks import TRACKS
-from ltdi.tracks.track import check_methods, chosen_preset, side_of
+from ltdi.tracks.track import chosen_preset, side_of
 
 
 def test_a_preset_of_ones_own_is_called_custom():
@@ -22,11 +22,8 @@ def test_every_track_refuses_unknown_names_with_the_nearest(name: str):
         bench(**options, methods=methods[:1], preset="smoek")
     with pytest.raises(InputError, match="lt-di"):
         bench(**options, methods=("lt-dj",), preset="smoke")
-
-
-def test_a_benchmark_of_nothing_is_refused():
     with pytest.raises(InputError, match="no method was named"):
-        check_methods((), ("lt-di",))
+        bench(**options, methods=(), preset="smoke")
 
 
 def test_the_preset_speaks_of_one_backbone_and_the_user_of_any():
