@@ -27,11 +27,6 @@ class Learner(EpisodeNet):
     bias) and step is learnt as its logarithm (Meta-SGD, Li et al., 2017, by layer as in Antoniou
     et al., 2019). The head starts at zero: in any way of task its start is one row shared by all
     classes, which softmax cannot see (see `zero_head`; Kao et al., 2022, zero it too).
-
-    Args:
-        scaling: Of the features, fixed.
-        width: D.
-        rate: Step size to start from.
     """
 
     def __init__(self, scaling: Scaling, width: int, rate: float) -> None:

@@ -81,9 +81,7 @@ class HeadDiffusion(EpisodeNet, Generic[Context]):
     temperature 0 generates zeros.
 
     Args:
-        scaling: Of the features, fixed.
         width: R, numbers in a row.
-        seed: Of the noise.
     """
 
     def __init__(self, scaling: Scaling, width: int, seed: int) -> None:

@@ -117,7 +117,6 @@ class FewShot(DomainMethod):
     It learns from all source domains but the one on which it is validated.
 
     Args:
-        method: Unfitted.
         align: Whether features are centred on the mean of their domain's unlabelled samples.
     """
 

@@ -63,11 +63,7 @@ class SourceHead:
 
 
 class Erm(DomainMethod):
-    """The rows of the task's classes; the support is not looked at.
-
-    Args:
-        align: Whether features are centred on their domain's unlabelled mean.
-    """
+    """The rows of the task's classes; the support is not looked at."""
 
     def __init__(self, align: bool = False) -> None:
         self.align, self.scale = align, 1.0

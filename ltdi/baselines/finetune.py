@@ -28,10 +28,7 @@ class Walk:
     """One way to fine-tune a head.
 
     Attributes:
-        scaling: Of the features.
         prototypes: Inverse temperature of the prototype head to start from; None for zeros.
-        rate: Adam's step size.
-        decay: Adam's weight decay.
     """
 
     scaling: Scaling

@@ -26,10 +26,6 @@ class HeadRegressor(EpisodeNet):
     """Support -> head. Samples are pooled by class, classes attend to each other.
 
     Nothing in it knows an order of samples or classes, so permuting classes permutes rows.
-
-    Args:
-        scaling: Of the features, fixed.
-        width: D.
     """
 
     def __init__(self, scaling: Scaling, width: int) -> None:

@@ -54,9 +54,7 @@ def adapt(
 def linear(features: Tensor, head: Weights) -> Tensor:
     """Apply each episode's head: [E, way, N, D] -> logits [E, way, N, classes].
 
-    Args:
-        features: [E, way, N, D].
-        head: `weight` [E, classes, D] and `bias` [E, classes].
+    A head is `weight` [E, classes, D] and `bias` [E, classes].
     """
     logits = features.flatten(1, 2) @ head["weight"].mT + head["bias"][:, None]
     return logits.reshape(*features.shape[:3], -1)
@@ -99,10 +97,6 @@ class Adam:
     """Adam with decoupled weight decay (Kingma & Ba, 2015; Loshchilov & Hutter, 2019).
 
     An instance holds the moments of one walk.
-
-    Attributes:
-        rate: Step size.
-        decay: Weight decay.
     """
 
     rate: float

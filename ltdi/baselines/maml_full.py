@@ -57,12 +57,6 @@ class FullLearner(Learner):
 
     The adapter starts as the identity. The head starts at zero (see `zero_head`), so the adapter
     moves from the second step on.
-
-    Args:
-        scaling: Of the features, fixed.
-        width: D.
-        rate: Step size of the head to start from.
-        body_rate: Step size of the adapter to start from.
     """
 
     def __init__(self, scaling: Scaling, width: int, rate: float, body_rate: float) -> None:

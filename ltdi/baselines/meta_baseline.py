@@ -16,12 +16,7 @@ from ltdi.tasks import FeatureBank
 
 
 class CosineNet(EpisodeNet):
-    """Scaled cosine to the class mean, after a linear map that starts as the identity.
-
-    Args:
-        scaling: Of the features, fixed.
-        width: D.
-    """
+    """Scaled cosine to the class mean, after a linear map that starts as the identity."""
 
     def __init__(self, scaling: Scaling, width: int) -> None:
         super().__init__()

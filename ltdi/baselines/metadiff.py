@@ -36,11 +36,7 @@ _HIDDEN, _TIME = 128, 32
 
 
 class RowNet(nn.Module):
-    """A bottleneck over one row and its gradient, modulated by time; it starts at zero.
-
-    Args:
-        width: D.
-    """
+    """A bottleneck over one row and its gradient, modulated by time; it starts at zero."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -67,11 +63,6 @@ class GradientDenoiser(HeadDiffusion[Tensor]):
 
     Where the row network is still zero, F is a multiple of the gradient, and a chain is a gradient
     descent from the noise.
-
-    Args:
-        scaling: Of the features, fixed.
-        train: Training features, to normalise the target heads with.
-        budget: Shape of the episodes, and the seed.
     """
 
     def __init__(self, scaling: Scaling, train: FeatureBank, budget: Budget) -> None:

@@ -72,11 +72,6 @@ class Method(Contender):
     def fit(self, banks: Banks, budget: Budget, progress: Step | None = None) -> None:
         """Learn from the classes of `train`; make every choice on episodes of `valid`.
 
-        Args:
-            banks: Both.
-            budget: Iterations, the shape of the episodes to come, and the seed.
-            progress: Called with (iterations done, of how many, a short message).
-
         Raises:
             InputError: If a bank is too small for a single episode.
             DivergedError: If meta-training leaves the finite numbers.

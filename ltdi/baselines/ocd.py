@@ -34,12 +34,7 @@ _TINY = 1e-6
 
 
 class SizeNet(nn.Module):
-    """The logarithm of the size of a task's difference, from its support.
-
-    Args:
-        features: Scaled training features [n, D].
-        start: What it says before training.
-    """
+    """The logarithm of the size of a task's difference, from its support."""
 
     def __init__(self, features: Tensor, start: Tensor) -> None:
         super().__init__()
@@ -57,11 +52,7 @@ class SizeNet(nn.Module):
 class Overfitter(HeadDiffusion[Condition]):
     """Diffusion over what overfitting adds to a base head, its size predicted apart.
 
-    Args:
-        scaling: Of the features, fixed.
-        strength: C of the base head, a logistic regression.
-        train: Training features.
-        budget: Shape of the episodes, and the seed.
+    The base head is a logistic regression with C = `strength`.
     """
 
     def __init__(

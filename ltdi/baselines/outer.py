@@ -90,18 +90,9 @@ def meta_train(
     recipe: Recipe,
     progress: Step | None = None,
 ) -> float:
-    """Minimise `loss` over training episodes and leave `module` in its best validated state.
+    """Minimise a loss of training episodes and leave `module` in its best validated state.
 
     The untrained state is a candidate as well, so training can only help on validation.
-
-    Args:
-        module: Holds the parameters that the loss depends on.
-        loss: Scalar loss of a batch of training episodes.
-        score: Validation accuracy of the module as it stands.
-        train: Features of the training classes.
-        budget: Iterations, shape of the episodes, seed.
-        recipe: Step sizes and batch.
-        progress: See `Method.fit`.
 
     Returns:
         The best score.

@@ -49,10 +49,6 @@ class Initialisation(EpisodeNet):
 
     The head above it is reset for every task to zero, the gauge of one row shared by all classes
     (see `zero_head`).
-
-    Args:
-        scaling: Of the features, fixed.
-        width: D.
     """
 
     def __init__(self, scaling: Scaling, width: int) -> None:

@@ -65,11 +65,7 @@ def walk(plan: Plan, host: NetHost, support: Tensor) -> list[Tensor]:
 
 
 class NetMethod(Method):
-    """A method that gives every task the weights of a whole net.
-
-    Args:
-        host: Architecture.
-    """
+    """A method that gives every task the weights of a whole net."""
 
     def __init__(self, host: NetHost) -> None:
         self.host, self.scale = host, 1.0
@@ -87,12 +83,7 @@ class NetMethod(Method):
 
 
 class Prototypes(NetMethod):
-    """Nearest class mean (Snell et al., 2017) of what the head of the initialisation sees.
-
-    Args:
-        host: Architecture.
-        initial: Its layers below the head are taken over.
-    """
+    """Nearest class mean (Snell et al., 2017) of what the head of the initialisation sees."""
 
     note = "nearest class mean on the features of the generator's initialisation"
 
@@ -118,13 +109,7 @@ class Prototypes(NetMethod):
 
 
 class Tuned(NetMethod):
-    """Some steps of descent, whose start and step sizes are chosen on validation episodes.
-
-    Args:
-        host: Architecture.
-        learner: Meta-trained start, shared by all numbers of steps.
-        steps: How many at test time.
-    """
+    """Some steps of descent, whose start and step sizes are chosen on validation episodes."""
 
     def __init__(self, host: NetHost, learner: Learner, steps: int) -> None:
         super().__init__(host)
@@ -170,9 +155,7 @@ Known = dict[Budget, list[tuple[Plan, dict[int, Tensor]]]]
 class Learner:
     """A meta-training whose result is shared by all numbers of steps.
 
-    Args:
-        initial: What it starts from.
-        common: What is known of that start itself; learners may share it.
+    What is known of the common start itself may be shared by learners (`common`).
     """
 
     note: str

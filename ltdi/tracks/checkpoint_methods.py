@@ -39,9 +39,6 @@ class Drawn:
         theta: [E, n].
         skip: [E] which checkpoint each net is, where it is one.
         tried: What was chosen from: accuracy on images that no net was trained on.
-        generator: Trained, where there is one.
-        train_s: Seconds of training.
-        latency_ms: Milliseconds to generate a net.
     """
 
     theta: Tensor
@@ -57,12 +54,8 @@ class CheckpointWorld:
     """What the methods of one run share.
 
     Attributes:
-        zoo: Checkpoints.
-        recipe: Of `lt-di`.
         count: Nets of every method.
-        seed: Of training and of draws.
         temperature: The only one to try, or None.
-        progress: Called as progress(stage, done, total, text).
         distance: From a checkpoint to the nets of `noise`.
     """
 

@@ -33,8 +33,6 @@ class CheckpointPreset:
     """What is spent.
 
     Attributes:
-        trainings: How checkpoints are made.
-        recipe: Of `lt-di`.
         generated: Nets of every method.
         tests: Test images.
     """
@@ -82,13 +80,7 @@ PRESETS: Mapping[str, CheckpointPreset] = {
 
 
 class Judge:
-    """Measures nets on test images, and how new they are beside the checkpoints.
-
-    Args:
-        world: What the run shares.
-        test: Test images.
-        most: How many of them.
-    """
+    """Measures nets on test images, and how new they are beside the checkpoints."""
 
     def __init__(self, world: CheckpointWorld, test: ImageSet, most: int) -> None:
         self.world, zoo = world, world.zoo

@@ -39,7 +39,6 @@ class Plan:
     """How a generator for unseen domains is made.
 
     Attributes:
-        recipe: Of the generator.
         named: Whether the classes of tasks are told by name.
         pooled: Whether its anchor reads the pool.
         without: Number of a source domain that it does not learn from, if any.
@@ -56,8 +55,6 @@ class DomainWorld(Workshop[Plan, DomainCollection, DomainHeadGenerator]):
     """Everything that the methods of one held-out domain share; an `Arena`.
 
     Attributes:
-        backbone: The frozen feature extractor.
-        sources: The other domains.
         target: The domain held out: only measured on.
         shapes: Ways and shots of the tasks to come.
         choices: Tasks for each source domain and shape that the anchor's numbers are chosen on.
@@ -134,13 +131,7 @@ class DomainWorld(Workshop[Plan, DomainCollection, DomainHeadGenerator]):
 
 
 class GeneratedForDomain(DomainMethod):
-    """A generator as a method for unseen domains.
-
-    Args:
-        plan: How it is made.
-        ours: Whether it is no control.
-        world: What the run shares.
-    """
+    """A generator as a method for unseen domains."""
 
     def __init__(self, plan: Plan, ours: bool, world: DomainWorld) -> None:
         self.plan, self.world = plan, world
@@ -192,7 +183,6 @@ class DomainAnchorOnly(DomainMethod):
     """The anchor of a generator with nothing generated.
 
     Args:
-        world: What the run shares.
         named: Whether the classes of tasks are told by name.
         pooled: Whether the anchor reads the pool itself, by expectation maximisation.
     """

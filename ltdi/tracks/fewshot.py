@@ -47,15 +47,9 @@ def build_world(
     cache: Path | None = None,
     progress: Progress,
 ) -> World:
-    """Train or load the backbone, and embed all parts.
+    """Train or load the backbone, and embed the image sets "train", "val" and "test".
 
-    Args:
-        parts: Image sets "train", "val" and "test", disjoint by class.
-        preset: Budget.
-        seed: Of the split and the training.
-        directory: For zoos.
-        cache: Where trained backbones and features are kept.
-        progress: Called as progress(stage, done, total, text).
+    The directory is for zoos; trained backbones and features are kept in `cache`.
     """
     backbone, train = _backbone(parts["train"], preset, seed, cache, progress)
     sets = (train, parts["val"], parts["test"])

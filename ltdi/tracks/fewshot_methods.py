@@ -56,11 +56,7 @@ class World(SharedWorld[HeadCollection, HeadGenerator]):
 class Generated(GeneratorMethod[HeadGenerator]):
     """A generator as a few-shot method.
 
-    Args:
-        name: One of `RECIPES`.
-        base: The recipe that the name varies.
-        world: What the run shares.
-        way: Classes per test episode; a U-Net is trained for these alone, as it has no other way.
+    A U-Net is trained for the `way` of the test episodes alone, as it has no other.
     """
 
     note = "generated heads"
@@ -80,8 +76,7 @@ class Generated(GeneratorMethod[HeadGenerator]):
 class Ensemble(Method):
     """Samples of a generator, averaged in probability instead of in the weights.
 
-    Args:
-        single: The generator as a method; trained here if it was not.
+    The generator is trained here if it was not.
     """
 
     name = "lt-di-16"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ltdi.backbone import ClassifierTraining, FeatureMapping, ProtoTraining
 from ltdi.collect import Preparation
@@ -78,55 +79,60 @@ def _both_ways(recipe: Recipe) -> Recipe:
     return replace(recipe, tasks=replace(recipe.tasks, ways=(5, 20), folds=8))
 
 
-# Drawn characters: a small conv net, trained here.
-STROKES = {
-    "smoke": Preset(ProtoTraining(iterations=110, classes=48), _SMOKE, 15, 600, valid_episodes=40),
-    "standard": Preset(
-        ProtoTraining(iterations=8000, classes=128, images=2),
-        _both_ways(_STANDARD),
-        1500,
-        1000,
-        held_out=0.15,
-        wiggle=True,
-        rotations=True,
-    ),
-    # The paper's meta-training budget; for a GPU, or a night.
-    "paper": Preset(
-        ProtoTraining(iterations=20_000, classes=128, images=2),
-        _both_ways(_PAPER),
-        6000,
-        10_000,
-        held_out=0.15,
-        wiggle=True,
-        rotations=True,
-    ),
-}
+NAMES = ("smoke", "standard", "paper")
+# Iterations of peers, test episodes and validation episodes; the last has the paper's meta-training
+# budget, for a GPU, or a night.
+_SPENT = ((15, 600, 40), (1500, 1000, 200), (6000, 10_000, 200))
 
-_PHOTOS = {"size": 32, "channels": 3, "mapping": FeatureMapping()}
+
+def _presets(
+    backbones: Sequence[ProtoTraining | ClassifierTraining | str],
+    recipes: Sequence[Recipe],
+    **about: Any,
+) -> dict[str, Preset]:
+    """One of each name."""
+    return {
+        name: Preset(backbone, recipe, peers, tests, valid_episodes=valid, **about)
+        for name, backbone, recipe, (peers, tests, valid) in zip(
+            NAMES, backbones, recipes, _SPENT, strict=True
+        )
+    }
+
+
+# Drawn characters: a small conv net, trained here.
+STROKES = _presets(
+    (
+        ProtoTraining(iterations=110, classes=48),
+        ProtoTraining(iterations=8000, classes=128, images=2),
+        ProtoTraining(iterations=20_000, classes=128, images=2),
+    ),
+    (_SMOKE, _both_ways(_STANDARD), _both_ways(_PAPER)),
+)
+_MORE: dict[str, Any] = {"held_out": 0.15, "wiggle": True, "rotations": True}
+STROKES = {n: p if n == "smoke" else replace(p, **_MORE) for n, p in STROKES.items()}
+
 # Photographs: a backbone pretrained on ImageNet.
-PHOTOS = {
-    "smoke": Preset("efficientnet-lite0", _SMOKE, 15, 600, valid_episodes=40, **_PHOTOS),  # type: ignore[arg-type]
-    "standard": Preset("efficientnet-lite0", _REFINED, 1500, 1000, **_PHOTOS),  # type: ignore[arg-type]
-    "paper": Preset("efficientnet-lite0", _PAPER, 6000, 10_000, **_PHOTOS),  # type: ignore[arg-type]
-}
+PHOTOS = _presets(
+    ("efficientnet-lite0",) * 3,
+    (_SMOKE, _REFINED, _PAPER),
+    size=32,
+    channels=3,
+    mapping=FeatureMapping(),
+)
 
 # The same, seen at the size that the backbone was trained at: four times the time for features.
 LARGE = {n: p if n == "smoke" else replace(p, side=224) for n, p in PHOTOS.items()}
 
-_OWN = {"size": 64, "channels": 3, "mapping": FeatureMapping(power=0.7), "flip": True}
-# Photographs of classes that ImageNet has: only a backbone trained here is honest.
-TRAINED = {
-    "smoke": Preset(ClassifierTraining(epochs=1), _SMOKE, 15, 600, valid_episodes=40, **_OWN),  # type: ignore[arg-type]
-    # A handful of classes is too few to refine an anchor on.
-    "standard": Preset(
-        ClassifierTraining(epochs=40),
-        replace(_REFINED, refine=()),
-        1500,
-        1000,
-        **_OWN,  # type: ignore[arg-type]
-    ),
-    "paper": Preset(ClassifierTraining(epochs=200), _PAPER, 6000, 10_000, **_OWN),  # type: ignore[arg-type]
-}
+# Photographs of classes that ImageNet has: only a backbone trained here is honest. A handful of
+# classes is too few to refine the standard anchor on.
+TRAINED = _presets(
+    tuple(ClassifierTraining(epochs=n) for n in (1, 40, 200)),
+    (_SMOKE, replace(_REFINED, refine=()), _PAPER),
+    size=64,
+    channels=3,
+    mapping=FeatureMapping(power=0.7),
+    flip=True,
+)
 
 PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "glyphs": STROKES,
@@ -135,7 +141,6 @@ PRESETS: Mapping[str, Mapping[str, Preset]] = {
     "fc100": LARGE,
     "tiny-imagenet": TRAINED,
 }
-NAMES = tuple(STROKES)
 
 
 def preset_of(dataset: str, name: str, backbone: str | None = None) -> Preset:

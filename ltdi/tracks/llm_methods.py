@@ -103,7 +103,6 @@ class Made:
     """Weights of one method for one setting and seed.
 
     Attributes:
-        theta: [n].
         seconds: From support rows, or training rows, to weights.
         full: Whether they are weights of the whole model.
     """

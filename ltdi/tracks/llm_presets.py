@@ -30,21 +30,14 @@ class Preset:
     """What is spent.
 
     Attributes:
-        base: Base model.
-        tasks: Text tasks.
         unlabelled: Texts that make tasks without labels, which help unseen tasks.
         recipe: Of `lt-di`; controls change one idea of it.
         rows: Most training rows of a task.
-        dev: Most dev rows.
         held: Training rows that unseen tasks are measured on: in no support, no fit and no choice
             that has to do with them.
         spent: Training rows that unseen tasks were measured on while the search was made, in
             nothing now.
-        valid: Validation rows.
-        support: Support rows.
-        full: Full fine-tuning.
         full_rates: Its learning rates; validation rows choose.
-        full_seeds: Seeds of full fine-tuning.
         control_seeds: Seeds of generated controls and peers on what is unseen.
         warm_steps: Steps of LoRA that starts at a generated adapter, and of its control that starts
             from scratch, of a task that is solved in as many steps as most; 0 leaves that out.

@@ -89,9 +89,7 @@ def nll_of(scores: Mapping[str, Scores]) -> dict[str, float]:
 def metrics_of(rows: Iterable[Row], label: Callable[[Row], str]) -> dict[str, Any]:
     """What a generator's card tells of a run: every row but the controls.
 
-    Args:
-        rows: Of the run.
-        label: Says what a row was measured on.
+    The label says what a row was measured on.
     """
     return {
         f"{label(row)}, {row.method}": {

@@ -38,12 +38,7 @@ _RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
 
 @dataclass
 class NetWorld(SharedWorld[NetCollection, NetGenerator]):
-    """What the methods of one run share, for whole networks; banks hold images.
-
-    Attributes:
-        host: Architecture.
-        initial: The shared initialisation.
-    """
+    """What the methods of one run share, for whole networks; banks hold images."""
 
     host: NetHost
     initial: Initial
@@ -65,13 +60,7 @@ class NetWorld(SharedWorld[NetCollection, NetGenerator]):
 
 
 class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):
-    """A generator of whole networks.
-
-    Args:
-        name: One of the recipes.
-        base: The recipe that the name varies.
-        world: What the run shares.
-    """
+    """A generator of whole networks."""
 
     note = "all weights generated from the support, without a gradient step"
 
@@ -87,10 +76,7 @@ class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):
 class Refined(NetMethod):
     """Generated weights, and some gradient steps from them.
 
-    Args:
-        single: The generator as a method.
-        unit: Step size of the initialisation, which those to choose from are shares of.
-        steps: How many.
+    Step sizes to choose from are shares of `unit`, that of the initialisation.
     """
 
     kind = "ours"
@@ -130,12 +116,7 @@ class Refined(NetMethod):
 
 
 class Initialisation(NetMethod):
-    """The shared initialisation with no step at all, or with the one that it was learned for.
-
-    Args:
-        world: What the run shares.
-        steps: 0 or 1.
-    """
+    """The shared initialisation with no step at all, or with the one that it was learned for."""
 
     kind = "control"
     note = "theta_0 itself; a shared initialisation cannot know the task's labels"

@@ -38,8 +38,6 @@ class NetPreset:
     """What is spent.
 
     Attributes:
-        net: Architecture.
-        initial: Meta-learning of the shared initialisation.
         recipe: Of `lt-di`; controls change one idea of it.
         peer_iterations: Further meta-training of each peer.
         episodes: Test episodes.

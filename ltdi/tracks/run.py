@@ -68,14 +68,7 @@ def run_methods(
 ) -> Run[M]:
     """Fit every method in a world, and measure it on the same test episodes.
 
-    Args:
-        methods: Unfitted, by name.
-        world: What they share.
-        budget: Of the peers, and the shape of the episodes.
-        episodes: How many.
-        progress: Called as progress(stage, done, total, text).
-        log: Called with a record for every method.
-        label: Of the episodes, where there are several kinds.
+    The label is that of the episodes, where there are several kinds.
     """
     tests = world.tests(budget, episodes)
     run: Run[M] = Run(label, tests.query.shape[2], methods, {}, [])

@@ -70,11 +70,8 @@ class TransferData:
 
     Attributes:
         backbone: The frozen feature extractor, with what is done to its features.
-        encoder: Of class names.
-        train: Source classes.
         valid: Source classes held out.
         held: Images of `train`'s classes that no method is fitted on.
-        scenes: The targets.
         about: What was read; JSON-able.
     """
 

@@ -42,9 +42,6 @@ class TransferWorld:
     """Everything that the methods of one run share.
 
     Attributes:
-        backbone: The frozen feature extractor.
-        encoder: Of class names.
-        train: Source classes.
         whole: Those of `valid` too, which every method learns once more when all is chosen.
         valid: Tasks of source classes held out: every choice is made on them.
         recipe: Of `lt-di`.
@@ -85,12 +82,7 @@ class TransferWorld:
 
 
 class GeneratedUnseen(UnseenMethod):
-    """A generator as a method without labels.
-
-    Args:
-        name: One of `VARIANTS`.
-        world: What the run shares.
-    """
+    """A generator as a method without labels."""
 
     note = "generated heads"
 

@@ -110,16 +110,7 @@ def measure(
 ) -> tuple[dict[str, Tensor], list[Row]]:
     """Rows of one method, and its score on every test image and every sub-task.
 
-    Args:
-        name: Of the method.
-        kind: Of the method.
-        predict: Its logits.
-        scenes: The targets.
-        runs: Their sub-tasks.
-        gate: For the generalised setting.
-        seconds: Of weight preparation and of training.
-        seed: Of the bootstrap.
-        progress: Called as progress(stage, done, total, text).
+    Seconds are those of weight preparation and of training; the seed is that of the bootstrap.
     """
     scores: dict[str, Tensor] = {}
     found: dict[str, list[tuple[float, float]]] = {suffix: [] for suffix in _SUFFIXES}

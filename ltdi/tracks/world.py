@@ -120,12 +120,7 @@ class SharedWorld(Workshop[Recipe, S, G]):
         return method.predict(features[tasks.support], features[tasks.query])
 
     def classes(self, seen_by: str, parts: Mapping[str, ImageSet]) -> dict[str, int]:
-        """Number of classes of every part, and of those that what the weights live in saw.
-
-        Args:
-            seen_by: Names the latter.
-            parts: The data set's own, among them "train".
-        """
+        """Number of classes of every part, and of those that `seen_by` learned from."""
         return {
             seen_by: len(parts["train"].classes) - len(self.train.classes),
             "train": len(self.train.classes),
@@ -135,13 +130,7 @@ class SharedWorld(Workshop[Recipe, S, G]):
 
 
 class GeneratorMethod(Method, Generic[G]):
-    """A generator as a method: trained in the run's world, tuned on validation episodes.
-
-    Args:
-        name: One of `RECIPES`.
-        recipe: Of the generator; it says how much is spent.
-        world: What the run shares.
-    """
+    """A generator as a method: trained in the run's world, tuned on validation episodes."""
 
     def __init__(self, name: str, recipe: Recipe, world: SharedWorld[Any, G]) -> None:
         self.name, self.recipe, self.world = name, recipe, world
