@@ -283,29 +283,29 @@ def sam_scores(
     solved, _ = solve(world.test, fold, recipe, tasks=tasks, **shape)
     # The same episodes with more queries: those beyond the first were not solved on.
     wide = world.test.episodes(query=recipe.tasks.query + HELD_OUT, episodes=tasks, **shape)
-    features, theta = world.test.features, solved.theta[:, -1]
+    features, theta = world.test.features, solved["theta"][:, -1]
     held = features[wide.query[..., recipe.tasks.query :]]
-    samples = features[torch.cat([solved.support, solved.query], -1)].flatten(1, 2)
+    samples = features[torch.cat([solved["support"], solved["query"]], -1)].flatten(1, 2)
     samples = fold.frame.enter(samples)
     labels = torch.arange(WAY).repeat_interleave(samples.shape[1] // WAY).expand(tasks, -1)
     loss = classification_loss(HeadPredictor(head_space(width, WAY)))
     rng = torch.Generator().manual_seed(recipe.meta.seed)
     lam = largest_eigenvalue(loss, theta, samples, labels, iterations=20, rng=rng)
-    support = features[solved.support]
+    support = features[solved["support"]]
     generated, full = generator.weights(support), generator.weights(support, strength=1.0)
     inside = enter(fold.frame, generated)
     error = (inside - theta).square().sum(-1)
     return {
         "lambda": lam,
-        "training loss": solved.loss,
-        "lambda / training loss": lam / solved.loss,
+        "training loss": solved["loss"],
+        "lambda / training loss": lam / solved["loss"],
         "solved accuracy": accuracy(query_logits(fold.frame.leave(theta), held)),
         "generated accuracy": accuracy(query_logits(generated, held)),
         "accuracy at strength 1": accuracy(query_logits(full, held)),
         "strength": torch.full_like(lam, generator.sampling().strength),
         "c": error,
         "lambda c / 2": lam * error / 2,
-        "excess of generated": vmap(loss)(inside, samples, labels) - solved.loss,
+        "excess of generated": vmap(loss)(inside, samples, labels) - solved["loss"],
     }
 
 

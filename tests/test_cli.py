@@ -31,6 +31,7 @@ from ltdi.tracks import Track
 from ltdi.weights import query_logits
 from ltdi.zoo import Zoo
 from tests.folders import write_folders
+from tests.zoo.made import load
 
 TASKS = (
     "--held-out 0.5 --tasks.ways [3] --tasks.shots [1,2] --tasks.query 5 --tasks.per-setting 30 "
@@ -79,7 +80,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, glyphs: dict[str, ImageSet])
 
 def test_collect_makes_a_zoo_with_all_that_training_needs(place: Path):
     zoo = Zoo.open(place / "zoo")
-    sizes = [(g.way, g.shot, int(g.frame[0]), len(g)) for g in zoo.load()]
+    sizes = [(g.way, g.shot, int(g.frame[0]), len(g)) for g in load(zoo)]
     assert sizes == [(3, shot, fold, 15) for shot in (1, 2) for fold in (0, 1)]
     assert zoo.about["prepare"]["lr"] == 0.05  # the command's default, kept when steps is given
     assert Backbone.load(place / "zoo" / "backbone").fingerprint == zoo.about["backbone"]

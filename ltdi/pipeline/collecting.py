@@ -19,7 +19,7 @@ from ltdi.files import plain
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import centre_classes, head_space
-from ltdi.zoo import SolvedTasks, Zoo
+from ltdi.zoo import Zoo
 
 
 def make_anchor(recipe: Recipe, train: FeatureBank, valid: FeatureBank) -> Anchor:
@@ -73,7 +73,7 @@ def solve(
     tasks: int,
     seed: int,
     number: int = 0,
-) -> tuple[SolvedTasks, Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     """Solve head tasks: many samples per class for the target, only the shots for the condition.
 
     Everything takes place in the coordinates of the fold's frame.
@@ -89,7 +89,9 @@ def solve(
         number: Of the fold's frame in the zoo.
 
     Returns:
-        The solved tasks and [tasks] whether each is finite.
+        A zoo's columns: `theta` [E, k, n] local targets and `anchor` [E, n], in the fold's frame,
+        `support` [E, way, shot] and `query` [E, way, query] items of the bank, the number of the
+        `frame`, final training `loss` and `accuracy`; and [E] whether each task is finite.
     """
     t, space = recipe.tasks, head_space(bank.width, way)
     rng = torch.Generator().manual_seed(seed)
@@ -116,10 +118,16 @@ def solve(
         HeadPredictor(space), theta_0, samples.flatten(1, 2), labels, recipe.prepare, rng=rng
     )
     theta = space.flatten(centre_classes(space.unflatten(path.theta)))
-    frame = torch.full((tasks,), number)
-    judged_on = probe if probe.shape[-1] else solved_on
-    solved = SolvedTasks(theta, start, episodes.support, judged_on, frame, path.loss, path.accuracy)
-    return solved, path.finite
+    columns = {
+        "theta": theta,
+        "anchor": start,
+        "support": episodes.support,
+        "query": probe if probe.shape[-1] else solved_on,
+        "frame": torch.full((tasks,), number),
+        "loss": path.loss,
+        "accuracy": path.accuracy,
+    }
+    return columns, path.finite
 
 
 def check_start(recipe: Recipe) -> None:
@@ -167,7 +175,7 @@ class HeadCollection(Collection[Piece]):
     def make(self, number: int) -> None:
         """Solve one shard."""
         piece = self.plan[number]
-        solved, finite = solve(
+        columns, finite = solve(
             self.bank,
             self.fold(piece.fold),
             self.recipe,
@@ -177,7 +185,8 @@ class HeadCollection(Collection[Piece]):
             seed=self.seed(number),
             number=piece.fold,
         )
-        self.zoo.append(piece.name, vars(solved), finite, setting=solved.setting)
+        setting = {"way": piece.way, "shot": piece.shot, "frame": piece.fold}
+        self.zoo.append(piece.name, columns, finite, setting=setting)
 
 
 def start_zoo(

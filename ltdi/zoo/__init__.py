@@ -8,7 +8,7 @@ Killing the collector at any moment loses at most the shards in flight.
 from ltdi.zoo.common import BANK, FRAMES
 from ltdi.zoo.header import HEADER, SCHEMA
 from ltdi.zoo.merge import merge
-from ltdi.zoo.solved import Group, SolvedTasks
+from ltdi.zoo.solved import Group
 from ltdi.zoo.store import Zoo
 
-__all__ = ["BANK", "FRAMES", "HEADER", "SCHEMA", "Group", "SolvedTasks", "Zoo", "merge"]
+__all__ = ["BANK", "FRAMES", "HEADER", "SCHEMA", "Group", "Zoo", "merge"]

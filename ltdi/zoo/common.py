@@ -120,7 +120,7 @@ class Common:
         """Store the frames of the tasks to come, or read those that are there already.
 
         Args:
-            frames: In the order of `SolvedTasks.frame`.
+            frames: In the order of the numbers that tasks have.
             held: The classes of every frame's tasks.
         """
         names = ("mean", "basis", "between")
@@ -128,7 +128,7 @@ class Common:
         return _frames(self.keep("frames", stacked, {"held": held or self.held}))
 
     def frames(self) -> list[Frame]:
-        """The frames that `SolvedTasks.frame` counts; see `shared` for the errors."""
+        """By the numbers that tasks have; see `shared` for the errors."""
         return _frames(self.shared("frames"))
 
     @property

@@ -1,9 +1,8 @@
-"""Solved tasks as they are read: all of one setting by number, and heads in memory."""
+"""Solved tasks as they are read: all of one setting, by number."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,47 +13,6 @@ from ltdi.zoo.index import Entry
 
 if TYPE_CHECKING:
     from ltdi.zoo.store import Zoo
-
-
-@dataclass(frozen=True)
-class SolvedTasks:
-    """The columns of E solved heads of one way and shot.
-
-    Attributes:
-        theta: [E, k, n] local targets.
-        anchor: [E, n] weights that the tasks started from.
-        support: [E, way, shot] items of the bank.
-        query: [E, way, query] items of the bank.
-        frame: [E] number of the frame in whose coordinates theta and anchor are; all the same.
-        loss: [E] final training loss.
-        accuracy: [E] final training accuracy, a fraction.
-    """
-
-    theta: Tensor
-    anchor: Tensor
-    support: Tensor
-    query: Tensor
-    frame: Tensor
-    loss: Tensor
-    accuracy: Tensor
-
-    def __len__(self) -> int:
-        return len(self.theta)
-
-    @property
-    def way(self) -> int:
-        """Classes per task."""
-        return self.support.shape[1]
-
-    @property
-    def shot(self) -> int:
-        """Support items per class."""
-        return self.support.shape[2]
-
-    @property
-    def setting(self) -> dict[str, int]:
-        """What the tasks have in common, for `Zoo.append`."""
-        return {"way": self.way, "shot": self.shot, "frame": int(self.frame[0])}
 
 
 class Group:

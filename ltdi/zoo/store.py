@@ -19,7 +19,7 @@ from ltdi.zoo.index import NAME as INDEX
 from ltdi.zoo.index import Entry, Index
 from ltdi.zoo.remote import Remote, is_url
 from ltdi.zoo.shard import Shards
-from ltdi.zoo.solved import Group, SolvedTasks
+from ltdi.zoo.solved import Group
 
 AGAIN = "collect again with the same settings: only this shard is made anew"
 
@@ -250,10 +250,6 @@ class Zoo(Common):
             )
         groups = [Group(self, e[0]["setting"], e) for e in found.values()]
         return sorted(groups, key=lambda g: tuple(g.setting.values()))
-
-    def load(self) -> list[SolvedTasks]:
-        """All tasks of a zoo of heads, in memory; see `groups` for zoos of any size and kind."""
-        return [SolvedTasks(**group.read()) for group in self.groups()]
 
     def columns(self, entry: Entry) -> dict[str, Tensor]:
         """The columns of one shard as views of its file, verified when first asked for.

@@ -18,10 +18,11 @@ from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import FRAMES, Zoo
 from tests.pipeline.made import ITEMS, WIDTH, same
+from tests.zoo.made import load
 
 
 def test_the_zoo_has_what_the_recipe_says(zoo: Zoo, recipe: Recipe):
-    groups = {(g.way, g.shot, int(g.frame[0])): g for g in zoo.load()}
+    groups = {(g.way, g.shot, int(g.frame[0])): g for g in load(zoo)}
     settings = [(3, 1), (3, 2), (4, 1), (4, 2)]
     assert sorted(groups) == [(*s, fold) for s in settings for fold in range(3)]
     for (way, shot, fold), g in groups.items():
@@ -50,7 +51,7 @@ def test_a_zoo_of_two_runs_equals_one_of_one(
     again = begin_zoo(tmp_path / "z", train, anchor, recipe, backbone).fill().zoo
     one, other = Zoo.open(again.path), Zoo.open(zoo.path)
     assert one.header == other.header and one.shards == other.shards
-    for a, b in zip(again.load(), zoo.load(), strict=True):
+    for a, b in zip(load(again), load(zoo), strict=True):
         assert same(vars(a), vars(b))
 
 
@@ -63,7 +64,7 @@ def test_a_task_is_solved_against_an_anchor_that_never_saw_its_classes(
     anchor = make_anchor(recipe, train, valid)
     zoo = begin_zoo(tmp_path / "z", train, anchor, recipe, backbone).fill().zoo
     owner = torch.arange(30).repeat_interleave(ITEMS)
-    frames, groups = zoo.frames(), zoo.load()
+    frames, groups = zoo.frames(), load(zoo)
     folds = make_folds(recipe, anchor, train)
     for number, frame in enumerate(frames):
         mine = [g for g in groups if int(g.frame[0]) == number]
@@ -82,7 +83,7 @@ def test_a_task_is_solved_against_an_anchor_that_never_saw_its_classes(
 def test_anchors_are_those_of_the_frame_and_its_own_fold(zoo: Zoo, train, valid, recipe):
     """What is stored is the fold's anchor on the task's support, in the fold's coordinates."""
     folds = make_folds(recipe, make_anchor(recipe, train, valid), train)
-    for g in zoo.load():
+    for g in load(zoo):
         fold, space = folds[int(g.frame[0])], zoo.space.with_way(g.way)
         support = train.features[g.support]
         outside = fold.anchor(support, torch.ones(support.shape[:3]), space)
@@ -146,12 +147,12 @@ def test_the_folds_whose_tasks_look_as_unseen_ones_do_are_chosen(train, recipe, 
 
 
 def test_tasks_of_two_shards_differ(zoo: Zoo):
-    for g in zoo.load():
+    for g in load(zoo):
         assert len({tuple(row) for row in g.support.flatten(1).tolist()}) == len(g)
 
 
 def test_residuals_are_centred_over_classes(zoo: Zoo):
-    for g in zoo.load():
+    for g in load(zoo):
         head = zoo.space.with_way(g.way).unflatten(g.theta)
         assert head["weight"].mean(-2).abs().max() < 1e-5
         assert head["bias"].mean(-1).abs().max() < 1e-5
@@ -159,7 +160,7 @@ def test_residuals_are_centred_over_classes(zoo: Zoo):
 
 def test_solving_helps(zoo: Zoo, train: FeatureBank, recipe: Recipe):
     """The last local target fits a task's own samples better than the anchor it started from."""
-    for g in zoo.load():
+    for g in load(zoo):
         frame = zoo.frames()[int(g.frame[0])]
         items = torch.cat([g.support, g.query], -1)
         labels = torch.arange(g.way).repeat_interleave(items.shape[-1])
@@ -194,7 +195,7 @@ def test_other_settings_and_other_classes_are_refused(
 def test_gaussian_starts_are_not_the_anchor(tmp_path, train, valid, backbone, recipe):
     r = replace(recipe, start="gaussian", prepare=replace(recipe.prepare, steps=4, lr=1e-6))
     anchor = make_anchor(r, train, valid)
-    groups = begin_zoo(tmp_path / "z", train, anchor, r, backbone).fill().zoo.load()
+    groups = load(begin_zoo(tmp_path / "z", train, anchor, r, backbone).fill().zoo)
     for way in (3, 4):
         some = [g for g in groups if g.way == way]
         # With hardly a step taken, theta is theta_0, centred: one of `way` freedoms is lost.
@@ -227,15 +228,15 @@ def test_a_probed_target_has_not_seen_its_probe(train: FeatureBank, valid: Featu
     anchor = make_anchor(recipe, train, valid)
     fold = make_folds(recipe, anchor, train)[0]
     solved, finite = solve(train, fold, recipe, way=4, shot=2, tasks=1, seed=7)
-    assert solved.query.shape == (1, 4, 3) and bool(finite.all())
-    assert not set(solved.query.flatten().tolist()) & set(solved.support.flatten().tolist())
+    assert solved["query"].shape == (1, 4, 3) and bool(finite.all())
+    assert not set(solved["query"].flatten().tolist()) & set(solved["support"].flatten().tolist())
     spoilt = train.features.clone()
-    spoilt[solved.query] = float("nan")
+    spoilt[solved["query"]] = float("nan")
     other = FeatureBank(spoilt, train.offsets, train.classes)
     again, _ = solve(other, fold, recipe, way=4, shot=2, tasks=1, seed=7)
-    assert torch.equal(again.theta, solved.theta)
+    assert torch.equal(again["theta"], solved["theta"])
     # Without a probe the loss is measured where the task was solved.
     seen, _ = solve(
         train, fold, replace(recipe, tasks=replace(tasks, probe=0)), way=4, shot=2, tasks=1, seed=7
     )
-    assert seen.query.shape == (1, 4, 5)
+    assert seen["query"].shape == (1, 4, 5)

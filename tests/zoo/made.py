@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from ltdi.anchor.frame import Frame
 from ltdi.tasks import FeatureBank
 from ltdi.weights import WeightSpace, head_space
-from ltdi.zoo import SolvedTasks, Zoo
+from ltdi.zoo import Zoo
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 4
@@ -37,16 +38,43 @@ def create(
     return zoo
 
 
-def append(zoo: Zoo, name: str, tasks: SolvedTasks, finite: torch.Tensor | None = None) -> Any:
-    return zoo.append(name, vars(tasks), finite, setting=tasks.setting)
+@dataclass(frozen=True)
+class Solved:
+    """The columns of heads of one setting; see `ltdi.pipeline.solve`."""
+
+    theta: torch.Tensor
+    anchor: torch.Tensor
+    support: torch.Tensor
+    query: torch.Tensor
+    frame: torch.Tensor
+    loss: torch.Tensor
+    accuracy: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.theta)
+
+    @property
+    def way(self) -> int:
+        return self.support.shape[1]
+
+    @property
+    def shot(self) -> int:
+        return self.support.shape[2]
 
 
-def make_tasks(
-    seed: int, tasks: int = 4, way: int = 3, shot: int = 2, frame: int = 0
-) -> SolvedTasks:
+def load(zoo: Zoo) -> list[Solved]:
+    return [Solved(**group.read()) for group in zoo.groups()]
+
+
+def append(zoo: Zoo, name: str, tasks: Solved, finite: torch.Tensor | None = None) -> Any:
+    setting = {"way": tasks.way, "shot": tasks.shot, "frame": int(tasks.frame[0])}
+    return zoo.append(name, vars(tasks), finite, setting=setting)
+
+
+def make_tasks(seed: int, tasks: int = 4, way: int = 3, shot: int = 2, frame: int = 0) -> Solved:
     rng = torch.Generator().manual_seed(seed)
     n = head_space(D, way).size
-    return SolvedTasks(
+    return Solved(
         torch.randn(tasks, 2, n, generator=rng),
         torch.randn(tasks, n, generator=rng),
         torch.randint(40, (tasks, way, shot), generator=rng),
@@ -57,7 +85,7 @@ def make_tasks(
     )
 
 
-def assert_same(a: SolvedTasks, b: SolvedTasks) -> None:
+def assert_same(a: Solved, b: Solved) -> None:
     for name, value in vars(a).items():
         other = vars(b)[name]
         assert torch.equal(value, other) and value.dtype == other.dtype, name

@@ -14,15 +14,7 @@ import torch
 from ltdi.errors import DamagedFileError, MismatchError
 from ltdi.zoo import HEADER, Zoo
 from ltdi.zoo.index import NAME as INDEX
-from tests.zoo.made import (
-    ABOUT,
-    ROOT,
-    SPACE,
-    append,
-    create,
-    make_tasks,
-    net_columns,
-)
+from tests.zoo.made import ABOUT, ROOT, SPACE, append, create, load, make_tasks, net_columns
 
 
 def test_the_index_tells_what_is_inside(zoo: Zoo) -> None:
@@ -58,9 +50,9 @@ def test_a_kill_between_shard_and_index_loses_that_shard_only(
     assert (zoo.path / "d.safetensors").is_file()
     again = create(zoo.path)
     assert not again.has("d") and all(again.has(name) for name in "abc")
-    assert sum(len(g) for g in again.load()) == 12
+    assert sum(len(g) for g in load(again)) == 12
     append(again, "d", extra)
-    assert sum(len(g) for g in Zoo.open(zoo.path).load()) == 16
+    assert sum(len(g) for g in load(Zoo.open(zoo.path))) == 16
 
 
 @pytest.mark.parametrize("name", [HEADER, INDEX])

@@ -14,6 +14,7 @@ from tests.zoo.made import (
     assert_same,
     assert_same_frames,
     create,
+    load,
     make_bank,
     make_frames,
     make_tasks,
@@ -27,7 +28,7 @@ def test_merging_two_parts_of_a_collection_is_the_whole(zoo: Zoo, tmp_path: Path
         append(parts[1], name, make_tasks(number, way=way, shot=shot))
     merged = merge([p.path for p in parts], tmp_path / "m")
     assert [e["digest"] for e in merged.shards] == [e["digest"] for e in zoo.shards]
-    for a, b in zip(merged.load(), zoo.load(), strict=True):
+    for a, b in zip(load(merged), load(zoo), strict=True):
         assert_same(a, b)
     again = merge([p.path for p in parts], tmp_path / "m")
     assert again.shards == merged.shards
@@ -47,7 +48,7 @@ def test_merging_two_seeds_keeps_each_ones_frames(tmp_path: Path) -> None:
     merged = merge([z.path for z in zoos], tmp_path / "m")
     assert_same_frames(merged.frames(), make_frames(1, 2) + make_frames(2, 2))
     assert merged.held == [[1], [0], [2], [0]]
-    for frame, tasks in enumerate(merged.load()):
+    for frame, tasks in enumerate(load(merged)):
         original = make_tasks(10 * (1 + frame // 2) + frame % 2, frame=frame)
         assert_same(tasks, original)
     assert (merged.path / "extra.txt").read_text() == "kept"

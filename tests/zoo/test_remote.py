@@ -9,13 +9,7 @@ import pytest
 from ltdi.errors import InputError
 from ltdi.zoo import HEADER, Zoo
 from ltdi.zoo.index import NAME as INDEX
-from tests.zoo.made import (
-    ABOUT,
-    SPACE,
-    append,
-    assert_same,
-    make_tasks,
-)
+from tests.zoo.made import ABOUT, SPACE, append, assert_same, load, make_tasks
 
 
 def test_a_zoo_is_read_from_a_url(zoo: Zoo, tmp_path: Path) -> None:
@@ -27,7 +21,7 @@ def test_a_zoo_is_read_from_a_url(zoo: Zoo, tmp_path: Path) -> None:
     assert there.shards == zoo.shards
     fetched = {p.name for p in there.path.iterdir()}
     assert fetched == {HEADER, INDEX}  # nothing else was needed
-    for a, b in zip(there.load(), zoo.load(), strict=True):
+    for a, b in zip(load(there), load(zoo), strict=True):
         assert_same(a, b)
     # A shard that was made anew there is fetched anew.
     (zoo.path / "a.safetensors").unlink()
@@ -35,7 +29,7 @@ def test_a_zoo_is_read_from_a_url(zoo: Zoo, tmp_path: Path) -> None:
     system.put(str(zoo.path / "a.safetensors"), "/zoos/one/a.safetensors")
     system.put(str(zoo.path / INDEX), f"/zoos/one/{INDEX}")
     again = Zoo.open("memory://zoos/one", cache=tmp_path / "cache")
-    for a, b in zip(again.load(), zoo.load(), strict=True):
+    for a, b in zip(load(again), load(zoo), strict=True):
         assert_same(a, b)
     with pytest.raises(InputError, match="is for reading"):
         Zoo.create("memory://zoos/two", SPACE, ABOUT)

@@ -9,19 +9,12 @@ import pytest
 import torch
 
 from ltdi.errors import DamagedFileError, InputError, MismatchError
-from ltdi.zoo import SolvedTasks, Zoo
+from ltdi.zoo import Zoo
 from ltdi.zoo.index import NAME as INDEX
-from tests.zoo.made import (
-    NET,
-    append,
-    assert_same,
-    create,
-    make_tasks,
-    net_columns,
-)
+from tests.zoo.made import NET, Solved, append, assert_same, create, load, make_tasks, net_columns
 
 
-def all_of(tasks: SolvedTasks) -> torch.Tensor:
+def all_of(tasks: Solved) -> torch.Tensor:
     return torch.ones(len(tasks), dtype=torch.bool)
 
 
@@ -32,8 +25,8 @@ def test_tasks_that_are_not_finite_are_dropped_and_counted(zoo: Zoo) -> None:
     finite = torch.tensor([True, False, True, False])
     entry = append(zoo, "d", tasks, finite)
     assert (entry["tasks"], entry["dropped"]) == (2, 2)
-    group = next(g for g in Zoo.open(zoo.path).load() if g.way == 4)
-    assert_same(group, SolvedTasks(**{n: value[finite] for n, value in vars(tasks).items()}))
+    group = next(g for g in load(Zoo.open(zoo.path)) if g.way == 4)
+    assert_same(group, Solved(**{n: value[finite] for n, value in vars(tasks).items()}))
     line = json.loads((zoo.path / INDEX).read_text().splitlines()[-1])
     assert {k: v for k, v in line.items() if k != "sum"} == entry
 
@@ -41,12 +34,12 @@ def test_tasks_that_are_not_finite_are_dropped_and_counted(zoo: Zoo) -> None:
 def test_a_shard_may_be_empty_but_a_zoo_may_not(tmp_path: Path) -> None:
     zoo = create(tmp_path / "zoo")
     with pytest.raises(InputError, match="no solved task"):
-        zoo.load()
+        load(zoo)
     tasks = make_tasks(0)
     entry = append(zoo, "a", tasks, ~all_of(tasks))
     assert (entry["tasks"], entry["dropped"], entry["mean"]["loss"]) == (0, 4, None)
     with pytest.raises(InputError, match="no solved task"):
-        Zoo.open(zoo.path).load()
+        load(Zoo.open(zoo.path))
 
 
 @pytest.mark.parametrize("harm", ["flip", "header", "cut", "swap", "gone"])
@@ -64,17 +57,17 @@ def test_a_damaged_shard_is_named_and_the_others_stay(zoo: Zoo, harm: str) -> No
     else:
         path.unlink()
     with pytest.raises(DamagedFileError, match=r"b\.safetensors") as caught:
-        Zoo.open(zoo.path).load()
+        load(Zoo.open(zoo.path))
     assert caught.value.where == str(path) and "collect again" in caught.value.fix
     assert others == {p.name: p.read_bytes() for p in zoo.path.iterdir() if p != path}
 
 
 def test_a_shard_made_anew_takes_its_old_place(zoo: Zoo) -> None:
-    before = Zoo.open(zoo.path).load()
+    before = load(Zoo.open(zoo.path))
     (zoo.path / "a.safetensors").unlink()
     again = create(zoo.path)
     append(again, "a", make_tasks(0))
-    for x, y in zip(before, Zoo.open(zoo.path).load(), strict=True):
+    for x, y in zip(before, load(Zoo.open(zoo.path)), strict=True):
         assert_same(x, y)
 
 

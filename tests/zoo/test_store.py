@@ -12,15 +12,17 @@ import torch
 
 from ltdi.errors import DamagedFileError, InputError, MismatchError
 from ltdi.weights import WeightSpace, head_space
-from ltdi.zoo import BANK, FRAMES, SolvedTasks, Zoo
+from ltdi.zoo import BANK, FRAMES, Zoo
 from tests.zoo.made import (
     NET,
     ROOT,
     D,
+    Solved,
     append,
     assert_same,
     assert_same_frames,
     create,
+    load,
     make_bank,
     make_frames,
     make_tasks,
@@ -29,18 +31,18 @@ from tests.zoo.made import (
 
 
 def test_what_is_appended_is_loaded_by_way_and_shot(zoo: Zoo) -> None:
-    small, large = Zoo.open(zoo.path).load()
+    small, large = load(Zoo.open(zoo.path))
     assert (small.way, small.shot, len(small)) == (2, 1, 4)
     assert (large.way, large.shot, len(large)) == (3, 2, 8)
     assert_same(small, make_tasks(1, way=2, shot=1))
     both = [vars(make_tasks(number)) for number in (0, 2)]
-    assert_same(large, SolvedTasks(**{n: torch.cat([b[n] for b in both]) for n in both[0]}))
+    assert_same(large, Solved(**{n: torch.cat([b[n] for b in both]) for n in both[0]}))
 
 
 def test_tasks_of_two_frames_are_groups_of_their_own(zoo: Zoo) -> None:
     tasks = make_tasks(3, frame=2)
     append(zoo, "d", tasks)
-    groups = Zoo.open(zoo.path).load()
+    groups = load(Zoo.open(zoo.path))
     found = [(g.way, g.shot, int(g.frame[0]), len(g)) for g in groups]
     assert found == [(2, 1, 0, 4), (3, 2, 0, 8), (3, 2, 2, 4)]
     assert_same(groups[2], tasks)
@@ -86,7 +88,7 @@ def test_lost_frames_are_named_and_can_be_stored_again(zoo: Zoo) -> None:
 def test_shots_of_one_way_are_groups_of_their_own(zoo: Zoo) -> None:
     tasks = make_tasks(3, way=3, shot=1)
     append(zoo, "d", tasks)
-    groups = Zoo.open(zoo.path).load()
+    groups = load(Zoo.open(zoo.path))
     assert [(g.way, g.shot, len(g)) for g in groups] == [(2, 1, 4), (3, 1, 4), (3, 2, 8)]
     assert_same(groups[1], tasks)
 
