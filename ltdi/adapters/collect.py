@@ -248,20 +248,19 @@ def validation(
     return measure(source.train.metric, logits, labels)
 
 
-def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True) -> Read:
+def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02) -> Read:
     """Reads the runs of a zoo's groups into memory, by number of outputs.
 
-    A look reads what has come since the one before: groups grow at their ends.
+    A look reads what has come since the one before: groups grow at their ends. All runs of a task
+    are left out but those that share their beginning with its best one: runs that part early end in
+    different places, and what is generated is between them, where a task is solved less well. The
+    beginning of the first look is kept: to it a basis is fitted, which knows nothing of another.
 
     Args:
         zoo: A zoo of adapters.
         host: Embeds descriptions.
         worse: Runs are left out whose validation score is further than this below the best of
             their task: a fit that failed is nothing to learn from.
-        one_trunk: Leave out all runs of a task but those that share their beginning with its best
-            one. Runs that part early end in different places, and what is generated is between
-            them, where a task is solved less well. The beginning of the first look is kept: to it
-            a basis is fitted, which knows nothing of another.
     """
     begun: dict[int, Tensor] = {}
     seen: Counter[int] = Counter()
@@ -275,10 +274,9 @@ def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool
             number = int(group.setting["task"])
             if new := range(seen[number], len(group)):
                 data = group.read(torch.tensor(new), ["score", "theta", "features", "targets"])
-                if one_trunk:
-                    first, score = data["theta"][:, 0], data["score"]
-                    own = (first == begun.setdefault(number, first[score.argmax()])).all(1)
-                    data = {name: column[own] for name, column in data.items()}
+                first, score = data["theta"][:, 0], data["score"]
+                own = (first == begun.setdefault(number, first[score.argmax()])).all(1)
+                data = {name: column[own] for name, column in data.items()}
                 if number in held:
                     data = {n: torch.cat([x, data[n]]) for n, x in held[number].items()}
                 good = data["score"] >= data["score"].max() - worse
@@ -295,15 +293,3 @@ def reader(zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool
         ]
 
     return read
-
-
-def read_runs(
-    zoo: Zoo, host: LanguageHost, *, worse: float = 0.02, one_trunk: bool = True
-) -> list[Solved]:
-    """The zoo's runs; see `reader`.
-
-    Raises:
-        InputError: If there are none.
-        DamagedFileError: If a shard is missing, truncated or altered.
-    """
-    return reader(zoo, host, worse=worse, one_trunk=one_trunk)(zoo.groups())

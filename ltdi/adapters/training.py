@@ -13,10 +13,12 @@ from ltdi.adapters.condition import facts
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.runs import Runs
+from ltdi.anchor import Anchor
 from ltdi.collect import Preparation
 from ltdi.engine import Objective, Runtime, meta_train
 from ltdi.errors import InputError, unknown
 from ltdi.meta import Batch, MetaConfig, Params
+from ltdi.parts import Parts
 from ltdi.recipe import VARIANTS, Diffusion, Network, Sampling, variant
 from ltdi.seeding import seeded
 from ltdi.weights import Normaliser
@@ -158,7 +160,7 @@ class AdapterObjective(Objective):
         self.share = torch.tensor([float(len(g)) for g in groups])
 
     def draw(self, rng: torch.Generator, tasks: int) -> Batch:
-        """Noised coordinates of random runs, all of as many outputs; tensors [tasks, ...]."""
+        """See `Objective.draw`: coordinates of runs of as many outputs."""
         chosen = int(torch.multinomial(self.share, 1, generator=rng))
         g: Solved = self.groups[chosen]
         pick = torch.randint(len(g), (tasks,), generator=rng)
@@ -199,15 +201,6 @@ def _rename(
     return tokens.flatten(-2), outputs[each, order]
 
 
-@dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained network and what belongs to it."""
-
-    network: AdapterDenoiser
-    normaliser: Normaliser
-    recipe: AdapterRecipe
-
-
 def empty_network(
     groups: Sequence[Solved], host: LanguageHost, recipe: AdapterRecipe
 ) -> AdapterDenoiser:
@@ -232,19 +225,36 @@ def empty_network(
         )
 
 
+def adapter_parts(
+    network: AdapterDenoiser,
+    normaliser: Normaliser,
+    host: LanguageHost,
+    recipe: AdapterRecipe,
+    data: str,
+) -> Parts:
+    """What a generator is made of; `data` names the tasks of the runs in its card."""
+    condition = {"rank": recipe.rank, "rows": recipe.rows, "text": recipe.text}
+    about = {"data": data, "condition": condition}
+    space = host.adapter(2).space
+    return Parts.of(recipe, space, network, Anchor(), normaliser, host, about)
+
+
 def train_network(
     groups: Sequence[Solved],
     host: LanguageHost,
     recipe: AdapterRecipe,
+    data: str = "",
+    *,
     runtime: Runtime = Runtime(),
     read: Read | None = None,
-) -> Trained:
-    """Meta-train an adapter generator's network.
+) -> Parts:
+    """Meta-train the parts of an adapter generator.
 
     Args:
         groups: Runs, by number of outputs.
         host: The language model.
         recipe: Chain, network, meta-training.
+        data: Names the tasks in the generator's card.
         runtime: Checkpoint, progress, processes that share the base learners, on the CPU. Where
             the zoo is being filled, basis and normaliser are those of the runs there at first.
         read: Takes runs out of such a zoo.
@@ -264,6 +274,6 @@ def train_network(
         centre=False,
     )
     objective = AdapterObjective(groups, host, network, normaliser, recipe, read)
-    about = {"rank": recipe.rank, "base": host.fingerprint, "runs": [len(g) for g in groups]}
-    meta_train(network, objective, recipe, about, runtime)
-    return Trained(network, normaliser, recipe)
+    parts = adapter_parts(network, normaliser, host, recipe, data)
+    runs = [len(g) for g in groups]
+    return meta_train(parts, objective, recipe, runtime, rank=recipe.rank, runs=runs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from ltdi.engine import Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
 from ltdi.generator import AdapterGenerator, TextSupport
-from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
 from ltdi.report.table import Result, Row
@@ -84,9 +83,9 @@ def train_adapters(zoo: Zoo, recipe: AdapterRecipe, runtime: Runtime) -> Adapter
     """Meta-train a generator of adapters, on the CPU."""
     host = LanguageHost.from_config(zoo.about["base"])
     read = reader(zoo, host)
-    trained = train_network(read(runtime.groups(zoo)), host, recipe, runtime, read)
-    trained = replace(trained, recipe=collected(zoo, recipe))
-    return assemble(trained, host, {"data": ", ".join(zoo.about["names"])})
+    groups, names = read(runtime.groups(zoo)), ", ".join(zoo.about["names"])
+    made_by = collected(zoo, recipe)
+    return AdapterGenerator(train_network(groups, host, made_by, names, runtime=runtime, read=read))
 
 
 def generate_adapter(

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ltdi.diffusion import Draw, draw, make_schedule
 from ltdi.diffusion.losses import loss_of
@@ -18,6 +18,7 @@ from ltdi.files import plain
 from ltdi.meta import Batch, MetaTrainer, Params
 from ltdi.meta.checkpoint import NAME as CHECKPOINT
 from ltdi.meta.team import ALONE, Team
+from ltdi.parts import Parts
 from ltdi.progress import Log, Progress
 from ltdi.recipe import Diffusion, Varied
 from ltdi.zoo import Group, Zoo
@@ -91,24 +92,26 @@ class Objective(ABC):
 
 
 def meta_train(
-    network: nn.Module,
+    parts: Parts,
     objective: Objective,
     recipe: Varied,
-    about: Mapping[str, Any],
     runtime: Runtime = Runtime(),
-) -> None:
-    """Meta-train a network, on the device and by the processes of a team.
+    **about: Any,
+) -> Parts:
+    """Meta-train a generator's parts, on the device and by the processes of a team.
 
     Args:
-        network: Initialised; afterwards it holds the average of its weights.
+        parts: With an initialised network; afterwards it holds the average of its weights.
         objective: The training loss.
         recipe: Chain, network, meta-training.
-        about: What else a resumed run must share, such as what the weights live in; JSON-able.
         runtime: Checkpoint, progress, team, arrivals.
+        **about: What a resumed run must share beside all that; JSON-able.
 
     Raises:
         DivergedError: If the loss leaves the finite numbers.
     """
+    network = parts.network
+    about |= {"space": parts.space.fingerprint, "backbone": parts.host.fingerprint}
     out, progress, arrivals = runtime.out, runtime.progress, runtime.arrivals
     network.to(runtime.team.device)
     run = {**asdict(recipe.diffusion), **asdict(recipe.network)}
@@ -141,3 +144,4 @@ def meta_train(
     network.to("cpu")
     if arrivals:
         arrivals.end()
+    return parts

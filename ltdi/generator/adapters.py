@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -15,7 +15,6 @@ from ltdi.adapters.condition import Facts, describe, facts
 from ltdi.adapters.host import HEADS, LanguageHost, Refined
 from ltdi.adapters.network import AdapterDenoiser
 from ltdi.adapters.search import choose
-from ltdi.adapters.training import Trained
 from ltdi.anchor import Anchor
 from ltdi.data.text import TextSet
 from ltdi.denoiser.condition import Condition
@@ -23,7 +22,7 @@ from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import write_text
 from ltdi.generator.base import CARD, Generator, View, Weights, repeat
 from ltdi.lora import Base, adapter_logits, save_adapter
-from ltdi.parts import Host, Parts, Saved, save_parts
+from ltdi.parts import Host, Saved, save_parts
 from ltdi.weights import WeightSpace
 
 
@@ -269,12 +268,3 @@ class AdapterGenerator(Generator):
             if texts.label_range:
                 about["label_range"] = list(texts.label_range)
         return save_adapter(path, adapter, adapter.space.flatten(weights), about=about)
-
-
-def assemble(found: Trained, host: LanguageHost, about: Mapping[str, Any]) -> AdapterGenerator:
-    """A generator of a trained network."""
-    r = found.recipe
-    condition = {"rank": r.rank, "rows": r.rows, "text": r.text}
-    about = {**about, "condition": condition}
-    space, network = host.adapter(2).space, found.network
-    return AdapterGenerator(Parts.of(r, space, network, Anchor(), found.normaliser, host, about))

@@ -1,5 +1,6 @@
 """The corridor: a bank of features becomes a zoo, a zoo becomes a generator."""
 
+from ltdi.pipeline.choice import tuned
 from ltdi.pipeline.collecting import (
     HeadCollection,
     begin_zoo,
@@ -9,7 +10,6 @@ from ltdi.pipeline.collecting import (
     solve,
     start_zoo,
 )
-from ltdi.pipeline.meta_training import train_parts, tuned
 from ltdi.pipeline.objective import HeadObjective, fit_normaliser
 from ltdi.pipeline.shared import load_shared, save_shared
 from ltdi.pipeline.training import train_generator
@@ -27,6 +27,5 @@ __all__ = [
     "solve",
     "start_zoo",
     "train_generator",
-    "train_parts",
     "tuned",
 ]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ltdi.evaluate import calibrate, negative_log_likelihood
 from ltdi.generator import ImageGenerator
 from ltdi.parts import EQUIVARIANT, chain_end
+from ltdi.progress import Log
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
 
@@ -119,3 +120,38 @@ def _chains(recipe: Recipe) -> list[tuple[float, int]]:
     # For whole networks every further step costs a gradient: the recipe says how many.
     steps = (recipe.sampling.steps,) if recipe.network.kind == "rows" else (1, 2, 5, 10)
     return [(end, s) for end in ends for s in steps if s <= chain_end(end, d)]
+
+
+G = TypeVar("G", bound=ImageGenerator)
+
+
+def tuned(
+    generator: G,
+    valid: FeatureBank | None,
+    recipe: Recipe,
+    judged: Sequence[tuple[int, int]] = (),
+    log: Log | None = None,
+) -> G:
+    """The generator with the sampling that suits validation classes; see `choose_sampling`.
+
+    A recipe that samples at a temperature above 0 keeps its own sampling.
+
+    Args:
+        generator: Trained.
+        valid: Features, or images, of validation classes; without them nothing is chosen.
+        recipe: Of its training.
+        judged: Pairs of way and shot that the sampling is chosen for; those of the training tasks
+            with the first way by default.
+        log: Called with what was chosen, and the validation loss of every candidate.
+
+    Raises:
+        InputError: If validation classes have too few samples for the shots.
+    """
+    if valid is None or recipe.sampling.temperature > 0:
+        return generator
+    sampling, scores = choose_sampling(generator, valid, recipe, judged)
+    if log:
+        log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
+    parts = generator.parts
+    about = {**parts.about, "validation NLL": scores}
+    return type(generator)(replace(parts, sampling=sampling, about=about))

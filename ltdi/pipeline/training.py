@@ -8,11 +8,11 @@ from typing import Any
 from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.denoiser import EquivariantDenoiser
-from ltdi.engine import Runtime
+from ltdi.engine import Runtime, meta_train
 from ltdi.generator import HeadGenerator
 from ltdi.parts import Parts, build_network, check_sampling
+from ltdi.pipeline.choice import tuned
 from ltdi.pipeline.collecting import HeadCollection
-from ltdi.pipeline.meta_training import train_parts, tuned
 from ltdi.pipeline.objective import HeadObjective, fit_normaliser
 from ltdi.recipe import Recipe
 from ltdi.seeding import seeded
@@ -56,7 +56,7 @@ def train_generator(
     normaliser = fit_normaliser(groups[0])
     if isinstance(network, EquivariantDenoiser):
         network.unit.copy_(normaliser.std)
-    parts = train_parts(
+    parts = meta_train(
         Parts.of(recipe, zoo.space, network, anchor or data.anchor, normaliser, backbone, about),
         objective(data, network, normaliser, d, groups),
         recipe,

@@ -15,14 +15,13 @@ from ltdi.backbone.augment import distort
 from ltdi.collect import Adam
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion.losses import Probe, check_net_loss
-from ltdi.engine import Objective, Runtime
+from ltdi.engine import Objective, Runtime, meta_train
 from ltdi.generator.nets import build_rows
 from ltdi.generator.samples import SampleGenerator, Unguided
 from ltdi.meta import Batch, Params
 from ltdi.nets import NetPredictor
 from ltdi.nets.direct import grouped
 from ltdi.parts import Parts
-from ltdi.pipeline import train_parts
 from ltdi.progress import Progress
 from ltdi.recipe import Recipe
 from ltdi.samples.checkpoints import Checkpoints
@@ -166,7 +165,7 @@ def train_sampler(zoo: Checkpoints, recipe: Recipe, progress: Progress) -> Sampl
     moving = Moving(network, zoo.centres())
     objective = CheckpointObjective(zoo, moving, anchor, normaliser, recipe)
     parts = Parts.of(recipe, zoo.space, moving, anchor, normaliser, zoo.host)
-    train_parts(parts, objective, recipe, Runtime(progress=progress))
+    meta_train(parts, objective, recipe, Runtime(progress=progress))
     moved = Centres(anchor.theta + _STRIDE * moving.moves.detach())
     return SampleGenerator(replace(parts, network=network, anchor=moved))
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ltdi.adapters.collect import begin_runs, read_runs
+from ltdi.adapters.collect import begin_runs, reader
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.source import Source, prepare_source
@@ -257,7 +257,7 @@ def _shared(
         host,
         sources,
         described,
-        read_runs(zoo, host),
+        reader(zoo, host)(zoo.groups()),
         p.recipe,
         kept,
         seed,

@@ -21,7 +21,7 @@ from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import (
     AdapterRecipe,
     Solved,
-    Trained,
+    adapter_parts,
     empty_network,
     named_recipe,
     train_network,
@@ -30,7 +30,6 @@ from ltdi.collect import Preparation
 from ltdi.engine import Runtime
 from ltdi.files import digest
 from ltdi.generator import AdapterGenerator, TextSupport
-from ltdi.generator.adapters import assemble
 from ltdi.lora import fit_adapter
 from ltdi.progress import Progress
 from ltdi.recipe import Sampling
@@ -180,7 +179,7 @@ class Bench:
             self.progress(label, i, n, text)
 
         def make() -> dict[str, Tensor]:
-            found = train_network(groups, self.host, recipe, Runtime(progress=moved))
+            found = train_network(groups, self.host, recipe, runtime=Runtime(progress=moved))
             state = {f"network.{n}": t for n, t in found.network.state_dict().items()}
             return {**state, "mean": found.normaliser.mean, "std": found.normaliser.std}
 
@@ -190,17 +189,18 @@ class Bench:
         network.load_state_dict(
             {n.removeprefix("network."): t for n, t in state.items() if n.startswith("network.")}
         )
-        found = Trained(network, Normaliser(state["mean"], state["std"]), recipe)
         self.train_s.setdefault(name, []).append(self.kept.seconds[piece])
-        gen = assemble(found, self.host, self.about(known))
+        normaliser, data = Normaliser(state["mean"], state["std"]), self.data(known)
+        parts = adapter_parts(network, normaliser, self.host, recipe, data)
         if name in self.sampling:
-            gen = AdapterGenerator(replace(gen.parts, sampling=self.sampling[name]))
+            parts = replace(parts, sampling=self.sampling[name])
+        gen = AdapterGenerator(parts)
         self.generators[key] = gen
         return gen
 
-    def about(self, known: Sequence[int]) -> dict[str, Any]:
+    def data(self, known: Sequence[int]) -> str:
         """For a generator's card."""
-        return {"data": ", ".join(self.sources[t].name for t in known)}
+        return ", ".join(self.sources[t].name for t in known)
 
     def make(self, method: str, setting: Setting, seed: int) -> Made:
         """Weights of one method."""

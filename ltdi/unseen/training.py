@@ -22,13 +22,12 @@ from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, Preparation, optimise
 from ltdi.denoiser import Guide, NamedCode, NamingDenoiser
 from ltdi.diffusion.losses import Probe
-from ltdi.engine import Objective, Runtime
+from ltdi.engine import Objective, Runtime, meta_train
 from ltdi.files import plain
 from ltdi.generator import NamedHost, UnseenGenerator
 from ltdi.lora.names import NameEncoder
 from ltdi.meta import Batch, MetaConfig, Params
 from ltdi.parts import Parts
-from ltdi.pipeline import train_parts
 from ltdi.progress import Progress
 from ltdi.recipe import Diffusion, Network, Sampling, variant
 from ltdi.seeding import seeded
@@ -313,7 +312,7 @@ def train_unseen(
     # Logits of the start are `scale` times those of expectation maximisation.
     network.hardness.copy_(prior.settings.hardness / prior.scale)
     host = NamedHost(backbone, encoder, prior.about, pooled=recipe.pool[1] > 0)
-    parts = train_parts(
+    parts = meta_train(
         Parts.of(recipe, zoo.space, network, prior, normaliser, host),
         UnseenObjective(zoo, network, normaliser, recipe),
         recipe,

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from ltdi.denoiser import RowDenoiser
 from ltdi.diffusion.losses import check_net_loss
-from ltdi.engine import Runtime
+from ltdi.engine import Runtime, meta_train
 from ltdi.generator import NetGenerator
 from ltdi.generator.nets import NetTask, build_rows
 from ltdi.parts import Parts, check_sampling
-from ltdi.pipeline import train_parts, tuned
+from ltdi.pipeline import tuned
 from ltdi.recipe import Recipe
 from ltdi.seeding import seeded
 from ltdi.tasks import FeatureBank
@@ -47,7 +47,7 @@ def train_net_generator(
         network = build_rows(space, recipe.network, d)
     normaliser = fit_normaliser(data, groups[0])
     standardise(network, data, groups, normaliser)
-    parts = train_parts(
+    parts = meta_train(
         Parts.of(recipe, space, network, data.anchor, normaliser, data.host, about),
         NetObjective(data, network, normaliser, d, groups),
         recipe,

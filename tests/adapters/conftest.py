@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ltdi.adapters.collect import begin_runs, read_runs
+from ltdi.adapters.collect import begin_runs, reader
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.runs import Runs
 from ltdi.adapters.source import Source, prepare_source
@@ -15,7 +15,6 @@ from ltdi.adapters.training import AdapterRecipe, Solved, train_network
 from ltdi.collect import Preparation
 from ltdi.data.text import description, rules
 from ltdi.generator import AdapterGenerator
-from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, tiny_base
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Diffusion, Network
@@ -60,13 +59,12 @@ def zoo(host: LanguageHost, sources: list[Source], tmp_path_factory: pytest.Temp
 
 @pytest.fixture(scope="session")
 def groups(zoo: Zoo, host: LanguageHost) -> list[Solved]:
-    return read_runs(zoo, host, worse=10.0)
+    return reader(zoo, host, worse=10.0)(zoo.groups())
 
 
 @pytest.fixture(scope="session")
 def generator(groups: list[Solved], host: LanguageHost) -> AdapterGenerator:
-    trained = train_network(groups, host, RECIPE)
-    return assemble(trained, host, {"data": "tone, amount"})
+    return AdapterGenerator(train_network(groups, host, RECIPE, "tone, amount"))
 
 
 def quick(**changes: object) -> AdapterRecipe:

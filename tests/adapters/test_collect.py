@@ -14,10 +14,11 @@ from ltdi.adapters.collect import RunCollection, begin_runs, collected, reader
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.runs import Run, Runs, plan
 from ltdi.adapters.source import Source, TaskRows
-from ltdi.adapters.training import AdapterRecipe, Trained, train_network
+from ltdi.adapters.training import AdapterRecipe, train_network
 from ltdi.engine import Engine, Runtime
 from ltdi.errors import InputError, MismatchError
 from ltdi.lora import Adapter
+from ltdi.parts import Parts
 from ltdi.zoo import Zoo
 
 from .conftest import RECIPE, TASKS, quick
@@ -149,7 +150,7 @@ def test_other_settings_texts_and_tasks_are_refused(
     assert not (tmp_path / "new").exists()
 
 
-def overlapped(collection: RunCollection, out: Path, stop: int | None = None) -> Trained:
+def overlapped(collection: RunCollection, out: Path, stop: int | None = None) -> Parts:
     """Trained while runs are made; interrupted after an iteration."""
     recipe, seen = quick(iterations=8, checkpoint_every=3), []
     out.mkdir(exist_ok=True)
@@ -165,9 +166,8 @@ def overlapped(collection: RunCollection, out: Path, stop: int | None = None) ->
         read = reader(collection.zoo, collection.host, worse=10.0)
         groups = arrivals.at(0)
         assert groups is not None and arrivals.visible == collection.least == 2
-        made = train_network(
-            read(groups), collection.host, recipe, Runtime(out, told, arrivals=arrivals), read
-        )
+        runtime = Runtime(out, told, arrivals=arrivals)
+        made = train_network(read(groups), collection.host, recipe, runtime=runtime, read=read)
     assert stop or (seen == sorted(seen) and seen[-1] == 6)
     return made
 

@@ -17,7 +17,6 @@ from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import digest, read_json, read_tensors, write_json, write_tensors
 from ltdi.generator import AdapterGenerator, HeadGenerator, TextSupport
-from ltdi.generator.adapters import assemble
 from ltdi.lora import LoraSpec, tiny_base
 from ltdi.parts import CONFIG, WEIGHTS
 from tests.lora.conftest import some_weights
@@ -112,7 +111,7 @@ def test_all_projections_of_attention(rank: int, sources: list[Source], tmp_path
         torch.arange(6) // 2,
         torch.ones(6, dtype=torch.bool),
     )
-    gen = assemble(train_network([group], host, RECIPE), host, {"data": "random"})
+    gen = AdapterGenerator(train_network([group], host, RECIPE))
     weights = gen.generate(texts)
     place = gen.save_peft(tmp_path / "adapter", weights, texts=texts)
     base.encoder.save_pretrained(tmp_path / "base")  # type: ignore[operator]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ltdi.adapters.collect import begin_runs, read_runs
+from ltdi.adapters.collect import begin_runs, reader
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.kept import Kept
 from ltdi.adapters.network import AdapterDenoiser
@@ -53,7 +53,10 @@ def test_a_task_may_be_solved_in_its_own_way(
 
 
 def test_a_fit_that_failed_is_left_out(zoo: Zoo, host: LanguageHost) -> None:
-    everything, best = read_runs(zoo, host, worse=10.0), read_runs(zoo, host, worse=0.0)
+    everything, best = (
+        reader(zoo, host, worse=10.0)(zoo.groups()),
+        reader(zoo, host, worse=0.0)(zoo.groups()),
+    )
     assert [len(g) for g in everything] == [3, 3]
     assert all(1 <= len(b) <= len(a) for a, b in zip(everything, best, strict=True))
     assert [g.outputs for g in everything] == [1, 2]
@@ -69,9 +72,8 @@ def test_only_runs_that_begin_like_the_best_are_learnt_from(
     score = {e["name"]: e["mean"]["score"] for e in zoo.shards}
     best = max(score, key=lambda n: score[n])
     trunk = int(best[-1]) % 2
-    (mixed,) = read_runs(zoo, host, worse=10.0, one_trunk=False)
-    (one,) = read_runs(zoo, host, worse=10.0)
-    assert len(mixed) == 4 and len(one) == 2
+    (one,) = reader(zoo, host, worse=10.0)(zoo.groups())
+    assert len(zoo.shards) == 4 and len(one) == 2
     first = zoo.columns(zoo.entry(f"tone-trunk-{trunk}"))["theta"][0, 0]
     assert (one.theta[:, 0] == first).all()
 
@@ -102,7 +104,7 @@ def test_training_learns_and_is_fixed_by_its_seed(groups: list[Solved], host: La
         losses.append(float(text.removeprefix("loss ")))
 
     recipe = quick(iterations=40, meta_lr=5e-3)
-    one = train_network(groups, host, recipe, Runtime(progress=told))
+    one = train_network(groups, host, recipe, runtime=Runtime(progress=told))
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     again = train_network(groups, host, quick(iterations=2))
     other = train_network(groups, host, quick(iterations=2))
@@ -207,7 +209,7 @@ def test_tasks_are_named(zoo: Zoo) -> None:
 TWO = """
 from pathlib import Path
 import torch
-from ltdi.adapters.collect import read_runs
+from ltdi.adapters.collect import reader
 from ltdi.adapters.training import train_network
 from ltdi.engine import Runtime
 from ltdi.files import write_tensors
@@ -220,8 +222,8 @@ team = Team.join("cpu")
 assert team.size == 2
 zoo = Zoo.open({zoo!r})
 host = LanguageHost.from_config(zoo.about["base"])
-groups = read_runs(zoo, host, worse=10.0)
-trained = train_network(groups, host, RECIPE, Runtime(team=team))
+groups = reader(zoo, host, worse=10.0)(zoo.groups())
+trained = train_network(groups, host, RECIPE, runtime=Runtime(team=team))
 if team.main:
     write_tensors(Path({out!r}), dict(trained.network.state_dict()))
 team.leave()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from ltdi.evaluate import negative_log_likelihood
-from ltdi.pipeline.choice import Trial, choose_among
-from ltdi.recipe import Network, Recipe
+from ltdi.generator import HeadGenerator
+from ltdi.pipeline.choice import Trial, choose_among, choose_sampling
+from ltdi.recipe import Network, Recipe, Sampling
+from ltdi.tasks import FeatureBank
+from tests.pipeline.made import Train
 
 RECIPE = Recipe(network=Network(kind="transformer"))
 EPISODES, WAY = 60, 3
@@ -70,3 +75,39 @@ def test_the_temperature_is_the_best_one_not_the_nearest_candidate():
 
     least = min((0.5 * 1.005**i for i in range(280)), key=nll)
     assert found.sharpness == pytest.approx(least, rel=0.01)
+
+
+def test_sampling_is_chosen_on_valid_by_nll(
+    whole: HeadGenerator, valid: FeatureBank, recipe: Recipe
+):
+    sampling, scores = choose_sampling(whole, valid, recipe)
+    named = f"end {sampling.end:.2f}, {sampling.steps} steps, strength {sampling.strength}"
+    as_few = [nll for name, nll in scores.items() if f" {sampling.steps} steps" in name]
+    assert scores[named] == min(as_few) < min(scores.values()) + 0.01
+    assert whole.parts.sampling == sampling and sampling.temperature == 0
+
+
+def test_the_choice_of_a_sampling_does_not_depend_on_an_earlier_one(
+    whole: HeadGenerator, valid: FeatureBank, recipe: Recipe
+):
+    parts = replace(whole.parts, sampling=Sampling(steps=3, strength=0.5, sharpness=1.7))
+    other = HeadGenerator(parts)
+    assert choose_sampling(other, valid, recipe) == choose_sampling(whole, valid, recipe)
+
+
+def test_every_local_target_that_the_network_knows_is_a_candidate(run: Train, recipe: Recipe):
+    def ends(changed: Recipe) -> set[str]:
+        scores = run(changed=changed).parts.about["validation NLL"]
+        return {name.partition(",")[0] for name in scores}
+
+    short = replace(recipe, meta=replace(recipe.meta, iterations=1))
+    assert ends(short) == {f"end {i / 4:.2f}" for i in range(1, 5)}
+    # Neither the global target alone nor another network is told which target is asked for.
+    vanilla = replace(short, diffusion=replace(short.diffusion, objective="vanilla"))
+    transformer = replace(short, network=replace(short.network, kind="transformer"))
+    assert ends(vanilla) == ends(transformer) == {"end 1.00"}
+
+
+def test_a_noisy_recipe_keeps_its_sampling(run: Train, recipe: Recipe):
+    noisy = replace(recipe, sampling=Sampling(steps=7, temperature=0.5))
+    assert run(changed=noisy).parts.sampling == noisy.sampling

@@ -1,26 +1,29 @@
-"""`ltdi.pipeline.training`: every objective, prediction and network trains."""
+"""`ltdi.pipeline.training`: all networks train, and a run that was resumed is one that was not."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from ltdi.errors import MismatchError
+from ltdi.generator import HeadGenerator
 from ltdi.parts import build_network
 from ltdi.pipeline import (
     HeadCollection,
     HeadObjective,
     collecting,
-    meta_training,
     objective,
     shared,
     training,
 )
 from ltdi.recipe import Network, Recipe
 from ltdi.zoo import Zoo
-from tests.pipeline.made import WIDTH, Train
+from tests.pipeline.made import WIDTH, Train, same, tensors
 
 
 def test_training_lowers_its_loss(run: Train, recipe: Recipe, zoo: Zoo):
@@ -61,6 +64,74 @@ def test_a_unet_serves_one_way_and_says_so(run: Train, recipe: Recipe):
 
 def test_pipeline_has_no_state_of_its_own():
     """Nothing is remembered between runs but on disk."""
-    for module in (collecting, meta_training, objective, shared, training):
+    for module in (collecting, objective, shared, training):
         held = {k for k, v in vars(module).items() if isinstance(v, (list, dict, set))}
         assert held <= {"__builtins__", "__annotations__"} | {"LOSSES"}
+
+
+def test_training_is_fixed_by_its_seed(run: Train, whole: HeadGenerator, recipe: Recipe):
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    assert same(tensors(run()), tensors(whole))
+    assert torch.equal(torch.get_rng_state(), state)
+    other = run(changed=replace(recipe, meta=replace(recipe.meta, seed=1)))
+    assert not same(tensors(other), tensors(whole))
+
+
+@pytest.mark.parametrize("at", [3, 5, 11])
+def test_resumed_training_equals_an_uninterrupted_one(
+    run: Train, whole: HeadGenerator, tmp_path: Path, at: int
+):
+    def stop(stage: str, done: int, total: int, text: str) -> None:
+        if done == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "g", progress=stop)
+    steps: list[int] = []
+    resumed = run(tmp_path / "g", progress=lambda stage, done, total, text: steps.append(done))
+    assert steps == list(range(at + 1, 13))
+    assert same(tensors(resumed), tensors(whole))
+    assert resumed.parts.sampling == whole.parts.sampling
+
+
+@pytest.mark.usefixtures("ctrl_c_raises")
+def test_ctrl_c_within_an_iteration_resumes_exactly(
+    run: Train, whole: HeadGenerator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The signal comes after random numbers were drawn, before the step is counted."""
+    drawn, original = [], HeadObjective.draw
+
+    def draw(self: HeadObjective, rng: torch.Generator, tasks: int):
+        drawn.append(tasks)
+        out = original(self, rng, tasks)
+        if len(drawn) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return out
+
+    handler = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(HeadObjective, "draw", draw)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "g")
+    assert len(drawn) < 36  # it did stop
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert same(tensors(run(tmp_path / "g")), tensors(whole))
+
+
+def test_training_works_in_a_thread(run: Train, whole: HeadGenerator):
+    made: list[HeadGenerator] = []
+    thread = threading.Thread(target=lambda: made.append(run()))
+    thread.start()
+    thread.join()
+    assert same(tensors(made[0]), tensors(whole))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(run: Train, tmp_path: Path, recipe: Recipe):
+    run(tmp_path / "g")
+    for changed in (
+        replace(recipe, meta=replace(recipe.meta, inner_lr=0.1)),
+        replace(recipe, diffusion=replace(recipe.diffusion, objective="vanilla")),
+        replace(recipe, network=replace(recipe.network, width=32)),
+    ):
+        with pytest.raises(MismatchError, match="other settings"):
+            run(tmp_path / "g", changed)
