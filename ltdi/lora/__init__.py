@@ -8,14 +8,13 @@ base model belong together.
 from ltdi.lora.adapter import Adapter, LoraSpec, make_adapter
 from ltdi.lora.base import Base
 from ltdi.lora.features import embed, pair_features
-from ltdi.lora.files import check_base, describe_base, load_adapter, save_adapter
-from ltdi.lora.fit import PREPARATION, Fitted, adapter_logits, fit_adapter, score
+from ltdi.lora.files import check_base, describe_base, save_adapter
+from ltdi.lora.fit import Fitted, adapter_logits, fit_adapter
 from ltdi.lora.inputs import encode
 from ltdi.lora.pretrained import load_base
 from ltdi.lora.tiny import tiny_base
 
 __all__ = [
-    "PREPARATION",
     "Adapter",
     "Base",
     "Fitted",
@@ -26,11 +25,9 @@ __all__ = [
     "embed",
     "encode",
     "fit_adapter",
-    "load_adapter",
     "load_base",
     "make_adapter",
     "pair_features",
     "save_adapter",
-    "score",
     "tiny_base",
 ]

@@ -18,13 +18,11 @@ from ltdi.errors import MismatchError
 from ltdi.files import (
     own_directory,
     read_json,
-    read_tensors,
-    tuples,
     write_json,
     write_tensors,
     write_text,
 )
-from ltdi.lora.adapter import POOLINGS, Adapter, LoraSpec, lora_config, make_adapter
+from ltdi.lora.adapter import POOLINGS, Adapter, LoraSpec, lora_config
 from ltdi.lora.base import Base, libraries
 from ltdi.lora.card import adapter_card
 
@@ -68,47 +66,6 @@ def save_adapter(
     write_json(place / ABOUT, content)
     write_text(place / CARD, adapter_card(content))
     return place
-
-
-def load_adapter(path: Path | str, base: Base) -> tuple[Adapter, Tensor]:
-    """The inverse of `save_adapter`.
-
-    Args:
-        path: A directory that `save_adapter` wrote.
-        base: The base model it was made for.
-
-    Returns:
-        The kind of adapter, and its weights [n].
-
-    Raises:
-        InputError: If a file is missing.
-        DamagedFileError: If one is truncated or altered.
-        MismatchError: If base and adapter, or the files, do not belong together.
-    """
-    place = Path(path)
-    content = read_json(place / ABOUT)
-    try:
-        known, outputs = content["base"], int(content["outputs"])
-        spec = LoraSpec(**tuples(known["lora"]))
-        check_base(known, base, spec)
-    except (KeyError, TypeError) as error:
-        raise MismatchError(
-            f"{ABOUT} does not describe an adapter: {error}",
-            where=str(place),
-            fix="restore it, or load the adapter with PEFT alone",
-        ) from None
-    tensors = read_tensors(place / WEIGHTS)
-    adapter, peft = make_adapter(base, spec, outputs), libraries()[1]
-    model = adapter.net.model
-    wanted = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    if {n: v.shape for n, v in tensors.items()} != {n: v.shape for n, v in wanted.items()}:
-        raise MismatchError(
-            f"{WEIGHTS} does not hold the adapter that {ABOUT} describes",
-            where=str(place),
-            fix="restore both files from the same directory",
-        )
-    peft.set_peft_model_state_dict(model, tensors)
-    return adapter, adapter.space.flatten(dict(adapter.net.named_parameters()))
 
 
 def describe_base(base: Base, spec: LoraSpec) -> dict[str, Any]:

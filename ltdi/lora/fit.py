@@ -16,12 +16,10 @@ from torch import Tensor
 
 from ltdi.backbone import autocast
 from ltdi.collect import Preparation
-from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
 from ltdi.lora.adapter import Adapter
 from ltdi.lora.inputs import in_order, shuffled, trim
 
-PREPARATION = Preparation("adamw", lr=2e-3, steps=200, segments=4, weight_decay=0.01, batch=16)
 # The rate rises over this share of the steps, and then falls to zero.
 _WARMUP = 0.06
 _MAX_NORM = 1.0
@@ -145,11 +143,6 @@ def adapter_logits(
         with autocast(precision):
             out[rows] = predict(theta, trim(inputs[rows]))
     return out
-
-
-def score(adapter: Adapter, theta: Tensor, inputs: Tensor, labels: Tensor, metric: str) -> float:
-    """A metric of weights theta [n] on inputs [P, channels, T] with labels [P]; see `measure`."""
-    return measure(metric, adapter_logits(adapter, theta, inputs), labels)
 
 
 def _loss(

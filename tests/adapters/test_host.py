@@ -7,8 +7,9 @@ import torch
 
 from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.source import Source
+from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
-from ltdi.lora import LoraSpec, adapter_logits, score, tiny_base
+from ltdi.lora import LoraSpec, adapter_logits, tiny_base
 from tests.lora.conftest import other_base, some_weights
 
 
@@ -67,7 +68,8 @@ def test_a_fitted_head_is_better_than_none_and_leaves_the_factors(
             assert torch.equal(before[name], after[name]) == ("modules_to_save" not in name)
         labels = s.dev.labels
         assert labels is not None and found.losses.shape == (64,) and found.loss < 2
-        scores = [score(adapter, t, s.dev_inputs, labels, s.dev.metric) for t in (theta, new)]
+        logits = (adapter_logits(adapter, t, s.dev_inputs) for t in (theta, new))
+        scores = [measure(s.dev.metric, x, labels) for x in logits]
         assert scores[1] > scores[0]
 
 

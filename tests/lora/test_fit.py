@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ltdi.collect import OPTIMISERS, Preparation
+from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
 from ltdi.lora import (
-    PREPARATION,
     Adapter,
     Base,
     Fitted,
@@ -20,13 +20,12 @@ from ltdi.lora import (
     adapter_logits,
     fit_adapter,
     make_adapter,
-    score,
 )
 from ltdi.lora.fit import _rate
 
 from .conftest import LABELS, some_weights
 
-QUICK = replace(PREPARATION, lr=2e-2, steps=40, batch=8)
+QUICK = Preparation("adamw", lr=2e-2, steps=40, segments=4, weight_decay=0.01, batch=8)
 ONE = Preparation("sgd", lr=0.1, steps=1, segments=1)
 
 
@@ -86,7 +85,7 @@ def test_every_optimiser_learns(adapter: Adapter, inputs: Tensor, name: str) -> 
     assert found.theta.shape == (4, adapter.space.size)
     assert found.finite
     assert found.loss[-1] < 0.5 * found.loss[0]
-    assert score(adapter, found.theta[-1], inputs, LABELS, "accuracy") == 1.0
+    assert measure("accuracy", adapter_logits(adapter, found.theta[-1], inputs), LABELS) == 1.0
 
 
 def test_more_segments_are_more_stops_on_the_same_path(adapter: Adapter, inputs: Tensor) -> None:
@@ -128,7 +127,7 @@ def test_values_are_fitted_too(base: Base, inputs: Tensor) -> None:
     targets = 0.2 + 0.6 * LABELS.float()
     found = fit(made, inputs, targets)
     assert found.loss[-1] < 0.2 * found.loss[0]
-    assert score(made, found.theta[-1], inputs, targets, "pearson") > 0.9
+    assert measure("pearson", adapter_logits(made, found.theta[-1], inputs), targets) > 0.9
 
 
 def test_the_generator_fixes_the_trajectory(adapter: Adapter, inputs: Tensor) -> None:
