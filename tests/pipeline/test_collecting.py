@@ -86,8 +86,9 @@ def test_anchors_are_those_of_the_frame_and_its_own_fold(zoo: Zoo, train, valid,
     for g in load(zoo):
         fold, space = folds[int(g.frame[0])], zoo.space.with_way(g.way)
         support = train.features[g.support]
-        outside = fold.anchor(support, torch.ones(support.shape[:3]), space)
-        torch.testing.assert_close(fold.frame.leave(g.anchor), outside)
+        inside = fold.frame.enter(support)
+        wanted = fold.anchor.local(inside, torch.ones(support.shape[:3]), space)
+        torch.testing.assert_close(g.anchor, wanted)
 
 
 def test_collecting_again_keeps_the_classes_of_every_fold(
