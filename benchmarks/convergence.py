@@ -1,6 +1,6 @@
 """Does the paper's bound hold, is the loss linear in lambda, and does SAM lower lambda?
 
-    python benchmarks/convergence.py --json convergence.json --figure convergence.png
+    python benchmarks/convergence.py --json convergence.json
 
 1. Strongly convex heads, for which every constant can be computed: how often each form of the
    bound holds, and how tight it is.
@@ -28,10 +28,8 @@ from typing import Any
 # Before torch is loaded; see ltdi.__main__.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import matplotlib
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -54,7 +52,6 @@ from ltdi.evaluate import Summary, accuracy, paired
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import begin_zoo, make_anchor, solve, train_generator
 from ltdi.recipe import Recipe
-from ltdi.report.style import COLOURS, MARKERS, STYLE, save
 from ltdi.tracks.episodes import check_counts, load_parts, one_thread
 from ltdi.tracks.fewshot import build_world
 from ltdi.tracks.fewshot_methods import World
@@ -63,7 +60,6 @@ from ltdi.weights import head_space, query_logits
 
 Row = dict[str, Any]
 Map = Callable[[Tensor], Tensor]
-Points = tuple[Tensor, Tensor]
 WAY, WIDTH, PER_CLASS = 5, 10, 16
 SPACE = head_space(WIDTH, WAY)
 SCALES = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -226,15 +222,13 @@ def bound_rows(worlds: list[Heads], rng: torch.Generator) -> list[Row]:
     return rows
 
 
-def slope_rows(worlds: list[Heads], rng: torch.Generator) -> tuple[list[Row], dict[str, Points]]:
-    """Log excess of theta* + error over log curvature; and the points at c = 0.01."""
+def slope_rows(worlds: list[Heads], rng: torch.Generator) -> list[Row]:
+    """Log excess of theta* + error over log curvature."""
     lam = torch.cat([heads.curvature for heads in worlds])
     mean = torch.cat([heads.mean_curvature for heads in worlds])
-    rows, points = [], {}
+    rows = []
     for name, size in product(("sharpest", "random"), ERRORS):
         excess = torch.cat([_mean_excess(heads, name, size, rng) for heads in worlds])
-        if size == 1e-2:
-            points[name] = (lam, excess)
         over = {"lambda": lam} if name == "sharpest" else {"lambda": lam, "mean eigenvalue": mean}
         for quantity, value in over.items():
             slope = slope_of(value.log(), excess.log())
@@ -248,7 +242,7 @@ def slope_rows(worlds: list[Heads], rng: torch.Generator) -> tuple[list[Row], di
                     "median excess / (this c / 2)": float((2 * excess / (value * size)).median()),
                 }
             )
-    return rows, points
+    return rows
 
 
 def slope_of(x: Tensor, y: Tensor) -> Summary:
@@ -354,29 +348,6 @@ def _sam_row(name: str, of_seeds: list[dict[str, Tensor]], plain: dict[str, Tens
     return row
 
 
-def draw(path: Path, points: dict[str, Points], rows: list[Row]) -> None:
-    """Excess loss over lambda, and how often each form of the bound holds, over M."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(8.4, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2)
-        for i, (name, (lam, excess)) in enumerate(points.items()):
-            look = {"color": COLOURS[i], "marker": MARKERS[i], "ls": "", "ms": 3, "alpha": 0.6}
-            left.loglog(lam, excess, label=f"{name} direction", **look)
-        ends = torch.stack([lam.min(), lam.max()])
-        left.loglog(ends, 5e-3 * ends, color=COLOURS[-1], lw=1, label="lambda c / 2")
-        left.set(xlabel="lambda at theta*", ylabel="excess loss at c = 0.01")
-        for i, form in enumerate(FORMS):
-            shares = [r["holds"] for r in rows if r["form"] == form and r["M"] != "all"]
-            look = {"color": COLOURS[i], "marker": MARKERS[i], "lw": 1.6, "ms": 4.5}
-            look["ls"] = ("-", "--", "-.")[i]  # the first two lie on each other
-            right.plot([str(m) for m in STEPS], shares, label=form, **look)
-        right.set(xlabel="M, gradient steps", ylabel="share of cases in which it holds")
-        for panel in (left, right):
-            panel.legend()
-            panel.spines[["top", "right"]].set_visible(False)
-        save(figure, path)
-
-
 def show(title: str, rows: list[Row]) -> None:
     """Print rows as a table; a list is a mean and its interval."""
     table = Table(*rows[0], title=title)
@@ -397,7 +368,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of the third part")
     parser.add_argument("--quick", action="store_true", help="a run that proves nothing")
     parser.add_argument("--json", type=Path, help="file for the figures")
-    parser.add_argument("--figure", type=Path, help="PNG file")
     given = parser.parse_args(arguments)
     check_counts(seeds=given.seeds)
     start, rng = time.perf_counter(), torch.Generator().manual_seed(0)
@@ -408,12 +378,10 @@ def main(arguments: list[str] | None = None) -> None:
         worlds = [Heads.draw(decay, repeats, rng) for decay in decays]
         bounds = bound_rows(worlds, rng)
         show("Share of cases in which the bound holds", bounds)
-        slopes, points = slope_rows(worlds, rng)
+        slopes = slope_rows(worlds, rng)
         show("log excess loss over log curvature", slopes)
         sam = sam_rows(preset, radii, tasks, seeds)
         show("Preparation with SAM, 5-way 1-shot, unseen classes", sam)
-    if given.figure:
-        draw(given.figure, points, bounds)
     if given.json:
         out = {"bound": bounds, "slope": slopes, "sam": sam}
         settings = {"quick": given.quick, "seeds": seeds, "preset": asdict(preset)}

@@ -13,12 +13,9 @@ from ltdi.backbone import (
     Backbone,
     FeatureMap,
     FeatureMapping,
-    InputTransform,
     ProtoTraining,
-    cached_backbone,
     cached_banks,
     pretrained_backbone,
-    train_backbone,
 )
 from ltdi.baselines.domains import Sources
 from ltdi.crossdomain import split_domain
@@ -29,6 +26,7 @@ from ltdi.tasks import FeatureBank
 from ltdi.tracks.domain_methods import (
     DomainWorld,
 )
+from ltdi.tracks.episodes import trained_backbone
 
 # Classes of drawn characters.
 _GLYPHS = 10
@@ -76,15 +74,8 @@ def embed(
         seen = glyphs.load(seed=seed)["train"]
         # Latin characters are what the domains draw.
         others = [i for i, c in enumerate(seen.classes) if not c.startswith("Latin/")]
-        images, plan = seen.select(others), replace(training, seed=seed)
-
-        def train() -> Backbone:
-            def step(i: int, n: int, loss: float) -> None:
-                progress("backbone", i, n, f"loss {loss:.3f}")
-
-            return train_backbone(images, plan, transform=InputTransform(28, 1), progress=step)
-
-        net = cached_backbone(images, plan, cache, train)
+        plan = replace(training, seed=seed)
+        net = trained_backbone(seen.select(others), plan, cache, progress)
     else:
         net = pretrained_backbone(backbone, size=side)
     banks = cached_banks(

@@ -5,12 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 
+from ltdi.backbone import (
+    Backbone,
+    ClassifierTraining,
+    InputTransform,
+    ProtoTraining,
+    cached_backbone,
+    train_backbone,
+    train_classifier_backbone,
+)
 from ltdi.data import SOURCES, ImageSet
 from ltdi.data import load as load_data
 from ltdi.errors import InputError
+from ltdi.progress import Progress
 
 MOST = 1_000_000
 
@@ -56,6 +67,27 @@ def hold_out(images: ImageSet, share: float, seed: int) -> tuple[ImageSet, Image
     held = sorted(i for f in order[:cut] for i in members[f])
     rest = sorted(i for f in order[cut:] for i in members[f])
     return images.select(rest), images.select(held)
+
+
+def trained_backbone(
+    images: ImageSet,
+    plan: ProtoTraining | ClassifierTraining,
+    cache: Path | None,
+    progress: Progress,
+) -> Backbone:
+    """A backbone that is trained here on images as they are, or kept from such a training."""
+
+    def step(i: int, n: int, loss: float) -> None:
+        progress("backbone", i, n, f"loss {loss:.3f}")
+
+    def train() -> Backbone:
+        if isinstance(plan, ProtoTraining):
+            channels, size = images.images.shape[1], images.images.shape[-1]
+            transform = InputTransform(size, channels)
+            return train_backbone(images, plan, transform=transform, progress=step)
+        return train_classifier_backbone(images, plan, progress=step)
+
+    return cached_backbone(images, plan, cache, train)
 
 
 @contextmanager

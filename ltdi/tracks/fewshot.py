@@ -14,14 +14,8 @@ import torch
 from ltdi.backbone import (
     Backbone,
     FeatureMap,
-    InputTransform,
-    ProtoTraining,
-    cached_backbone,
-    cached_bank,
     cached_banks,
     pretrained_backbone,
-    train_backbone,
-    train_classifier_backbone,
 )
 from ltdi.baselines import Budget, Method
 from ltdi.data import ImageSet, fetch, folder
@@ -30,7 +24,14 @@ from ltdi.progress import Log, Progress
 from ltdi.report.table import Result
 from ltdi.tasks import sample_episodes
 from ltdi.tracks import net_methods, nets
-from ltdi.tracks.episodes import check_counts, hold_out, load_parts, one_thread, shapes_of
+from ltdi.tracks.episodes import (
+    check_counts,
+    hold_out,
+    load_parts,
+    one_thread,
+    shapes_of,
+    trained_backbone,
+)
 from ltdi.tracks.fewshot_methods import ALL_METHODS, World, methods_of
 from ltdi.tracks.fewshot_presets import NAMES, Preset, preset_of
 from ltdi.tracks.measured import kept
@@ -71,19 +72,7 @@ def _backbone(
     if isinstance(plan, str):
         return pretrained_backbone(plan, size=preset.side), images
     seen, held = hold_out(images, preset.held_out, seed)
-    size, channels = images.images.shape[-1], images.images.shape[1]
-    plan = replace(plan, seed=seed)
-
-    def step(i: int, n: int, loss: float) -> None:
-        progress("backbone", i, n, f"loss {loss:.3f}")
-
-    def train() -> Backbone:
-        if isinstance(plan, ProtoTraining):
-            strokes = InputTransform(size, channels)
-            return train_backbone(seen, plan, transform=strokes, progress=step)
-        return train_classifier_backbone(seen, plan, progress=step)
-
-    trained = cached_backbone(seen, plan, cache, train)
+    trained = trained_backbone(seen, replace(plan, seed=seed), cache, progress)
     transform = replace(trained.transform, wiggle=preset.wiggle, flip=preset.flip)
     return Backbone(trained.net, transform, trained.config), held
 
@@ -187,6 +176,7 @@ def bench(
     # Impossible episodes are refused before time is spent on a backbone.
     for w, s in shapes:
         sample_episodes(parts["test"].offsets, way=w, shot=s, query=query, episodes=1, seed=seed)
+    place = None if cache is None else Path(cache)
     others = [_other(path.strip(), p, shapes) for path in elsewhere.split(",")] if elsewhere else []
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
         start = time.perf_counter()
@@ -195,18 +185,15 @@ def bench(
             p,
             seed=seed,
             directory=Path(scratch),
-            cache=None if cache is None else Path(cache),
+            cache=place,
             progress=progress,
         )
         backbone_s = time.perf_counter() - start
         log({"event": "backbone", "backbone_s": backbone_s})
-        place = None if cache is None else Path(cache)
-        banks = [
-            cached_bank(
-                world.backbone, o, place, progress=lambda i, n: progress("features", i, n, "")
-            )
-            for o in others
-        ]
+        banks = cached_banks(
+            world.backbone, others, place, progress=lambda i, n: progress("features", i, n, "")
+        )
+        elsewheres = {other.name: bank for other, bank in zip(others, banks, strict=True)}
         runs: list[Run[Method]] = []
         for w, s in shapes:
             shape = f"{w}w{s}s"
@@ -215,18 +202,10 @@ def bench(
             made = methods_of(methods, recipe, world, w)
             with one_thread():
                 run = run_methods(made, world, budget, episodes, progress, log, title)
-            runs.append(run)
-            log({"event": "shape", "way": w, "shot": s, **run.measured()})
-            for other, bank in zip(others, banks, strict=True):
-                tests = bank.episodes(
-                    way=w,
-                    shot=s,
-                    query=bank.queries_left(s, query),
-                    episodes=episodes,
-                    seed=seed + 77_000,
-                )
-                with one_thread():
-                    runs.append(run_elsewhere(run, bank, tests, f"{other.name} {shape}"))
+                log({"event": "shape", "way": w, "shot": s, **run.measured()})
+                runs.append(run)
+                for name, bank in elsewheres.items():
+                    runs.append(run_elsewhere(run, bank, budget, episodes, f"{name} {shape}"))
     about = {
         "way": shapes[0][0],
         "shot": shapes[0][1],

@@ -95,8 +95,17 @@ def run_methods(
     return run
 
 
-def run_elsewhere(run: Run[Method], bank: FeatureBank, tests: Episodes, label: str) -> Run[Method]:
+def run_elsewhere(
+    run: Run[Method], bank: FeatureBank, budget: Budget, episodes: int, label: str
+) -> Run[Method]:
     """The fitted methods of a run on episodes of another bank; nothing is chosen there."""
+    tests = bank.episodes(
+        way=budget.way,
+        shot=budget.shot,
+        query=bank.queries_left(budget.shot, budget.query),
+        episodes=episodes,
+        seed=budget.seed + 77_000,
+    )
     found: Run[Method] = Run(label, tests.query.shape[2], run.methods, {}, [])
     for name, method in run.methods.items():
         predict = on_bank(method.predict, bank)

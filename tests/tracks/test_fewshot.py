@@ -18,7 +18,7 @@ from ltdi.files import digest
 from ltdi.generator import Generator
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Network, Recipe, Tasks
-from ltdi.tracks import Outcome, episodes, fewshot, fewshot_methods
+from ltdi.tracks import Outcome, episodes, fewshot_methods
 from ltdi.tracks.episodes import hold_out
 from ltdi.tracks.fewshot import bench
 from ltdi.tracks.fewshot_methods import ALL_METHODS, Generated, methods_of
@@ -158,13 +158,13 @@ def test_classes_are_disjoint_all_the_way_through(outcome: Outcome, few_classes)
 
 def test_the_backbone_is_trained_on_its_own_classes_only(few_classes, monkeypatch):
     seen: list[ImageSet] = []
-    original = fewshot.train_backbone
+    original = episodes.train_backbone
 
     def spy(images: ImageSet, *args, **kwargs):
         seen.append(images)
         return original(images, *args, **kwargs)
 
-    monkeypatch.setattr(fewshot, "train_backbone", spy)
+    monkeypatch.setattr(episodes, "train_backbone", spy)
     world = run(("protonet",)).world
     assert len(seen) == 1
     assert set(seen[0].classes) | set(world.train.classes) == set(few_classes["train"].classes)
@@ -318,7 +318,7 @@ def test_several_shapes_share_a_run(outcome: Outcome, monkeypatch):
 
 def test_a_trained_backbone_is_kept(tmp_path: Path, monkeypatch):
     first = run(("protonet",), cache=str(tmp_path))
-    monkeypatch.setattr(fewshot, "train_backbone", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(episodes, "train_backbone", lambda *_, **__: pytest.fail("trained again"))
     again = run(("protonet",), cache=str(tmp_path))
     assert again.result.rows[0].mean == first.result.rows[0].mean
     # Views are no matter of training: with them the same net is another backbone.
