@@ -91,7 +91,8 @@ def _verify(zoos: list[str], out: str | None, json: str | None) -> None:
         with bars(ERR) as progress:
             problems += list(store.verify(lambda i, n: progress("verifying", i, n, "")))
         OUT.print(f"{path}: {len(store.shards)} shards, {len(problems)} damaged", soft_wrap=True)
-        known = {e["name"] for e in store.shards} | set(store.header["shared"])
+        # Validation features lie beside the shards of heads.
+        known = {e["name"] for e in store.shards} | {*store.header["shared"], "valid"}
         spare = [f.stem for f in store.path.glob("*.safetensors") if f.stem not in known]
         if spare:
             ERR.print(
