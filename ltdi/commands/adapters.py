@@ -14,13 +14,13 @@ from ltdi.adapters.host import LanguageHost
 from ltdi.adapters.source import Source, prepare_source
 from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import AdapterRecipe, train_network
-from ltdi.commands.common import class_names
+from ltdi.commands.common import read_weights
 from ltdi.data import text
 from ltdi.data.text import Columns, TextSet
 from ltdi.data.text.metrics import measure
 from ltdi.engine import Runtime
-from ltdi.errors import InputError, MismatchError
-from ltdi.files import claim_file, read_metadata, read_tensors, write_tensors
+from ltdi.errors import InputError
+from ltdi.files import claim_file, write_tensors
 from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.lora import LoraSpec, load_base
 from ltdi.memory import peak_mb
@@ -122,17 +122,7 @@ def export_adapter(gen: AdapterGenerator, weights: str, out: str, format: str) -
     Raises:
         MismatchError: If the weights are of another base model.
     """
-    path = Path(weights)
-    tensors, metadata = read_tensors(path), read_metadata(path)
-    if metadata.get("base") != gen.language.fingerprint:
-        raise MismatchError(
-            f"these weights belong to base model {metadata.get('base', 'unknown')[:12]}, the "
-            f"generator's is {gen.language.known['name']}, {gen.language.fingerprint[:12]}",
-            where=str(path),
-            fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
-        )
-    gen.check(tensors)
-    classes = class_names(metadata, path)
+    tensors, metadata, classes = read_weights(gen, Path(weights), "base", gen.language.fingerprint)
     if format == "peft":
         gen.save_peft(
             out,

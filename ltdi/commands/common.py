@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from torch import Tensor
 
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
-from ltdi.files import (
-    MARKER,
-    own_directory,
-    write_text,
-)
+from ltdi.files import MARKER, own_directory, read_metadata, read_tensors, write_text
 from ltdi.generator import DomainHeadGenerator, Generator
 from ltdi.progress import Bars, JsonLog, bars
 
@@ -58,12 +55,31 @@ def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path
     write_text(options, resolved)
 
 
-def class_names(metadata: Mapping[str, str], path: Path) -> list[str]:
-    """The names of a task's classes, from the metadata of a file of weights.
+def read_weights(
+    generator: Generator, path: Path, of: str, fingerprint: str
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
+    """A file that `ltdi generate` wrote: the weights, their metadata, and the classes' names.
+
+    Args:
+        generator: That the weights are to be of.
+        path: The file.
+        of: What the weights belong to, "backbone" or "base".
+        fingerprint: The generator's own of that.
 
     Raises:
-        DamagedFileError: If they are not a list of names.
+        MismatchError: If they belong to another.
+        DamagedFileError: If the file is altered, or does not name classes.
     """
+    tensors, metadata = read_tensors(path), read_metadata(path)
+    found = metadata.get(of, "unknown")
+    if found != fingerprint:
+        raise MismatchError(
+            f"these weights belong to {of} {found[:12]}, that of the generator is "
+            f"{fingerprint[:12]}",
+            where=str(path),
+            fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
+        )
+    generator.check(tensors)
     try:
         names = json.loads(metadata.get("task", "[]"))
     except (ValueError, RecursionError):
@@ -74,7 +90,7 @@ def class_names(metadata: Mapping[str, str], path: Path) -> list[str]:
             where=str(path),
             fix="generate the weights anew",
         )
-    return names
+    return tensors, metadata, names
 
 
 @contextmanager

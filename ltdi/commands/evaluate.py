@@ -114,8 +114,11 @@ def evaluate(
             _check_backbone(gen, Path(backbone))
         check_domain(gen, unlabelled=unlabelled, names=names)
         photos = _photos(gen, place, shot, unlabelled, names is not False, seed)
-        shape = _Shape(way, shot, _room(photos.bank, shot, query), episodes)
-        result = _on_episodes(gen, photos, shape, options, seed, beside)
+        room = photos.bank.queries_left(shot, query)
+        if room < query:
+            ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
+        tasks = photos.bank.episodes(way=way, shot=shot, query=room, episodes=episodes, seed=seed)
+        result = _on_episodes(gen, photos, tasks, options, seed, beside)
     else:
         raise InputError(
             f"this generator ({gen.kind}) does not go by labelled samples, and only those that do "
@@ -182,35 +185,16 @@ def _photos(
     return _Photos(images.name, bank, {"pool": pool}, known)
 
 
-def _room(bank: FeatureBank, shot: int, query: int) -> int:
-    """Query images per class that the smallest class has beside its support."""
-    room = int(bank.offsets.diff().min()) - shot
-    if room < query:
-        ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
-    return min(room, query)
-
-
-@dataclass(frozen=True)
-class _Shape:
-    """Of the test episodes."""
-
-    way: int
-    shot: int
-    query: int
-    episodes: int
-
-
 def _on_episodes(
     gen: ImageGenerator,
     photos: _Photos,
-    shape: _Shape,
+    tasks: Episodes,
     options: dict[str, Any],
     seed: int,
     beside: list[str],
 ) -> Result:
     """The generator, its anchor where that is a head, and peers on the same episodes."""
-    bank = photos.bank
-    tasks = bank.episodes(**asdict(shape), seed=seed)
+    bank, query = photos.bank, tasks.query.shape[2]
 
     def ours(part: Episodes, **changed: Any) -> Tensor:
         s, q = bank.features[part.support], bank.features[part.query]
@@ -230,9 +214,7 @@ def _on_episodes(
             start = time.perf_counter()
             progress("peers", len(seconds), len(beside), f"tuning {name}")
             # Not the episodes that are measured, but their classes.
-            budget = Budget(
-                0, shape.way, shape.shot, shape.query, valid_episodes=100, seed=seed + 1
-            )
+            budget = Budget(0, tasks.way, tasks.shot, query, valid_episodes=100, seed=seed + 1)
             peer.fit(Banks(seen, seen), budget)
             seconds[name] = time.perf_counter() - start
             methods[name] = ("peer", on_bank(peer.predict, seen))
@@ -244,9 +226,9 @@ def _on_episodes(
             rows.append(scored(name, kind, scores[name], latency_ms=ms, train_s=tuned))
         progress("episodes", len(methods), len(methods), "")
     settings = {
-        "way": shape.way,
-        "shot": shape.shot,
-        "query": shape.query,
+        "way": tasks.way,
+        "shot": tasks.shot,
+        "query": query,
         "classes": len(bank.classes),
         "generator": gen.revision,
         "sampling": asdict(gen.sampling(**options)),

@@ -10,15 +10,13 @@ from torch import Tensor
 
 from ltdi.backbone import InputTransform
 from ltdi.commands.adapters import export_adapter, generate_adapter
-from ltdi.commands.common import ERR, OUT, check_domain, check_target, class_names
+from ltdi.commands.common import ERR, OUT, check_domain, check_target, read_weights
 from ltdi.data import folder
 from ltdi.data.text import Columns
 from ltdi.errors import InputError, MismatchError, unknown
 from ltdi.files import (
     claim_file,
     own_directory,
-    read_metadata,
-    read_tensors,
     write_json,
     write_tensors,
 )
@@ -214,17 +212,7 @@ def export(
             where="--generator",
             fix="use the file of weights as it is: it is a whole state dict",
         )
-    path = Path(weights)
-    head, metadata = read_tensors(path), read_metadata(path)
-    if metadata.get("backbone") != gen.backbone.fingerprint:
-        raise MismatchError(
-            f"these weights belong to backbone {metadata.get('backbone', 'unknown')[:12]}, the "
-            f"generator has {gen.backbone.fingerprint[:12]}",
-            where=str(path),
-            fix=f"use the generator with revision {metadata.get('generator', 'unknown')}",
-        )
-    gen.check(head)
-    classes = class_names(metadata, path)
+    head, metadata, classes = read_weights(gen, Path(weights), "backbone", gen.backbone.fingerprint)
     folder_out = own_directory(out, "classifier")
     tensors = {f"backbone.{k}": v for k, v in gen.backbone.net.state_dict().items()}
     tensors |= {f"head.{k}": v for k, v in head.items()}
