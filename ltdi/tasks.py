@@ -393,7 +393,7 @@ def _check(counts: Tensor, way: int, shot: int, query: int) -> None:
     if fewest < shot + query:
         raise InputError(
             f"an episode with {shot} support and {query} query items needs {shot + query} items "
-            f"per class; class number {int(counts.argmin())} has {fewest}",
+            f"per class; the smallest class has {fewest}",
             where="shot and query",
             fix=f"choose shot + query <= {fewest}, or drop the small classes",
         )

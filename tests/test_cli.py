@@ -271,6 +271,9 @@ def test_evaluate_compares_with_the_peers_asked_for(place: Path, tmp_path: Path,
     assert {row["method"] for row in rows} == {"lt-di", "anchor", "finetune"}
     assert ltdi_("evaluate --peers linear-prob", *arguments, tmp_path / "r.json") == 2
     assert "did you mean 'linear-probe'" in capsys.readouterr().err
+    assert ltdi_("evaluate --way 50", *arguments, tmp_path / "r.json") == 2
+    shown = capsys.readouterr().err
+    assert "needs 50 classes" in shown and "features" not in shown
 
 
 def test_evaluate_lowers_the_queries_and_says_so(place: Path, capsys):

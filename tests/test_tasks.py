@@ -138,7 +138,10 @@ def test_only_the_named_classes_are_drawn() -> None:
     ("changes", "message"),
     [
         ({"way": 4}, r"needs 4 classes, the data have 3[\s\S]*way <= 3"),
-        ({"shot": 3}, r"needs 6 items per class; class number 1 has 5[\s\S]*shot \+ query <= 5"),
+        (
+            {"shot": 3},
+            r"needs 6 items per class; the smallest class has 5[\s\S]*shot \+ query <= 5",
+        ),
         ({"way": 1}, "way must be at least 2, got 1"),
         ({"shot": 0}, "shot must be at least 1, got 0"),
         ({"query": -1}, "query must be at least 0, got -1"),

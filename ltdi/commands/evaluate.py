@@ -31,7 +31,7 @@ from ltdi.generator import (
 from ltdi.generator.linear import LinearHeads
 from ltdi.progress import bars
 from ltdi.report.table import Result, Row, show
-from ltdi.tasks import Episodes, FeatureBank
+from ltdi.tasks import Episodes, FeatureBank, sample_episodes
 from ltdi.tracks.episodes import check_counts
 from ltdi.tracks.measured import in_words, leads, nll_of, scored
 
@@ -113,7 +113,7 @@ def evaluate(
         if backbone is not None:
             _check_backbone(gen, Path(backbone))
         check_domain(gen, unlabelled=unlabelled, names=names)
-        photos = _photos(gen, place, shot, unlabelled, names is not False, seed)
+        photos = _photos(gen, place, way, shot, unlabelled, names is not False, seed)
         room = photos.bank.queries_left(shot, query)
         if room < query:
             ERR.print(f"note: the smallest class leaves {room} query images, not {query}")
@@ -167,10 +167,18 @@ class _Photos:
 
 
 def _photos(
-    gen: ImageGenerator, place: str, shot: int, unlabelled: str | None, named: bool, seed: int
+    gen: ImageGenerator,
+    place: str,
+    way: int,
+    shot: int,
+    unlabelled: str | None,
+    named: bool,
+    seed: int,
 ) -> _Photos:
     t = gen.transform
     images = folder.load(place, size=t.size, channels=t.channels, min_per_class=shot + 1)
+    # Episodes that cannot be drawn are refused before features take their time.
+    sample_episodes(images.offsets, way=way, shot=shot, query=1, episodes=1, seed=seed)
     with bars(ERR) as progress:
         bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
     if not isinstance(gen, DomainHeadGenerator):

@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str], columns: Columns = _COLUMNS) -> TextSet:
     """Read one file: JSON objects line by line, or CSV or TSV with a header line and quoting.
 
     Args:
-        path: A `.jsonl`, `.csv` or `.tsv` file in UTF-8.
+        path: A `.jsonl`, `.csv` (commas, or semicolons) or `.tsv` file in UTF-8.
         columns: Which columns hold what.
 
     Raises:
@@ -162,7 +162,8 @@ def rows_of(
     rows = []
     for line, record in records:
         at = f"{where}, line {line}"
-        label = _cell(record, columns.label, at) if labelled or columns.label in record else None
+        wanted = labelled or columns.label in record
+        label = _cell(record, "label", columns.label, at) if wanted else None
         if isinstance(label, list | dict):
             raise InputError(
                 f"column {columns.label!r} holds a {type(label).__name__}, not a label",
@@ -172,8 +173,8 @@ def rows_of(
         rows.append(
             Row(
                 line,
-                _text(record, columns.text, at),
-                _text(record, columns.text2, at) if columns.text2 else None,
+                _text(record, "text", columns.text, at),
+                _text(record, "text2", columns.text2, at) if columns.text2 else None,
                 None if label is None else str(label),
             )
         )
@@ -204,7 +205,10 @@ def _jsonl(text: str, where: str) -> Iterator[_Record]:
 
 
 def _csv(text: str, suffix: str, where: str) -> Iterator[_Record]:
-    delimiter = "\t" if suffix == ".tsv" else ","
+    first = text.partition("\n")[0]
+    # Spreadsheets in countries with a decimal comma write semicolons.
+    comma = ";" if ";" in first and "," not in first else ","
+    delimiter = "\t" if suffix == ".tsv" else comma
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: Sequence[str] = ()
     while True:
@@ -231,14 +235,16 @@ def _unparsed(what: str, line: int, where: str) -> InputError:
     return InputError(what, where=f"{where}, line {line}", fix="repair the line")
 
 
-def _cell(record: Mapping[str, Any], column: str, where: str) -> Any:
+def _cell(record: Mapping[str, Any], role: str, column: str, where: str) -> Any:
     if column not in record:
-        raise unknown("column", column, record, where=where)
+        error = unknown("column", column, record, where=where)
+        fix = f"say which column holds the {role} with --columns.{role}; {error.fix}"
+        raise InputError(error.what, where=where, fix=fix)
     return record[column]
 
 
-def _text(record: Mapping[str, Any], column: str, where: str) -> str:
-    value = _cell(record, column, where)
+def _text(record: Mapping[str, Any], role: str, column: str, where: str) -> str:
+    value = _cell(record, role, column, where)
     if not isinstance(value, str):
         raise InputError(
             f"column {column!r} holds {type(value).__name__}, not text",

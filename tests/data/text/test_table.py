@@ -62,6 +62,11 @@ def read(tmp_path: Path, text: str, name: str = "t.csv", columns: Columns | None
     return table.load(tmp_path / name, columns or Columns())
 
 
+def test_a_spreadsheet_with_a_decimal_comma_writes_semicolons(tmp_path: Path) -> None:
+    found = read(tmp_path, 'text;label\n"a; b, c";x\nd;y\n')
+    assert [text for text, *_ in found.texts] == ["a; b, c", "d"]
+
+
 def test_classes_are_sorted_and_numbers_by_value(tmp_path: Path) -> None:
     found = read(tmp_path, "label,text\n10,a\n9,b\n10,c\n")
     assert (found.label_names, found.targets.tolist()) == (("9", "10"), [1, 0, 1])
@@ -88,7 +93,11 @@ def test_values_have_the_range_of_the_file_or_the_given_one(tmp_path: Path) -> N
     ("name", "text", "message"),
     [
         ("t.csv", "txet,label\na,x\n", r"column 'text'[\s\S]*line 2[\s\S]*did you mean 'txet'"),
-        ("t.csv", "text,labels\na,x\n", r"column 'label'[\s\S]*did you mean 'labels'"),
+        (
+            "t.csv",
+            "text,labels\na,x\n",
+            r"column 'label'[\s\S]*--columns\.label; did you mean 'labels'",
+        ),
         ("t.csv", "text,label\na,x\nb\n", r"1 columns instead of 2[\s\S]*line 3"),
         ("t.csv", 'text,label\n"a\nb",x\n,y\n', r"the text is empty[\s\S]*line 4"),
         ("t.csv", 'text,label\na,x\n"b,y\n', r"cannot be read[\s\S]*line 3"),
