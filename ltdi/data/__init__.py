@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -32,8 +31,8 @@ SOURCES: dict[str, Source] = {
     "omniglot": omniglot.load,
     "tiny-imagenet": tiny_imagenet.load,
     "oxford-pets": oxford_pets.load,
-    **{name: partial(cifar.load, source=name) for name in cifar.SETS},
-    **{name: partial(domains.load, source=name) for name in domains.DOMAINS},
+    **cifar.SETS,
+    **domains.SETS,
 }
 
 

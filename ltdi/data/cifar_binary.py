@@ -11,14 +11,14 @@ from itertools import zip_longest
 import numpy as np
 
 from ltdi.data.archive import FileTree
-from ltdi.data.layout import ImageFile, find, read_lines
+from ltdi.data.layout import Groups, ImageFile, find, read_lines
 from ltdi.errors import DamagedFileError, InputError
 
 _SIDE = 32
 _PIXELS = 3 * _SIDE * _SIDE
 
 # Part -> class -> images.
-Parts = dict[str, dict[str, list[ImageFile]]]
+Parts = dict[str, Groups]
 
 
 @dataclass(frozen=True)

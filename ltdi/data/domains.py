@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ltdi.data import folder
+from ltdi.data.archive import FileTree, open_tree
 from ltdi.data.images import ImageSet
-from ltdi.data.layout import check_split, choose, locate
+from ltdi.data.layout import Groups, ImageSource, choose, decode_groups
 from ltdi.errors import InputError
 
 # Li et al., 2017; and Gong et al., 2012, from Office-31 and Caltech-256.
@@ -16,7 +16,6 @@ DOMAINS: dict[str, tuple[str, ...]] = {
     "pacs": ("art_painting", "cartoon", "photo", "sketch"),
     "office-caltech10": ("amazon", "caltech10", "dslr", "webcam"),
 }
-_ARCHIVES = {"pacs": ("PACS.zip",), "office-caltech10": ("office_caltech10.zip",)}
 _LAYOUT = "lay the images out as <domain>/<class>/<image>, the same classes in every domain"
 
 
@@ -39,47 +38,42 @@ def load_domains(
         InputError: For another layout, a domain that is not there, or a class that a domain lacks.
         DamagedFileError: For an unreadable image or zip.
     """
-    images = folder.load(path, size=size, channels=channels)
-    found: dict[str, dict[str, int]] = {}
-    for index, name in enumerate(images.classes):
+    with open_tree(path) as tree:
+        return {
+            domain: decode_groups(
+                f"{folder.name_of(path)}-{domain}", groups, size=size, channels=channels
+            )
+            for domain, groups in _parts(tree, domains).items()
+        }
+
+
+def _parts(tree: FileTree, wanted: Sequence[str]) -> dict[str, Groups]:
+    found: dict[str, Groups] = {}
+    for name, files in folder.classes_of(tree).items():
         domain, _, label = name.partition("/")
-        found.setdefault(domain, {})[label] = index
+        found.setdefault(domain, {})[label] = files
     if any("" in labels for labels in found.values()):
-        raise InputError("these images have no domains", where=os.fspath(path), fix=_LAYOUT)
-    wanted = {d: _domain(d, found, os.fspath(path)) for d in domains or found}
-    labels = sorted({label for domain in wanted.values() for label in domain})
-    out = {}
-    for domain, indices in wanted.items():
-        rows = choose(indices, labels, f"{os.fspath(path)}, domain {domain!r}")
-        part = images.select(list(rows.values()))
-        out[domain] = replace(part, name=f"{images.name}-{domain}", classes=tuple(labels))
-    return out
-
-
-def load(
-    path: str | os.PathLike[str] | None,
-    source: str,
-    *,
-    size: int,
-    channels: int,
-    split: str | None = None,
-    seed: int = 0,
-) -> dict[str, ImageSet]:
-    """One of `DOMAINS`, one part a domain; `split` is "domains", `seed` is not looked at.
-
-    Raises:
-        InputError: As `load_domains`, for an unknown split, and when no path is given.
-    """
-    check_split(split, ("domains",), source)
-    at = locate(path, source, _ARCHIVES[source])
-    return load_domains(at, size=size, channels=channels, domains=DOMAINS[source])
-
-
-def _domain(domain: str, found: dict[str, dict[str, int]], where: str) -> dict[str, int]:
-    if domain not in found:
+        raise InputError("these images have no domains", where=tree.where, fix=_LAYOUT)
+    if absent := [d for d in wanted if d not in found]:
         raise InputError(
-            f"there is no domain {domain!r}, only {', '.join(map(repr, found))}",
-            where=where,
+            f"there is no domain {absent[0]!r}, only {', '.join(map(repr, sorted(found)))}",
+            where=tree.where,
             fix=_LAYOUT,
         )
-    return found[domain]
+    chosen = {d: found[d] for d in wanted or sorted(found)}
+    labels = sorted({label for groups in chosen.values() for label in groups})
+    return {d: choose(g, labels, f"{tree.where}, domain {d!r}") for d, g in chosen.items()}
+
+
+def _source(name: str, archive: str) -> ImageSource:
+    def parts(tree: FileTree, split: str, seed: int) -> dict[str, Groups]:
+        return _parts(tree, DOMAINS[name])
+
+    return ImageSource(name, name, ("domains",), parts, (archive,))
+
+
+# One part a domain.
+SETS = {
+    "pacs": _source("pacs", "PACS.zip"),
+    "office-caltech10": _source("office-caltech10", "office_caltech10.zip"),
+}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import posixpath
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
 from ltdi.data.archive import FileTree, open_tree
 from ltdi.data.images import ImageSet
-from ltdi.data.layout import decode_groups, image_file
+from ltdi.data.layout import Groups, decode_groups, image_file
 from ltdi.errors import InputError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"})
@@ -48,11 +48,14 @@ def load(
         DamagedFileError: For an unreadable image or zip.
     """
     with open_tree(path) as tree:
-        groups = _group(tree)
+        groups = classes_of(tree)
         _check_counts(groups, min_per_class, tree.where)
-        files = {c: [image_file(tree, n) for n in names] for c, names in groups.items()}
-        name = Path(path).resolve().name.removesuffix(".zip")
-        return decode_groups(name, files, size=size, channels=channels)
+        return decode_groups(name_of(path), groups, size=size, channels=channels)
+
+
+def name_of(path: str | os.PathLike[str]) -> str:
+    """What a directory or zip of images is called."""
+    return Path(path).resolve().name.removesuffix(".zip")
 
 
 def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -> Tensor:
@@ -93,8 +96,8 @@ def _images(tree: FileTree, fix: str) -> list[str]:
     return names
 
 
-def _group(tree: FileTree) -> dict[str, list[str]]:
-    """Class name -> file names."""
+def classes_of(tree: FileTree) -> Groups:
+    """The images of each class; see `load` for names and errors."""
     folders: dict[str, list[str]] = {}
     for name in _images(tree, _LAYOUT):
         folders.setdefault(posixpath.dirname(name), []).append(name)
@@ -108,7 +111,10 @@ def _group(tree: FileTree) -> dict[str, list[str]]:
     _check_empty(tree, folders)
     # A lone class keeps its own folder's name.
     prefix = top if len(folders) > 1 else posixpath.dirname(top)
-    return {posixpath.relpath(f, prefix or "."): names for f, names in folders.items()}
+    return {
+        posixpath.relpath(f, prefix or "."): [image_file(tree, n) for n in names]
+        for f, names in folders.items()
+    }
 
 
 def _check_empty(tree: FileTree, classes: Collection[str]) -> None:
@@ -128,7 +134,7 @@ def _check_empty(tree: FileTree, classes: Collection[str]) -> None:
         )
 
 
-def _check_counts(groups: Mapping[str, Sequence[str]], least: int, where: str) -> None:
+def _check_counts(groups: Groups, least: int, where: str) -> None:
     few = {c: len(names) for c, names in sorted(groups.items()) if len(names) < least}
     if few:
         listed = ", ".join(f"{c!r} ({n})" for c, n in list(few.items())[:5])

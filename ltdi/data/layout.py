@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -192,3 +193,61 @@ def decode_groups(
         images[row] = decode(file.read(), size=size, channels=channels, where=file.where)
     offsets = torch.tensor([0, *(len(groups[c]) for c in classes)]).cumsum(0)
     return ImageSet(name, images, offsets, classes)
+
+
+# Class -> its images; and those of each part.
+Groups = dict[str, list[ImageFile]]
+
+
+@dataclass(frozen=True)
+class ImageSource:
+    """A data set in its official layout; call it to load it.
+
+    Attributes:
+        name: Its key in `ltdi.data.SOURCES`.
+        title: For messages.
+        splits: Their names, the usual one first.
+        parts: (tree, split, seed) -> part -> class -> images.
+        archives: File names under which the set is distributed.
+        size: Height and width of the images, in pixels, where nothing else is asked for.
+    """
+
+    name: str
+    title: str
+    splits: tuple[str, ...]
+    parts: Callable[[FileTree, str, int], Mapping[str, Groups]]
+    archives: tuple[str, ...] = ()
+    size: int = 64
+
+    def __call__(
+        self,
+        path: str | os.PathLike[str] | None,
+        *,
+        split: str | None = None,
+        size: int | None = None,
+        channels: int = 3,
+        seed: int = 0,
+    ) -> dict[str, ImageSet]:
+        """Read a folder, a zip or a `.tar.gz` with the set, or a folder that holds one of these.
+
+        Args:
+            path: Where it is.
+            split: One of `splits`.
+            size: Height and width of the images, in pixels.
+            channels: 1 (grey) or 3 (RGB).
+            seed: Of splits that are drawn.
+
+        Returns:
+            The parts by name; classes and files are sorted by code point.
+
+        Raises:
+            InputError: For an unknown split, or files or classes that are missing or do not fit.
+            DamagedFileError: For an unreadable image or archive.
+        """
+        split = check_split(split, self.splits, self.name)
+        size = self.size if size is None else size
+        with open_tree(locate(path, self.title, self.archives)) as tree:
+            return {
+                part: decode_groups(f"{self.name}-{part}", groups, size=size, channels=channels)
+                for part, groups in self.parts(tree, split, seed).items()
+            }

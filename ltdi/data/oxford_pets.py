@@ -1,20 +1,22 @@
-"""Oxford-IIIT Pets (Parkhi et al., 2012): 37 breeds of cats and dogs."""
+"""Oxford-IIIT Pets (Parkhi et al., 2012): 37 breeds of cats and dogs, as "Egyptian_Mau".
+
+A folder or zip with `images/<Breed>_<N>.jpg` and `annotations/{trainval,test}.txt`. The splits,
+into "train" and "test" of the same breeds, are "own" (half of each breed's images are for
+training, drawn by the seed; needs no annotations) and "official" (trainval and test as
+annotated).
+"""
 
 from __future__ import annotations
 
-import os
-
 from ltdi.data.archive import FileTree
-from ltdi.data.images import ImageSet
 from ltdi.data.layout import (
+    Groups,
     ImageFile,
-    check_split,
+    ImageSource,
     choose,
-    decode_groups,
     find,
     halve,
     image_file,
-    open_source,
     read_lines,
 )
 from ltdi.errors import InputError
@@ -27,44 +29,12 @@ _LISTS = {"train": "trainval", "test": "test"}
 _Breeds = dict[str, dict[str, ImageFile]]
 
 
-def load(
-    path: str | os.PathLike[str] | None,
-    *,
-    split: str | None = None,
-    size: int = 96,
-    channels: int = 3,
-    seed: int = 0,
-) -> dict[str, ImageSet]:
-    """Read the official layout, `images/<Breed>_<N>.jpg` and `annotations/{trainval,test}.txt`.
-
-    Args:
-        path: A directory or zip with that layout, or a directory that holds
-            `oxford-iiit-pet.zip`.
-        split: "own" (half of each breed's images are for training, drawn by `seed`; needs no
-            annotations) or "official" (trainval and test as annotated).
-        size: Height and width of the images, in pixels; the aspect ratio is not kept.
-        channels: 1 (grey) or 3 (RGB).
-        seed: Of the split "own".
-
-    Returns:
-        "train" and "test", with the same breeds: "Egyptian_Mau"; see `ltdi.data.readable`.
-
-    Raises:
-        InputError: For an unknown split, missing files, or a breed without images in a part.
-        DamagedFileError: For an unreadable image or zip.
-    """
-    split = check_split(split, ("own", "official"), "oxford-pets")
-    with open_source(path, "Oxford-IIIT Pets", ("oxford-iiit-pet.zip",)) as tree:
-        breeds = _breeds(tree)
-        if split == "own":
-            images = {breed: list(group.values()) for breed, group in sorted(breeds.items())}
-            parts = dict(zip(_LISTS, halve(images, seed, tree.where), strict=True))
-        else:
-            parts = _annotated(tree, breeds)
-        return {
-            part: decode_groups(f"oxford-pets-{part}", groups, size=size, channels=channels)
-            for part, groups in parts.items()
-        }
+def _parts(tree: FileTree, split: str, seed: int) -> dict[str, Groups]:
+    breeds = _breeds(tree)
+    if split == "official":
+        return _annotated(tree, breeds)
+    images = {breed: list(group.values()) for breed, group in sorted(breeds.items())}
+    return dict(zip(_LISTS, halve(images, seed, tree.where), strict=True))
 
 
 def _breeds(tree: FileTree) -> _Breeds:
@@ -80,11 +50,11 @@ def _breeds(tree: FileTree) -> _Breeds:
     return breeds
 
 
-def _annotated(tree: FileTree, breeds: _Breeds) -> dict[str, dict[str, list[ImageFile]]]:
+def _annotated(tree: FileTree, breeds: _Breeds) -> dict[str, Groups]:
     images = {
         stem: (breed, file) for breed, group in breeds.items() for stem, file in group.items()
     }
-    parts: dict[str, dict[str, list[ImageFile]]] = {}
+    parts: dict[str, Groups] = {}
     for part, file in _LISTS.items():
         lines = read_lines(
             tree, rf"annotations/{file}\.txt", "the split 'official' is read from it"
@@ -99,3 +69,13 @@ def _annotated(tree: FileTree, breeds: _Breeds) -> dict[str, dict[str, list[Imag
         part: choose(groups, named, f"{tree.where}: annotations/{_LISTS[part]}.txt", fix=_OWN)
         for part, groups in parts.items()
     }
+
+
+load = ImageSource(
+    "oxford-pets",
+    "Oxford-IIIT Pets",
+    ("own", "official"),
+    _parts,
+    ("oxford-iiit-pet.zip",),
+    size=96,
+)

@@ -1,18 +1,23 @@
-"""Tiny-ImageNet: 200 ImageNet classes at 64x64, with category-disjoint few-shot splits."""
+"""Tiny-ImageNet: 200 ImageNet classes at 64x64, with category-disjoint few-shot splits.
+
+A folder or zip with `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and
+`val/val_annotations.txt`; a class's train and val images are pooled. The splits are "tiered" (the
+61 / 17 / 45 classes that belong to the train / val / test classes of tiered-ImageNet, Ren et al.,
+2018, disjoint by category; the other 77 are left out), "mini" (likewise 14 / 6 / 5 of
+mini-ImageNet, Ravi and Larochelle, 2017) and "all" (every class, as one part). Classes are
+WordNet ids, see `words`.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 
 from ltdi.data import splits
 from ltdi.data.archive import FileTree
-from ltdi.data.images import ImageSet
 from ltdi.data.layout import (
-    ImageFile,
-    check_split,
+    Groups,
+    ImageSource,
     choose,
-    decode_groups,
     find,
     image_file,
     open_source,
@@ -24,55 +29,11 @@ URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 _ARCHIVES = ("tiny-imagenet-200.zip",)
 
 
-def load(
-    path: str | os.PathLike[str] | None,
-    *,
-    split: str | None = None,
-    size: int = 64,
-    channels: int = 3,
-    seed: int = 0,
-) -> dict[str, ImageSet]:
-    """Read Tiny-ImageNet in its official layout; a class's train and val images are pooled.
-
-    Args:
-        path: A directory or zip with `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and
-            `val/val_annotations.txt`, or a directory that holds `tiny-imagenet-200.zip`.
-        split: "tiered" (the 61 / 17 / 45 classes that belong to the train / val / test classes
-            of tiered-ImageNet, Ren et al., 2018, disjoint by category; the other 77 are left
-            out), "mini" (likewise 14 / 6 / 5 of mini-ImageNet, Ravi and Larochelle, 2017), or
-            "all" (every class, as one part).
-        size: Height and width of the images, in pixels; the originals have 64.
-        channels: 1 (grey) or 3 (RGB).
-        seed: Not looked at.
-
-    Returns:
-        "train", "val" and "test", or "all"; classes are WordNet ids, see `words`.
-
-    Raises:
-        InputError: For an unknown split, or files or classes that are missing or do not fit.
-        DamagedFileError: For an unreadable image or zip.
-    """
-    split = check_split(split, ("tiered", "mini", "all"), "tiny-imagenet")
-    with open_source(path, "Tiny-ImageNet", _ARCHIVES) as tree:
-        groups = _pooled(tree)
-        lists: Mapping[str, tuple[str, ...]] = {
-            "tiered": splits.TIERED,
-            "mini": splits.MINI,
-            "all": {"all": tuple(groups)},
-        }[split]
-        fix = "complete the data, or use split='all'"
-        chosen = {p: choose(groups, names, tree.where, fix=fix) for p, names in lists.items()}
-        return {
-            part: decode_groups(f"tiny-imagenet-{part}", images, size=size, channels=channels)
-            for part, images in chosen.items()
-        }
-
-
 def words(path: str | os.PathLike[str]) -> dict[str, str]:
     """What the classes are called: WordNet id -> its synonyms, "goldfish, Carassius auratus".
 
     Args:
-        path: As for `load`; `wnids.txt` lists the classes, `words.txt` has their words.
+        path: Where the set is; `wnids.txt` lists the classes, `words.txt` has their words.
 
     Raises:
         InputError: When one of the two files is missing, or a class has no words.
@@ -84,9 +45,17 @@ def words(path: str | os.PathLike[str]) -> dict[str, str]:
         return choose(named, wnids, f"{tree.where}: words.txt", lack="classes have no words")
 
 
-def _pooled(tree: FileTree) -> dict[str, list[ImageFile]]:
+def _parts(tree: FileTree, split: str, seed: int) -> dict[str, Groups]:
+    groups = _pooled(tree)
+    every = {"all": tuple(groups)}
+    lists = {"tiered": splits.TIERED, "mini": splits.MINI, "all": every}[split]
+    fix = "complete the data, or use split='all'"
+    return {part: choose(groups, names, tree.where, fix=fix) for part, names in lists.items()}
+
+
+def _pooled(tree: FileTree) -> Groups:
     """Class -> its images, those of the official training part first."""
-    groups: dict[str, list[ImageFile]] = {}
+    groups: Groups = {}
     for match, name in find(tree, r"train/(?P<wnid>n\d{8})/images/[^/]+\.(?i:jpeg)"):
         groups.setdefault(match["wnid"], []).append(image_file(tree, name))
     held = {m["file"]: name for m, name in find(tree, r"val/images/(?P<file>[^/]+\.(?i:jpeg))")}
@@ -125,3 +94,8 @@ def _labels(tree: FileTree) -> dict[str, str]:
             fix="its columns are the file, its WordNet id and a box, between tabs",
         )
     return {row[0]: row[1] for row in rows}
+
+
+load = ImageSource(
+    "tiny-imagenet", "Tiny-ImageNet", ("tiered", "mini", "all"), _parts, _ARCHIVES, size=64
+)

@@ -81,7 +81,7 @@ def _parts(name: str, parts: Mapping[str, ImageSet]) -> Target:
 
 
 def _cifar10(path: Path, seed: int) -> Target:
-    return _parts("cifar10", cifar.load(path, "cifar10"))
+    return _parts("cifar10", cifar.SETS["cifar10"](path))
 
 
 def _pets(path: Path, seed: int) -> Target:
@@ -89,17 +89,17 @@ def _pets(path: Path, seed: int) -> Target:
 
 
 def _cifar_fs(path: Path, seed: int) -> Target:
-    return _halved("cifar-fs", cifar.load(path, "cifar-fs")["test"], seed)
+    return _halved("cifar-fs", cifar.SETS["cifar-fs"](path)["test"], seed)
 
 
 def _pacs(path: Path, seed: int) -> Target:
-    images = domains.load(path, "pacs", size=64, channels=3)["photo"]
+    images = domains.SETS["pacs"](path, size=64, channels=3)["photo"]
     return _halved("pacs-photo", images, seed)
 
 
 def _office(path: Path, seed: int) -> Target:
     """All four domains together: a class is a class wherever its picture was taken."""
-    found = list(domains.load(path, "office-caltech10", size=64, channels=3).values())
+    found = list(domains.SETS["office-caltech10"](path, size=64, channels=3).values())
     groups = [torch.cat(group) for group in zip(*(part.groups() for part in found), strict=True)]
     images = ImageSet.by_class("office-caltech10", groups, found[0].classes)
     return _halved("office-caltech10", images, seed)
@@ -125,7 +125,7 @@ def load_source(data_dir: str | os.PathLike[str]) -> list[NamedSet]:
         InputError: If files are missing.
         DamagedFileError: For an unreadable image or archive.
     """
-    small = cifar.load(_place(data_dir, "cifar100"), "cifar100")
+    small = cifar.SETS["cifar100"](_place(data_dir, "cifar100"))
     path = _place(data_dir, "tiny-imagenet")
     large = tiny_imagenet.load(path, split="all")["all"]
     words = tiny_imagenet.words(path)

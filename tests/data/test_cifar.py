@@ -51,7 +51,7 @@ def test_every_packing_gives_the_same_images(tmp_path: Path, source: str) -> Non
         zipped(tmp_path / "held" / f"{source}.zip", images).parent,
         tarred(tmp_path / "held-tar" / f"{family.stem}-binary.tar.gz", binary).parent,
     ]
-    first, *others = (cifar.load(path, source) for path in paths)
+    first, *others = (cifar.SETS[source](path) for path in paths)
     assert [s.classes for s in first.values()] == [family.classes] * 2
     for part, n in PER_CLASS.items():
         assert (first[part].counts == n).all()
@@ -67,7 +67,7 @@ def test_few_shot_sets_pool_both_official_parts(
     tmp_path: Path, folders: dict[str, bytes], source: str
 ) -> None:
     path = zipped(tmp_path / "x.zip", folders)
-    whole, parts = cifar.load(path, "cifar100"), cifar.load(path, source)
+    whole, parts = cifar.SETS["cifar100"](path), cifar.SETS[source](path)
     lists = {"cifar-fs": splits.CIFAR_FS, "fc100": splits.FC100}[source]
     assert {part: s.classes for part, s in parts.items()} == lists
     for images in parts.values():
@@ -76,24 +76,24 @@ def test_few_shot_sets_pool_both_official_parts(
             label = CIFAR100.classes.index(name)
             halves = [s.select([label]).images for s in whole.values()]
             assert torch.equal(images.select([c]).images, torch.cat(halves))
-    assert same(parts, cifar.load(tarred(tmp_path / "x.tgz", cifar_binary(CIFAR100)), source))
+    assert same(parts, cifar.SETS[source](tarred(tmp_path / "x.tgz", cifar_binary(CIFAR100))))
 
 
 def test_release_of_cifar_fs_has_one_folder(tmp_path: Path, folders: dict[str, bytes]) -> None:
     train = {n: d for n, d in folders.items() if n.startswith("train")}
     released = {f"cifar100/data{n.removeprefix('train')}": d for n, d in train.items()}
     path = zipped(tmp_path / "x.zip", released)
-    parts = cifar.load(path, "cifar-fs")
+    parts = cifar.SETS["cifar-fs"](path)
     assert {part: s.classes for part, s in parts.items()} == splits.CIFAR_FS
     assert all((s.counts == PER_CLASS["train"]).all() for s in parts.values())
     with pytest.raises(InputError, match=r"part 'train'"):
-        cifar.load(path, "cifar100")
+        cifar.SETS["cifar100"](path)
 
 
 @pytest.mark.parametrize(("size", "channels"), [(32, 1), (17, 3), (40, 1)])
 def test_records_are_decoded_like_image_files(tmp_path: Path, size: int, channels: int) -> None:
     path = write(tmp_path, cifar_binary(CIFAR10))
-    loaded = cifar.load(path, "cifar10", size=size, channels=channels)["test"]
+    loaded = cifar.SETS["cifar10"](path, size=size, channels=channels)["test"]
     for image, name in zip(loaded.images, loaded.classes, strict=True):
         file = cifar_folders(CIFAR10)[f"test/{name}/{name}_s_000000.png"]
         assert torch.equal(image, decode(file, size=size, channels=channels, where=name))
@@ -114,40 +114,40 @@ def test_pickles_are_refused_and_the_binary_version_named(tmp_path: Path, source
     packed = tarred(tmp_path / "held" / f"{family.stem}-python.tar.gz", files)
     for path in (write(tmp_path / "unpacked", files), packed, packed.parent):
         with pytest.raises(InputError, match=f"pickles(.|\n)*{family.stem}-binary.tar.gz"):
-            cifar.load(path, source)
+            cifar.SETS[source](path)
 
 
 def test_missing_classes_and_parts_are_named(tmp_path: Path, folders: dict[str, bytes]) -> None:
     some = {n: d for n, d in folders.items() if "/whale/" not in n and "/ray/" not in n}
     for source in ("cifar100", "cifar-fs", "fc100"):
         with pytest.raises(InputError, match=r"2 of 100 classes have no image: 'ray', 'whale'"):
-            cifar.load(zipped(tmp_path / "x.zip", some), source)
+            cifar.SETS[source](zipped(tmp_path / "x.zip", some))
     train = {n: d for n, d in folders.items() if n.startswith("train")}
     with pytest.raises(InputError, match=r"100 of 100(.|\n)*part 'test'"):
-        cifar.load(zipped(tmp_path / "y.zip", train), "cifar-fs")
+        cifar.SETS["cifar-fs"](zipped(tmp_path / "y.zip", train))
 
 
 def test_other_layouts_are_refused(tmp_path: Path, folders: dict[str, bytes]) -> None:
     for files in ({"dog/1.png": png()}, {}, cifar_folders(CIFAR10)):
         with pytest.raises(InputError, match=r"no CIFAR-100 images(.|\n)*<class>/<image>"):
-            cifar.load(zipped(tmp_path / "x.zip", files), "cifar100")
+            cifar.SETS["cifar100"](zipped(tmp_path / "x.zip", files))
     twice = folders | {f"copy/{n}": d for n, d in folders.items()}
     with pytest.raises(InputError, match="more than once"):
-        cifar.load(zipped(tmp_path / "y.zip", twice), "fc100")
+        cifar.SETS["fc100"](zipped(tmp_path / "y.zip", twice))
 
 
 def test_damage_is_named(tmp_path: Path) -> None:
     images, binary = cifar_folders(CIFAR10), cifar_binary(CIFAR10)
     images["test/cat/cat_s_000000.png"] = png()[:60]
     with pytest.raises(DamagedFileError, match=r"test/cat/cat_s_000000\.png"):
-        cifar.load(zipped(tmp_path / "i.zip", images), "cifar10")
+        cifar.SETS["cifar10"](zipped(tmp_path / "i.zip", images))
     name = "cifar-10-batches-bin/data_batch_3.bin"
     for bad in (binary[name][:-1], b"", b"\x0a" + binary[name][1:]):
         with pytest.raises(DamagedFileError, match=r"data_batch_3\.bin"):
-            cifar.load(write(tmp_path / "b", binary | {name: bad}), "cifar10")
+            cifar.SETS["cifar10"](write(tmp_path / "b", binary | {name: bad}))
     with pytest.raises(InputError, match=r"data_batch_3\.bin of CIFAR-10's binary"):
         kept = {n: d for n, d in binary.items() if n != name}
-        cifar.load(zipped(tmp_path / "b.zip", kept), "cifar10")
+        cifar.SETS["cifar10"](zipped(tmp_path / "b.zip", kept))
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_other_names_of_labels_are_refused(tmp_path: Path, text: str, what: str)
     name = "cifar-10-batches-bin/batches.meta.txt"
     files = cifar_binary(CIFAR10) | {name: "\n".join(text.split()).encode()}
     with pytest.raises(InputError, match=what):
-        cifar.load(write(tmp_path, files), "cifar10")
+        cifar.SETS["cifar10"](write(tmp_path, files))
 
 
 def test_by_name(tmp_path: Path, folders: dict[str, bytes]) -> None:
@@ -172,8 +172,6 @@ def test_by_name(tmp_path: Path, folders: dict[str, bytes]) -> None:
         data.load("fc100", path, size=8, channels=1, split="random")
     with pytest.raises(InputError, match="data_dir"):
         data.load("cifar10", size=8, channels=1)
-    with pytest.raises(InputError, match="CIFAR data set 'cifar1'"):
-        cifar.load(path, "cifar1")
     unsafe = zipped(tmp_path / "y.zip", folders | {"../evil.png": b""})
     with pytest.raises(InputError, match="evil"):
         data.load("fc100", unsafe, size=8, channels=1)
