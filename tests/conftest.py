@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +59,18 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"REAL DATA NOT TESTED: nothing at {path}; set LTDI_DATA to have it read")
     return path
+
+
+@pytest.fixture(scope="session")
+def real(data_dir: Path) -> Callable[[str], Path]:
+    """A place among the real data by name."""
+
+    def at(name: str) -> Path:
+        if not (data_dir / name).exists():
+            pytest.skip(f"REAL {name.upper()} NOT TESTED: nothing at {data_dir / name}")
+        return data_dir / name
+
+    return at
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -62,19 +63,13 @@ def test_the_demo_on_glyphs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         assert right.float().mean() > 0.6  # chance is 0.2
 
 
-@pytest.fixture(scope="module")
-def omniglot(data_dir: Path) -> Path:
-    place = data_dir / "omniglot"
-    if not place.is_dir():
-        pytest.skip(f"OMNIGLOT NOT TESTED: nothing at {place}; set LTDI_DATA to have it read")
-    return place
-
-
 @pytest.mark.slow
 @pytest.mark.data
-def test_omniglot_from_the_benchmark_to_a_folder_of_images(omniglot: Path, tmp_path: Path):
+def test_omniglot_from_the_benchmark_to_a_folder_of_images(
+    real: Callable[[str], Path], tmp_path: Path
+):
     begun = time.perf_counter()
-    command = ["bench", "fewshot", "--dataset", "omniglot", "--data-dir", omniglot]
+    command = ["bench", "fewshot", "--dataset", "omniglot", "--data-dir", real("omniglot")]
     command += ["--preset", "smoke", "--methods", "lt-di,protonet,simpleshot,finetune"]
     command += ["--json", tmp_path / "r.json", "--out", tmp_path / "run"]
     assert cli.main([str(c) for c in command]) == 0
@@ -88,7 +83,7 @@ def test_omniglot_from_the_benchmark_to_a_folder_of_images(omniglot: Path, tmp_p
     assert pair["mean"] >= -pair["ci95"], pair
 
     # The generator that the run saved, loaded anew, on images that lie as anybody's would.
-    test = data.load("omniglot", omniglot, size=28, channels=1)["test"]
+    test = data.load("omniglot", real("omniglot"), size=28, channels=1)["test"]
     step = len(test.classes) // 40
     folders = write_folders(tmp_path / "drawings", test.select(range(0, 40 * step, step)))
     command = ["evaluate", "--generator", tmp_path / "run" / "generator", "--data-dir", folders]

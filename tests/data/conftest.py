@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 Pack = Callable[[Path], Path]
@@ -57,13 +55,3 @@ def fake_splits() -> dict[str, bytes]:
     names = sorted({n.rsplit("/", 1)[0] for n in fake_omniglot()})
     parts = {"train": names[:14], "val": names[14:15], "test": names[15:]}
     return {f"splits/vinyals_{p}.txt": "\n".join(c).encode() for p, c in parts.items()}
-
-
-@pytest.fixture(scope="session")
-def real_omniglot() -> Path:
-    """The real Omniglot, from $LTDI_DATA or ../shared/data beside the repository."""
-    beside = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
-    path = Path(os.environ.get("LTDI_DATA", beside)) / "omniglot"
-    if not path.is_dir():
-        pytest.skip(f"REAL OMNIGLOT NOT TESTED: nothing at {path}; set LTDI_DATA to have it read")
-    return path

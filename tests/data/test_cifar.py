@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -178,10 +179,8 @@ def test_by_name(tmp_path: Path, folders: dict[str, bytes]) -> None:
 
 
 @pytest.mark.data
-def test_real_cifar10(data_dir: Path) -> None:
-    if not (data_dir / "cifar10").is_dir():
-        pytest.skip(f"REAL CIFAR-10 NOT TESTED: nothing at {data_dir}/cifar10")
-    parts = data.load("cifar10", data_dir / "cifar10", size=32, channels=3)
+def test_real_cifar10(real: Callable[[str], Path]) -> None:
+    parts = data.load("cifar10", real("cifar10"), size=32, channels=3)
     assert [s.classes for s in parts.values()] == [splits.CIFAR10] * 2
     assert all(len(set(s.counts.tolist())) == 1 for s in parts.values())
     # Known means of the training images, per channel.
@@ -191,10 +190,8 @@ def test_real_cifar10(data_dir: Path) -> None:
 
 @pytest.mark.data
 @pytest.mark.slow
-def test_real_cifar_fs(data_dir: Path) -> None:
-    if not (data_dir / "cifar100").is_dir():
-        pytest.skip(f"REAL CIFAR-100 NOT TESTED: nothing at {data_dir}/cifar100")
-    parts = data.load("cifar-fs", data_dir / "cifar100", size=32, channels=3)
+def test_real_cifar_fs(real: Callable[[str], Path]) -> None:
+    parts = data.load("cifar-fs", real("cifar100"), size=32, channels=3)
     assert [len(s.classes) for s in parts.values()] == [64, 16, 20]
     assert len({int(n) for s in parts.values() for n in s.counts}) == 1
     every = torch.cat([s.images for s in parts.values()])

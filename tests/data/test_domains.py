@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -85,10 +86,8 @@ def test_damage_and_unsafe_names(tmp_path: Path) -> None:
         ("office-caltech10", "office_caltech10", 10),
     ],
 )
-def test_real_domains(data_dir: Path, source: str, folder: str, classes: int) -> None:
-    if not (data_dir / folder).is_dir():
-        pytest.skip(f"REAL {source.upper()} NOT TESTED: nothing at {data_dir / folder}")
-    parts = data.load(source, data_dir / folder, size=32, channels=3)
+def test_real_domains(real: Callable[[str], Path], source: str, folder: str, classes: int) -> None:
+    parts = data.load(source, real(folder), size=32, channels=3)
     assert tuple(parts) == domains.DOMAINS[source]
     assert {len(s.classes) for s in parts.values()} == {classes}
     counts = {d: len(s) for d, s in parts.items()}

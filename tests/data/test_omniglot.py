@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def test_refused_download_says_what_to_do(
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_real_vinyals_split(real_omniglot: Path) -> None:
-    sets = omniglot.load(real_omniglot, size=14)
+def test_real_vinyals_split(real: Callable[[str], Path]) -> None:
+    sets = omniglot.load(real("omniglot"), size=14)
     assert [len(s.classes) for s in sets.values()] == [4 * 1028, 4 * 172, 4 * 423]
     assert all((s.counts == 20).all() for s in sets.values())
     names = [set(s.classes) for s in sets.values()]
@@ -129,8 +130,8 @@ def test_real_vinyals_split(real_omniglot: Path) -> None:
     assert 0.02 < ink < 0.3
 
 
-def test_real_official_split(real_omniglot: Path) -> None:
-    sets = omniglot.load(real_omniglot, split="official", size=14, rotations=False)
+def test_real_official_split(real: Callable[[str], Path]) -> None:
+    sets = omniglot.load(real("omniglot"), split="official", size=14, rotations=False)
     train, val, test = (s.classes for s in sets.values())
     assert len(train) + len(val) == 964
     assert len(test) == 659

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,8 @@ def test_missing_files_damage_and_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.data
-def test_real_pets(data_dir: Path) -> None:
-    path = data_dir / "oxford_pets"
-    if not path.is_dir():
-        pytest.skip(f"REAL OXFORD PETS NOT TESTED: nothing at {path}")
-    parts = data.load("oxford-pets", path, size=32, channels=3)
+def test_real_pets(real: Callable[[str], Path]) -> None:
+    parts = data.load("oxford-pets", real("oxford_pets"), size=32, channels=3)
     assert [len(s.classes) for s in parts.values()] == [37, 37]
     assert ((parts["train"].counts - parts["test"].counts).abs() <= 1).all()
     assert "Egyptian Mau" in map(data.readable, parts["test"].classes)

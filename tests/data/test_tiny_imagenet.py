@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -128,10 +129,8 @@ def test_bad_names_and_damage(tmp_path: Path, packed: Path) -> None:
     ("split", "sizes"),
     [("mini", [14, 6, 5]), pytest.param("tiered", [61, 17, 45], marks=pytest.mark.slow)],
 )
-def test_real_tiny_imagenet(data_dir: Path, split: str, sizes: list[int]) -> None:
-    path = data_dir / "tiny-imagenet"
-    if not path.is_dir():
-        pytest.skip(f"REAL TINY-IMAGENET NOT TESTED: nothing at {path}")
+def test_real_tiny_imagenet(real: Callable[[str], Path], split: str, sizes: list[int]) -> None:
+    path = real("tiny-imagenet")
     parts = data.load("tiny-imagenet", path, size=64, channels=3, split=split)
     assert [len(s.classes) for s in parts.values()] == sizes
     assert len({int(n) for s in parts.values() for n in s.counts}) == 1

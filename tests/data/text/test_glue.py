@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,10 +161,8 @@ REAL = {
 
 @pytest.mark.data
 @pytest.mark.parametrize("task", glue.TASKS)
-def test_the_real_files(data_dir: Path, task: str) -> None:
-    if not (data_dir / "glue").is_dir():
-        pytest.skip(f"REAL GLUE NOT TESTED: nothing at {data_dir / 'glue'}")
-    parts: dict[str, TextSet] = glue.load(data_dir / "glue", task, glue.PARTS)
+def test_the_real_files(real: Callable[[str], Path], task: str) -> None:
+    parts: dict[str, TextSet] = glue.load(real("glue"), task, glue.PARTS)
     train, dev, test, mean = REAL[task]
     # Train files differ between the mirrors of MRPC, and that of QNLI may be a sample.
     assert train in (len(parts["train"]), None)
