@@ -18,7 +18,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ltdi.adapters.collect import begin_runs, reader
 from ltdi.adapters.host import LanguageHost
@@ -32,16 +31,16 @@ from ltdi.memory import peak_mb
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Result
 from ltdi.tracks.llm_choice import choose_head, choose_sampling
-from ltdi.tracks.llm_methods import (
-    FITTED,
-    GENERATED,
-    MADE,
-    METHODS,
-    NOTES,
-    Bench,
+from ltdi.tracks.llm_methods import FITTED, GENERATED, MADE, METHODS, NOTES, Bench
+from ltdi.tracks.llm_presets import (
+    PRESETS,
+    SETTINGS,
+    SLICE,
+    UNSEEN,
+    Preset,
     Setting,
+    settings_of,
 )
-from ltdi.tracks.llm_presets import PRESETS, SETTINGS, SLICE, UNSEEN, Preset, settings_of
 from ltdi.tracks.llm_scores import Trial, rounded
 from ltdi.tracks.measured import with_card
 from ltdi.tracks.track import Outcome, check_methods, chosen_preset
@@ -129,7 +128,7 @@ def bench(
         shared, zoo = _shared(p, Path(place), preset, sources, host, described, seed, progress)
         # In every run, so that a piece means the same whatever is measured.
         valid = _choose(shared, methods, settings_of(sources, ("known",), p))
-        trial = Trial(shared, p, methods, seeds, sum(zoo["seconds"]), progress, log)
+        trial = Trial(shared, methods, seeds, sum(zoo["seconds"]), progress, log)
         for setting in settings_of(sources, wanted, p):
             trial.measure(setting)
         facts = {**_compared(shared, methods, seeds), "zoo": zoo, "chosen": valid, **_found(trial)}
@@ -199,7 +198,7 @@ def _compared(shared: Bench, methods: Sequence[str], seeds: int) -> dict[str, An
         "base": shared.host.describe(),
         "tasks": [s.name for s in sources],
         "rows": {s.name: [len(s.fit), len(s.valid), len(s.unseen), len(s.dev)] for s in sources},
-        "recipe": asdict(shared.recipe),
+        "recipe": asdict(shared.p.recipe),
         "threads": torch.get_num_threads(),
         "notes": {n: NOTES[n] for n in methods if n in NOTES},
     }
@@ -212,7 +211,7 @@ def _found(trial: Trial) -> dict[str, Any]:
     again = [place for place in trial.places if place.kind in (UNSEEN, SLICE)]
     if "lt-di" in trial.methods and known:
         out["speed"] = trial.speed(known)
-    if "lt-di" in trial.methods and again and trial.p.warm_steps:
+    if "lt-di" in trial.methods and again and trial.bench.p.warm_steps:
         out["warm start"] = trial.warm(again)
     if "full-finetune" in trial.methods and known:
         out["full fine-tuning"] = {
@@ -236,8 +235,7 @@ def _shared(
     progress: Progress,
 ) -> tuple[Bench, dict[str, Any]]:
     """What methods share, once all runs of the zoo are made; and what the zoo cost."""
-    names = [s.name for s in sources]
-    said = dict(zip(names, described, strict=True))
+    said = dict(zip([s.name for s in sources], described, strict=True))
     collection = begin_runs(work / "zoo", host, sources, said, p.recipe, seed=seed)
     collection.fill(progress=progress)
     zoo = collection.zoo
@@ -247,27 +245,8 @@ def _shared(
     ]
     about = {"support": p.support, "held": p.held, "spent": p.spent}
     kept = Kept(work / "pieces", {"zoo": zoo.about, "preset": preset, **about})
-
-    def trunk(task: int, number: int) -> tuple[Tensor, float]:
-        """Local targets [k, n] of a long run, and its seconds."""
-        entry = zoo.entry(f"{names[task]}-trunk-{number}")
-        return zoo.columns(entry)["theta"][0].clone(), float(entry["mean"]["seconds"])
-
-    shared = Bench(
-        host,
-        sources,
-        described,
-        reader(zoo, host)(zoo.groups()),
-        p.recipe,
-        kept,
-        seed,
-        p.support,
-        p.full,
-        p.full_rates,
-        p.few_steps,
-        trunk,
-        progress,
-    )
+    runs = reader(zoo, host)(zoo.groups())
+    shared = Bench(host, sources, described, runs, zoo, p, kept, seed, progress)
     return shared, {"runs": sum(e["tasks"] for e in zoo.shards), "seconds": rounded(seconds)}
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from ltdi.adapters.collect import validation
 from ltdi.adapters.training import named_recipe
 from ltdi.generator import AdapterGenerator
-from ltdi.tracks.llm_methods import Bench, Setting
+from ltdi.tracks.llm_methods import Bench
+from ltdi.tracks.llm_presets import Setting
 
 # Seeds of the support that a head is chosen by.
 _HEAD_SEEDS = 2
@@ -56,7 +57,7 @@ def choose_head(
 
 def choose_sampling(bench: Bench, name: str, settings: Sequence[Setting]) -> dict[str, float]:
     """Steps of a recipe's chain, by the mean metric on validation rows of tasks of the zoo."""
-    recipe = named_recipe(name, bench.recipe)
+    recipe = named_recipe(name, bench.p.recipe)
     tried = sorted({s for s in (1, 4, 20) if s <= recipe.diffusion.steps})
 
     def make() -> dict[str, Tensor]:

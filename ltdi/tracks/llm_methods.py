@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,6 @@ from ltdi.adapters.search import choose
 from ltdi.adapters.source import Source
 from ltdi.adapters.support import support_rows
 from ltdi.adapters.training import (
-    AdapterRecipe,
     Solved,
     adapter_parts,
     empty_network,
@@ -33,7 +32,9 @@ from ltdi.generator import AdapterGenerator, TextSupport
 from ltdi.lora import fit_adapter
 from ltdi.progress import Progress
 from ltdi.recipe import Sampling
+from ltdi.tracks.llm_presets import Preset, Setting
 from ltdi.weights import Normaliser
+from ltdi.zoo import Zoo
 
 GENERATED = ("lt-di", "mv-di", "tw-di", "mv-di-matched", "anchored-regression", "hypernetwork")
 MADE = ("base", "soup", "nearest", "zoo-search")
@@ -61,42 +62,6 @@ NOTES = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Setting:
-    """One task in one setting: what is known of it, and what is measured.
-
-    Attributes:
-        name: Such as "sst-2" or "sst-2, unseen".
-        weights_of: Name of the setting whose weights are measured: its own, or that of another
-            which only measures them on other rows.
-        task: Number of the task.
-        source: The task.
-        known: Tasks whose runs may be learnt from.
-        pool: Rows of the source that a support is drawn from.
-        inputs: [rows, channels, T] of the rows that are measured on.
-        labels: [rows].
-    """
-
-    name: str
-    task: int
-    source: Source
-    known: tuple[int, ...]
-    pool: Tensor
-    inputs: Tensor
-    labels: Tensor
-    weights_of: str = ""
-
-    @property
-    def kind(self) -> str:
-        """What is unseen of the task; nothing of one that is known as a whole."""
-        return self.name.partition(", ")[2]
-
-    @property
-    def piece(self) -> str:
-        """For names of files: what is fitted and generated."""
-        return (self.weights_of or self.name).replace(", ", "-").replace(" ", "-")
-
-
 @dataclass
 class Made:
     """Weights of one method for one setting and seed.
@@ -119,14 +84,10 @@ class Bench:
     sources: Sequence[Source]
     descriptions: Sequence[str]
     groups: list[Solved]
-    recipe: AdapterRecipe
+    zoo: Zoo
+    p: Preset
     kept: Kept
     seed: int
-    support: int
-    full: Preparation
-    full_rates: tuple[float, ...]
-    few_steps: int
-    trunk: Callable[[int, int], tuple[Tensor, float]]
     progress: Progress
     sampling: dict[str, Sampling] = field(default_factory=dict)
     heads: dict[str, dict[int, str]] = field(default_factory=dict)
@@ -143,6 +104,12 @@ class Bench:
         """Numbers of the tasks that are measured; the others are made of texts alone."""
         return tuple(t for t, s in enumerate(self.sources) if not s.origin)
 
+    def trunk(self, task: int, number: int) -> tuple[Tensor, float]:
+        """Local targets [k, n] of a long run, and its seconds."""
+        entry = self.zoo.entry(f"{self.sources[task].name}-trunk-{number}")
+        theta = self.zoo.columns(entry)["theta"][0].clone()
+        return theta, float(entry["mean"]["seconds"])
+
     def known(self, tasks: Sequence[int]) -> list[Solved]:
         """Runs of some tasks."""
         wanted = torch.tensor(tasks)
@@ -156,7 +123,7 @@ class Bench:
     def support_of(self, setting: Setting, seed: int) -> TextSupport:
         """Support rows of a setting; all methods see the same."""
         rng = torch.Generator().manual_seed(self.seed + 7919 * seed + setting.task)
-        rows = support_rows(setting.source, setting.pool, self.support, rng)
+        rows = support_rows(setting.source, setting.pool, self.p.support, rng)
         texts = setting.source.train.select(rows)
         return TextSupport(texts, self.descriptions[setting.task])
 
@@ -170,7 +137,7 @@ class Bench:
         key = (name, known, seed)
         if key in self.generators:
             return self.generators[key]
-        recipe = named_recipe(name, self.recipe)
+        recipe = named_recipe(name, self.p.recipe)
         recipe = replace(recipe, meta=replace(recipe.meta, seed=self.seed + seed))
         groups = self.known(known)
         label = f"{name} on {len(known)} tasks, seed {seed}"
@@ -262,8 +229,8 @@ class Bench:
 
     def _few(self, setting: Setting, support: TextSupport, seed: int) -> Made:
         name = f"few-{setting.piece}-{seed}"
-        prepare = self.recipe.preparation(setting.source.name)
-        preparation = replace(prepare, steps=self.few_steps, segments=1)
+        prepare = self.p.recipe.preparation(setting.source.name)
+        preparation = replace(prepare, steps=self.p.few_steps, segments=1)
 
         def make() -> dict[str, Tensor]:
             rng = torch.Generator().manual_seed(self.seed + seed)
@@ -279,8 +246,8 @@ class Bench:
         """Full fine-tuning with each rate: final weights [n], "valid" metric [k], "seconds"."""
         source, rows = setting.source, setting.pool
         out = {}
-        for rate in self.full_rates:
-            p = replace(self.full, lr=rate)
+        for rate in self.p.full_rates:
+            p = replace(self.p.full, lr=rate)
 
             def make(p: Preparation = p) -> dict[str, Tensor]:
                 rng = torch.Generator().manual_seed(self.seed + seed)

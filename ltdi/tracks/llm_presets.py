@@ -15,7 +15,6 @@ from ltdi.data.text import rules
 from ltdi.errors import InputError
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Diffusion, Network
-from ltdi.tracks.llm_methods import Setting
 
 GLUE = ("sst-2", "cola", "mrpc", "sts-b", "rte", "qnli")
 RULES = tuple(f"rule:{name}" for name in rules.TASKS)
@@ -138,6 +137,42 @@ PRESETS = {
         warm_steps=2500,
     ),
 }
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One task in one setting: what is known of it, and what is measured.
+
+    Attributes:
+        name: Such as "sst-2" or "sst-2, unseen".
+        weights_of: Name of the setting whose weights are measured: its own, or that of another
+            which only measures them on other rows.
+        task: Number of the task.
+        source: The task.
+        known: Tasks whose runs may be learnt from.
+        pool: Rows of the source that a support is drawn from.
+        inputs: [rows, channels, T] of the rows that are measured on.
+        labels: [rows].
+    """
+
+    name: str
+    task: int
+    source: Source
+    known: tuple[int, ...]
+    pool: Tensor
+    inputs: Tensor
+    labels: Tensor
+    weights_of: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What is unseen of the task; nothing of one that is known as a whole."""
+        return self.name.partition(", ")[2]
+
+    @property
+    def piece(self) -> str:
+        """For names of files: what is fitted and generated."""
+        return (self.weights_of or self.name).replace(", ", "-").replace(" ", "-")
 
 
 def settings_of(sources: Sequence[Source], wanted: Sequence[str], p: Preset) -> list[Setting]:

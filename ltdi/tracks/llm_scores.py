@@ -19,8 +19,8 @@ from ltdi.lora import adapter_logits
 from ltdi.memory import peak_mb
 from ltdi.progress import Log, Progress
 from ltdi.report.table import Row
-from ltdi.tracks.llm_methods import FITTED, GENERATED, KINDS, MADE, Bench, Made, Setting
-from ltdi.tracks.llm_presets import DEV, KINDS_OF, SLICE, UNSEEN, Preset
+from ltdi.tracks.llm_methods import FITTED, GENERATED, KINDS, MADE, Bench, Made
+from ltdi.tracks.llm_presets import DEV, KINDS_OF, SLICE, UNSEEN, Setting
 from ltdi.tracks.measured import mean_row
 
 RESAMPLES = 200
@@ -31,7 +31,6 @@ class Trial:
     """Measures methods, and collects rows."""
 
     bench: Bench
-    p: Preset
     methods: Sequence[str]
     seeds: int
     prepare_s: float
@@ -126,10 +125,10 @@ class Trial:
         a shorter schedule alone does.
         """
         out = {}
-        seeds = range(min(self.seeds, self.p.warm_seeds))
+        seeds = range(min(self.seeds, self.bench.p.warm_seeds))
         for number, place in enumerate(places):
             s, whole = place.source, place.kind == UNSEEN
-            long = self.bench.recipe.preparation(s.name)
+            long = self.bench.p.recipe.preparation(s.name)
             rows = s.fit
             if whole:
                 goals = [float(self._trunk_curve(place, i)[-1]) for i in range(self._trunks)]
@@ -165,14 +164,14 @@ class Trial:
         return out
 
     def _shorter(self, long: Preparation) -> Preparation:
-        share = self.p.warm_steps / self.p.recipe.prepare.steps
+        share = self.bench.p.warm_steps / self.bench.p.recipe.prepare.steps
         segment = max(1, int(long.steps * share) // long.segments)
         return replace(long, steps=segment * long.segments)
 
     def _rate(self, place: Setting, start: str, short: Preparation) -> dict[str, float]:
         """Validation metric of the ends of a run with each rate."""
         out = {}
-        for rate in self.p.warm_rates:
+        for rate in self.bench.p.warm_rates:
             p = replace(short, lr=short.lr * rate)
             end = self.bench.again(place, start, 0, p, place.source.fit)["theta"][-1]
             out[f"{rate:g}"] = round(validation(self.bench.host, place.source, end), 4)
@@ -198,7 +197,7 @@ class Trial:
 
     @property
     def _trunks(self) -> int:
-        return min(self.seeds, self.bench.recipe.runs.trunks)
+        return min(self.seeds, self.bench.p.recipe.runs.trunks)
 
     def _trunk_curve(self, place: Setting, number: int) -> Tensor:
         """[k] dev metric of the snapshots of a long run."""
@@ -211,9 +210,9 @@ class Trial:
 
     def _seeds(self, method: str, place: Setting) -> int:
         """As many as are asked for and the preset can pay; no fit is counted twice."""
-        most = {"full-finetune": self.p.full_seeds, "lora": self.bench.recipe.runs.trunks}
+        most = {"full-finetune": self.bench.p.full_seeds, "lora": self.bench.p.recipe.runs.trunks}
         if place.kind:
-            most |= {m: self.p.control_seeds for m in GENERATED if m != "lt-di"}
+            most |= {m: self.bench.p.control_seeds for m in GENERATED if m != "lt-di"}
         return min(self.seeds, most.get(method, self.seeds))
 
     def _piece(self, place: Setting, method: str, seed: int) -> dict[str, Tensor]:
