@@ -17,7 +17,6 @@ from ltdi import files
 from ltdi.errors import InputError, unknown
 
 KINDS = ("ours", "control", "peer")
-LOWER_IS_BETTER = ("nll", "ece", "loss", "perplexity", "error")
 # Digits kept in the JSON: far below any interval, and no digits that a rerun would not give.
 DIGITS = {
     "mean": 6,
@@ -111,18 +110,6 @@ class Result:
         top = {f.name: getattr(self, f.name) for f in fields(self)}
         return {**top, "rows": [row.to_dict() for row in self.rows]}
 
-    @classmethod
-    def from_dict(cls, data: Mapping[str, Any]) -> Result:
-        """The inverse of `to_dict`.
-
-        Raises:
-            InputError: If a key is missing or unknown.
-        """
-        _check_keys(data, cls, "result")
-        for row in data["rows"]:
-            _check_keys(row, Row, "row")
-        return cls(**{**data, "rows": [Row(**row) for row in data["rows"]]})
-
     def write_json(self, path: Path | str) -> None:
         """Write the JSON file atomically."""
         files.write_json(Path(path), self.to_dict())
@@ -165,7 +152,7 @@ def ordered(rows: Iterable[Row]) -> list[Row]:
     rows = list(rows)
     groups = list(dict.fromkeys(_group(row) for row in rows))
     return sorted(
-        rows, key=lambda row: (groups.index(_group(row)), KINDS.index(row.kind), _badness(row))
+        rows, key=lambda row: (groups.index(_group(row)), KINDS.index(row.kind), -row.mean)
     )
 
 
@@ -229,18 +216,3 @@ def _best_peers(result: Result) -> list[Row]:
 
 def _group(row: Row) -> tuple[str | None, str]:
     return row.dataset, row.metric
-
-
-def _badness(row: Row) -> float:
-    return row.mean if row.metric in LOWER_IS_BETTER else -row.mean
-
-
-def _check_keys(data: Mapping[str, Any], kind: type[Row] | type[Result], what: str) -> None:
-    names = [f.name for f in fields(kind)]
-    for key in data:
-        if key not in names:
-            raise unknown(f"key of a {what}", key, names, where="bench JSON")
-    missing = [name for name in names if name not in data and name != "dataset"]
-    missing += ["dataset"] if kind is Result and "dataset" not in data else []
-    if missing:
-        raise InputError(f"a {what} lacks {', '.join(missing)}", where="bench JSON")

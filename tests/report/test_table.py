@@ -57,7 +57,7 @@ def test_the_json_has_the_keys_of_the_interface_in_order(tmp_path: Path) -> None
     data = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))
     assert list(data) == TOP
     assert all(list(r) == COLUMNS for r in data["rows"])
-    assert Result.from_dict(data) == example()
+    assert data == example().to_dict()
 
 
 def test_a_row_names_its_dataset_only_if_it_has_one() -> None:
@@ -71,7 +71,8 @@ def test_json_round_trip_is_the_identity(
 ) -> None:
     first = Row("m", "peer", "accuracy", mean, 0.1, episodes, cost, cost, cost, cost, dataset)
     result = Result("t", "d", "smoke", 3, {"a": [1, 2]}, (first,))
-    assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+    (kept,) = json.loads(json.dumps(result.to_dict()))["rows"]
+    assert Row(**kept) == first
 
 
 def test_numbers_are_rounded() -> None:
@@ -85,14 +86,9 @@ def test_a_number_that_json_lacks_is_refused(value: float) -> None:
         row("m", "peer", value)
 
 
-def test_unknown_kinds_and_keys_name_the_nearest() -> None:
+def test_an_unknown_kind_names_the_nearest() -> None:
     with pytest.raises(InputError, match="did you mean 'peer'"):
         row("m", "peers", 0.5)
-    data = example().to_dict()
-    with pytest.raises(InputError, match="did you mean 'preset'"):
-        Result.from_dict({**data, "presets": 1})
-    with pytest.raises(InputError, match="lacks dataset"):
-        Result.from_dict({key: data[key] for key in TOP if key != "dataset"})
 
 
 @given(st.permutations(example().rows))
@@ -100,12 +96,6 @@ def test_unknown_kinds_and_keys_name_the_nearest() -> None:
 def test_rows_are_ordered_by_kind_then_mean(rows: list[Row]) -> None:
     names = [r.method for r in ordered(rows)]
     assert names == ["lt-di", "mv-di-matched", "mv-di", "linear-probe", "protonet"]
-
-
-def test_a_loss_is_better_when_lower() -> None:
-    rows = [row("a", "peer", 0.4, metric="nll"), row("b", "peer", 0.2, metric="nll")]
-    text = printed(replace(example(), settings={}, rows=rows))
-    assert text.index("b *") < text.index("a ")
 
 
 @pytest.mark.parametrize("width", [None, 40, 80, 200])
