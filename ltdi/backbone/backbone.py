@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from ltdi.backbone.augment import wiggle
 from ltdi.backbone.conv import ConvNet
 from ltdi.backbone.features import FeatureMap, FeatureMapping, MappedNet, mapped_config
-from ltdi.backbone.precision import autocast
+from ltdi.backbone.folding import folded
+from ltdi.backbone.precision import autocast, lowers
 from ltdi.backbone.resnet import ResNet12
 from ltdi.backbone.transform import InputTransform
 from ltdi.backbone.wrapped import EFFICIENTNET, EfficientNetLite, TransformersNet, timm_net
@@ -55,6 +56,8 @@ class Backbone(nn.Module):
         # One layout, trained or loaded: another one would round differently.
         net.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.net, self.transform, self.config = net, transform, config
+        # Of `_quick`; in a list, so that it is no part of this module.
+        self._folded: list[Any] = []
 
     @property
     def precision(self) -> str:
@@ -81,13 +84,25 @@ class Backbone(nn.Module):
         parts = []
         for start in range(0, max(1, len(images)), size):
             x = self.transform(images[start : start + size], first=start)
-            with autocast(self.precision if precision == "auto" else precision):
-                parts.append(self._views(x))
+            chosen = self.precision if precision == "auto" else precision
+            with autocast(chosen):
+                parts.append(self._views(x, lowers(chosen)))
         return torch.cat(parts)
 
-    def _views(self, x: Tensor) -> Tensor:
+    def _quick(self, net: nn.Module, x: Tensor) -> nn.Module:
+        """`net` folded; again where a tensor of it has changed."""
+        tensors = [*net.parameters(), *net.buffers()]
+        stamp = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if not self._folded or self._folded[0] != stamp:
+            self._folded = [stamp, folded(net, x[:1])]
+        quick: nn.Module = self._folded[1]
+        return quick
+
+    def _views(self, x: Tensor, low: bool) -> Tensor:
         # A map is of the mean of all views, as when it was fitted.
         net = self.net.net if isinstance(self.net, MappedNet) else self.net
+        # bfloat16 would round folded weights in other places.
+        net = net if low else self._quick(net, x)
         views = wiggle(x) if self.transform.wiggle else [x]
         views += [view.flip(-1) for view in views] if self.transform.flip else []
         total = sum(net(v.contiguous(memory_format=torch.channels_last)).float() for v in views)
