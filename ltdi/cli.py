@@ -118,10 +118,8 @@ class HelpLines(jsonargparse.DefaultHelpFormatter):
 def explain(message: str, known: Sequence[str], choices: Collection[str] = ()) -> str:
     """A parser's message in our form: what was wrong, and what to do.
 
-    Args:
-        message: As the parser words it.
-        known: Option names without leading dashes.
-        choices: Commands, or the tracks of `bench`, where one is to be chosen.
+    `known` are option names without leading dashes; `choices` commands or tracks, where one is to
+    be chosen.
     """
     kind = "track" if choices and set(choices) <= set(TRACKS) else "command"
     text = " ".join(str(message).split())

@@ -46,14 +46,7 @@ def _lines(what: str, where: str, fix: str) -> Iterable[str]:
 
 
 def unknown(kind: str, given: str, known: Iterable[str], *, where: str = "") -> InputError:
-    """An `InputError` for a name that is not among `known`, naming the nearest one.
-
-    Args:
-        kind: What the name is of, such as "preset".
-        given: The name.
-        known: Those that there are.
-        where: The option, field or file that it was given in.
-    """
+    """An `InputError` for a name that is not among `known`, naming the nearest one."""
     options = sorted(known)
     near = difflib.get_close_matches(given, options, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}? " if near else ""
@@ -71,11 +64,7 @@ def check(
 ) -> None:
     """Refuse settings with a name that is not known, or a number out of its range.
 
-    Args:
-        where: What the settings are of, such as "meta".
-        settings: A dataclass.
-        known: The names that a field may have.
-        ranges: Lowest and highest value of a field, both allowed.
+    Both ends of a range are allowed; `where` is what the settings are of, such as "meta".
 
     Raises:
         InputError: With the first field at fault.

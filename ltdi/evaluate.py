@@ -53,8 +53,7 @@ def paired(ours: Tensor, theirs: Tensor) -> Summary:
 def across(scores: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Mean over independent sets, which count the same, and the interval of that mean.
 
-    Args:
-        scores: Mean and half width of the interval of each set.
+    Each set has a mean and the half width of its interval.
     """
     mean = sum(mean for mean, _ in scores) / len(scores)
     return mean, math.sqrt(sum(half * half for _, half in scores)) / len(scores)
@@ -142,9 +141,7 @@ def class_ci95(difference: Tensor, classes: Tensor) -> float:
     to all pairs by least squares. The mean over C classes has variance way^2 v / C beside that of
     the episodes.
 
-    Args:
-        difference: [E] values of episodes.
-        classes: [E, way] their classes.
+    `difference` are values [E] of episodes, whose classes are [E, way].
     """
     episodes, way = classes.shape
     found, number = classes.unique(return_inverse=True)

@@ -184,10 +184,6 @@ def variant(name: str, base: R) -> R:
     chain, one level. With T = 1 the only step is t = 0, where abar is nearly zero and x_t is noise
     alone; at temperature 0 one x0 step returns the network's regression of theta_M.
 
-    Args:
-        name: One of `VARIANTS`.
-        base: For any kind of weights.
-
     Raises:
         InputError: If the name is unknown.
     """

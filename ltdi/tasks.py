@@ -49,11 +49,6 @@ class FeatureBank:
     def queries_left(self, shot: int, wanted: int, classes: Tensor | None = None) -> int:
         """Queries a class that the smallest class leaves beside the support, at most `wanted`.
 
-        Args:
-            shot: Support items per class.
-            wanted: Query items per class.
-            classes: Numbers of the classes that tasks are drawn from; all by default.
-
         Raises:
             InputError: If it leaves none.
         """
@@ -286,11 +281,6 @@ def check_names(
     names: Sequence[str], way: int, *, where: str = "support.classes"
 ) -> tuple[str, ...]:
     """The names of a task's classes, one for each and no two alike.
-
-    Args:
-        names: In the order of the labels.
-        way: Number of classes.
-        where: What they were given as, for messages.
 
     Raises:
         InputError: For another number of names, a name that is no text, or one that comes twice.

@@ -98,13 +98,6 @@ def likeness(
     The inverse temperature that fits the tasks of the folds best, relative to the anchor's own,
     which was chosen on validation tasks: |log ratio|, 0 when the anchor is as sure of itself
     there as it should be.
-
-    Args:
-        folds: Of the anchor.
-        bank: Features that the folds' tasks are drawn from.
-        way: Most classes per task.
-        shots: Of the tasks.
-        seed: Of the tasks.
     """
     ratios = torch.logspace(-0.7, 0.7, 57)
     losses = torch.zeros(len(ratios))

@@ -153,9 +153,8 @@ class DomainAnchor(Anchor):
     def at(self, pool: Tensor, names: Tensor | None = None) -> DomainView:
         """The anchor in a domain.
 
-        Args:
-            pool: [P, D] unlabelled features of the domain.
-            names: [B, way] numbers of the classes of the tasks to come, where they are known.
+        The pool [P, D] are unlabelled features of the domain; names [B, way] the numbers of the
+        classes of the tasks to come, where they are known.
 
         Raises:
             InputError: If the pool is empty.
@@ -269,10 +268,7 @@ def source_head(domains: Sequence[FeatureBank], origins: Sequence[Tensor], decay
 
     It is fitted in units in which features have length one on average; see `softmax_head`.
 
-    Args:
-        domains: Features of domains with the same classes.
-        origins: [D] of each.
-        decay: Strength of the penalty.
+    Origins are [D] of each; `decay` is the strength of the penalty.
 
     Returns:
         [C, D + 1] weights for features seen from the origin, and bias.
@@ -288,11 +284,7 @@ def softmax_head(
 ) -> Tensor:
     """Minimises the mean cross entropy + decay |weight|^2 by L-BFGS, every domain counting alike.
 
-    Args:
-        domains: With the same classes.
-        features: [n, D] theirs, one domain after the other, as the head is to see them.
-        decay: Strength of the penalty.
-        iterations: At most.
+    The features [n, D] are theirs, one domain after the other, as the head is to see them.
 
     Returns:
         [C, D + 1] weights and bias.

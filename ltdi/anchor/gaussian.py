@@ -111,10 +111,7 @@ class GaussianAnchor(Anchor):
         classes by heart (docs/lab-notes/choices.md), so the number of iterations is a choice to be
         made on other classes.
 
-        Args:
-            bank: Training features.
-            iterations: Episode batches; 0 leaves the anchor as it is.
-            seed: Of episodes and noise.
+        Without an iteration it stays as it is.
         """
         named = {
             "mean": self.mean.clone(),

@@ -29,11 +29,7 @@ def cached_bank(
     A file's name tells what its features depend on: backbone and transform (by fingerprint),
     arithmetic, pixels and class names. A damaged file is made anew, with a warning.
 
-    Args:
-        backbone: The backbone.
-        images: The images.
-        directory: Where the features are kept; made where it is missing. None keeps nothing.
-        progress: Called with images done and images in all, when features are computed.
+    Without a directory nothing is kept.
     """
     if directory is None:
         return backbone.bank(images, progress=progress)
@@ -85,11 +81,7 @@ def cached_backbone(
     Its name tells what it was trained on and how; `train` runs where there is none, or, with a
     warning, where the files are damaged.
 
-    Args:
-        images: The images it is trained on.
-        training: Its settings, a dataclass with the seed.
-        directory: Where backbones are kept; made where it is missing. None keeps nothing.
-        train: Makes the backbone.
+    Without a directory nothing is kept.
     """
     if directory is None:
         return train()

@@ -69,12 +69,7 @@ class ClassifierTraining:
 
 
 class CosineClassifier(nn.Module):
-    """Logits by the cosine between a feature and each class's weight (Gidaris, Komodakis, 2018).
-
-    Args:
-        width: D.
-        classes: Number of classes.
-    """
+    """Logits by the cosine between a feature and each class's weight (Gidaris, Komodakis, 2018)."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -99,11 +94,8 @@ def train_classifier_backbone(
     features of unseen classes (Gidaris et al., 2019, "Boosting few-shot visual learning with
     self-supervision").
 
-    Args:
-        images: The training classes.
-        training: How.
-        transform: Of the backbone; 64 pixels, RGB, normalised as natural images by default.
-        progress: Called with steps done, steps in all, and the loss.
+    Images are seen at 64 pixels, RGB, normalised as natural images, where no transform says
+    otherwise.
 
     Raises:
         InputError: For fewer than two classes.
@@ -150,12 +142,8 @@ def classification_loss(
 ) -> Tensor:
     """Cross entropy of classes, and of quarter turns where there is a head for them.
 
-    Args:
-        net: [m, channels, size, size] -> [m, D].
-        heads: "classes", and perhaps "turns": [m, D] -> logits.
-        x: [n, channels, size, size].
-        target: [n, classes] probabilities.
-        training: For `smoothing` and `rotation_weight`.
+    The net maps x [n, channels, size, size] to [n, D]; the heads "classes", and perhaps "turns",
+    give logits of that. The target is [n, classes] probabilities.
     """
     n = len(x)
     part = -(-n // 4) if "turns" in heads else 0

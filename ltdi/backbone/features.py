@@ -83,12 +83,7 @@ class FeatureMap(nn.Module):
 
 
 class MappedNet(nn.Module):
-    """A network followed by a feature map.
-
-    Args:
-        net: Maps images to features [n, D].
-        map: Of these features.
-    """
+    """A network followed by a feature map."""
 
     def __init__(self, net: nn.Module, map: FeatureMap) -> None:
         super().__init__()

@@ -12,9 +12,6 @@ PRECISIONS = ("auto", "float32")
 def lowers(precision: str) -> bool:
     """Whether a precision means bfloat16 on this processor.
 
-    Args:
-        precision: "auto" takes bfloat16 where the processor has it; "float32" never does.
-
     Raises:
         InputError: For another name.
     """

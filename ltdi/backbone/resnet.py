@@ -12,12 +12,7 @@ STEM = 32
 
 
 class Stage(nn.Module):
-    """Three 3x3 convolutions and a 1x1 shortcut around them, then 2x2 max pooling.
-
-    Args:
-        inner: Input channels.
-        outer: Output channels.
-    """
+    """Three 3x3 convolutions and a 1x1 shortcut around them, then 2x2 max pooling."""
 
     def __init__(self, inner: int, outer: int) -> None:
         super().__init__()

@@ -66,11 +66,8 @@ def train_backbone(
     Every image of a batch is a query for the leave-one-out prototypes, so that no image is spent
     on support alone.
 
-    Args:
-        images: Classes to tell apart; those that a generator is trained on should not be there.
-        training: Budget and sizes.
-        transform: From images to inputs; that of drawn characters by default.
-        progress: Called as progress(iteration, iterations, loss).
+    Classes that a generator is trained on should not be among the images. The transform is that of
+    drawn characters by default.
 
     Raises:
         DivergedError: If the loss is not finite.
@@ -149,12 +146,8 @@ def descend(
 ) -> None:
     """Take optimiser steps on losses of fresh batches.
 
-    Args:
-        optimiser: Its step sizes are the peaks.
-        loss: Draws a batch and gives its loss [].
-        rate: Step number -> share of the peak.
-        steps: How many.
-        progress: Called with steps done, `steps` and the loss.
+    The optimiser's step sizes are the peaks, of which `rate` gives each step's share; `loss` draws
+    a batch.
 
     Raises:
         DivergedError: If a loss is not finite.

@@ -59,11 +59,7 @@ CACHE = 1 << 22
 
 
 class HeadPredictor:
-    """Logits of a linear head, and the gradient of its loss in closed form.
-
-    Args:
-        space: Weight space of the head.
-    """
+    """Logits of a linear head, and the gradient of its loss in closed form."""
 
     products = True
 

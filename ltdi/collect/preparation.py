@@ -58,10 +58,6 @@ class Adam:
 
     Where torch has it, it is the kernel that `torch.optim.Adam(fused=True)` calls, without the
     20 us of bookkeeping around it, which are as much as 50 heads take.
-
-    Args:
-        parts: Updated in place.
-        lr: Step size.
     """
 
     def __init__(self, parts: list[Tensor], lr: float) -> None:

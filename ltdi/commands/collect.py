@@ -121,11 +121,6 @@ class Collecting:
 def begin(path: Path, options: Collecting, progress: Bars) -> Collection[Any]:
     """Everything before the shards: backbone, features, anchor and folds; an initialisation; texts.
 
-    Args:
-        path: Directory of the zoo.
-        options: What is collected.
-        progress: Bars.
-
     Raises:
         InputError: If data do not suffice, or an option is not of this kind of weights.
         MismatchError: If the zoo there was made with other settings.

@@ -27,11 +27,7 @@ def run_in(out: str, kind: str, name: str, resolved: str) -> Iterator[tuple[Path
     A command that is refused leaves the directory as it was: options that an earlier run saved are
     replaced only by a run that ends, and a directory that holds nothing but options and log goes.
 
-    Args:
-        out: The directory.
-        kind: See `own_directory`.
-        name: File for the options.
-        resolved: The options.
+    See `own_directory` for the kind; `resolved` are the options, kept in the file of that name.
     """
     kept = {p for p in (Path(out), *Path(out).parents) if p.exists()}
     path = own_directory(out, kind)
@@ -60,11 +56,7 @@ def read_weights(
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """A file that `ltdi generate` wrote: the weights, their metadata, and the classes' names.
 
-    Args:
-        generator: That the weights are to be of.
-        path: The file.
-        of: What the weights belong to, "backbone" or "base".
-        fingerprint: The generator's own of that.
+    They must belong to the generator's own "backbone" or "base", by its fingerprint.
 
     Raises:
         MismatchError: If they belong to another.

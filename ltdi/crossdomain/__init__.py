@@ -6,7 +6,6 @@ from what the other domains tell about its classes, as those of the unseen domai
 
 from ltdi.crossdomain.anchors import (
     Trial,
-    anchor_logits,
     fit_domain_anchor,
     head_of,
     make_anchor,
@@ -24,7 +23,6 @@ __all__ = [
     "Domain",
     "DomainCollection",
     "Trial",
-    "anchor_logits",
     "domain_folds",
     "fit_domain_anchor",
     "head_of",

@@ -107,47 +107,30 @@ class Trial:
     def of(
         cls, domain: Domain, shapes: Sequence[tuple[int, int]], episodes: int, seed: int
     ) -> Trial:
-        """Draw them.
-
-        Args:
-            domain: Their domain.
-            shapes: Ways and shots.
-            episodes: For each shape.
-            seed: Of the draw.
-        """
+        """Draw them."""
         return cls(domain, [domain.episodes(w, s, 15, episodes, seed) for w, s in shapes])
 
     def logits(self, anchor: DomainAnchor, named: bool) -> list[Tensor]:
         """Logits [E, way, Q, way] of an anchor's heads, shape by shape."""
+        bank, pool = self.domain.bank, self.domain.pool
         return [
-            anchor_logits(
-                anchor,
-                self.domain.pool,
-                self.domain.bank.features[t.support],
-                self.domain.bank.features[t.query],
-                t.classes if named else None,
+            view_logits(
+                anchor.at(pool, t.classes if named else None),
+                bank.features[t.support],
+                bank.features[t.query],
             )
             for t in self.tasks
         ]
 
 
-def anchor_logits(
-    anchor: DomainAnchor, pool: Tensor, support: Tensor, query: Tensor, names: Tensor | None
-) -> Tensor:
-    """Logits [E, way, Q, way] of the anchor's heads.
+def view_logits(seen: DomainView, support: Tensor, query: Tensor) -> Tensor:
+    """Logits [E, way, Q, way] of an anchor's heads in a domain.
 
     Args:
-        anchor: Of other domains.
-        pool: [P, D] unlabelled features of the tasks' domain.
+        seen: The anchor there, told the names of these tasks' classes or none.
         support: [E, way, shot, D].
         query: [E, way, Q, D].
-        names: [E, way] numbers of the classes; None where they are not told.
     """
-    return view_logits(anchor.at(pool, names), support, query)
-
-
-def view_logits(seen: DomainView, support: Tensor, query: Tensor) -> Tensor:
-    """The same in a domain that was looked at before."""
     frame, space = seen.frame(support.shape[-1]), head_space(support.shape[-1], support.shape[1])
     theta = seen.local(frame.enter(support), torch.ones(support.shape[:3]), space)
     return query_logits(theta, frame.enter(query))

@@ -40,14 +40,7 @@ class Domain:
 
 
 def split_domain(name: str, bank: FeatureBank, *, share: float, seed: int) -> Domain:
-    """Set aside a share of every class as the unlabelled pool, rounded down.
-
-    Args:
-        name: Of the domain.
-        bank: All its features.
-        share: Of the images; below 1.
-        seed: Of the draw.
-    """
+    """Set aside a share of every class as the unlabelled pool, rounded down."""
     rng = torch.Generator().manual_seed(seed)
     pool, kept, edges = [], [], [0]
     for start, end in itertools.pairwise(bank.offsets.tolist()):

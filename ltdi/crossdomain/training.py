@@ -64,13 +64,7 @@ def domain_folds(
 
 
 class DomainCollection(HeadCollection):
-    """A zoo of heads whose folds are domains.
-
-    Args:
-        zoo: Started, with its frames.
-        recipe: It was started with.
-        folds: One for each frame.
-    """
+    """A zoo of heads whose folds are domains."""
 
     def __init__(self, zoo: Zoo, recipe: Recipe, folds: Sequence[DomainFold]) -> None:
         Collection.__init__(self, zoo, plan_of(recipe.tasks, len(folds)))
@@ -119,16 +113,7 @@ def prepare_domains(
     *,
     progress: Progress | None = None,
 ) -> DomainCollection:
-    """Solve tasks of every fold into a zoo; see `ltdi.pipeline.start_zoo` for the errors.
-
-    Args:
-        path: Directory of the zoo.
-        domains: The source domains.
-        folds: One for each of them; see `domain_folds`.
-        recipe: Which tasks, and how they are solved.
-        backbone: That the features came from.
-        progress: Called as progress(stage, done, total, text).
-    """
+    """Solve tasks of every fold into a zoo; see `ltdi.pipeline.start_zoo` for the errors."""
     zoo = start_zoo(path, together(domains), recipe, backbone)
     zoo.keep_frames([fold.frame for fold in folds], [fold.classes.tolist() for fold in folds])
     return DomainCollection(zoo, recipe, folds).fill(progress=progress)
@@ -144,12 +129,7 @@ def train_domain_generator(
 ) -> DomainHeadGenerator:
     """Meta-train on the folds of `data`; see `ltdi.pipeline.train_generator` for the errors.
 
-    Args:
-        data: Solved tasks.
-        anchor: The generator's own, which knows all domains.
-        backbone: That the features came from.
-        recipe: Chain, network, meta-training.
-        progress: Called as progress(stage, done, total, text).
+    The anchor is the generator's own, which knows all domains.
     """
     generator = train_generator(
         data,

@@ -62,10 +62,6 @@ class Family:
 def records(tree: FileTree, family: Family) -> Parts:
     """Images of the binary version: label bytes, then the red, green and blue plane.
 
-    Args:
-        tree: Where to look.
-        family: What to look for.
-
     Returns:
         The images of each part and class in the order of the files; empty when there is no such
         file at all.

@@ -61,11 +61,6 @@ def name_of(path: str | os.PathLike[str]) -> str:
 def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -> Tensor:
     """Read every image below `path`, in whatever folders: uint8 [n, channels, size, size].
 
-    Args:
-        path: A directory or a zip.
-        size: Height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-
     Raises:
         InputError: When there is no image, or the path is missing or unsafe.
         DamagedFileError: For an unreadable image or zip.

@@ -94,9 +94,6 @@ class ImageSet:
     def select(self, class_indices: Sequence[int] | Tensor) -> ImageSet:
         """The given classes, in the given order.
 
-        Args:
-            class_indices: Distinct indices into `classes`.
-
         Raises:
             InputError: For an index out of range or given twice.
         """

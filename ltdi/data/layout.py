@@ -175,12 +175,6 @@ def decode_groups(
 ) -> ImageSet:
     """Decode images class by class into one tensor; the memory is the result's and no more.
 
-    Args:
-        name: The source.
-        groups: Class name -> its images, one or more; classes are sorted by code point.
-        size: Height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-
     Raises:
         DamagedFileError: For an unreadable image.
         InputError: For an impossible geometry, or a class without images.

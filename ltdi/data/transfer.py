@@ -118,9 +118,6 @@ TARGETS: dict[str, tuple[str, Callable[[Path, int], Target], tuple[str, ...]]] =
 def load_source(data_dir: str | os.PathLike[str]) -> list[NamedSet]:
     """CIFAR-100 and Tiny-ImageNet, every class and every image of both.
 
-    Args:
-        data_dir: Directory with `cifar100/` and `tiny-imagenet/`.
-
     Raises:
         InputError: If files are missing.
         DamagedFileError: For an unreadable image or archive.
@@ -138,10 +135,7 @@ def load_source(data_dir: str | os.PathLike[str]) -> list[NamedSet]:
 def load_target(name: str, data_dir: str | os.PathLike[str], *, seed: int = 0) -> Target:
     """A target set.
 
-    Args:
-        name: A key of `TARGETS`.
-        data_dir: Directory with the folders of `PLACES`.
-        seed: Of the split into pool and test where there is no official one.
+    The seed is that of the split into pool and test where there is no official one.
 
     Raises:
         InputError: For an unknown name, or if files are missing.

@@ -47,10 +47,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path, run: Mapping[str, Any]) -> tuple[Checkpoint | None, str]:
     """The newest readable checkpoint, or None where there is none.
 
-    Args:
-        path: Where `save_checkpoint` wrote.
-        run: What this run was started with.
-
     Returns:
         The checkpoint and a message, empty unless a damaged file was passed over; that file is
         put aside as `<name>.damaged`.

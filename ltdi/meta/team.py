@@ -50,10 +50,6 @@ class Team:
     def join(cls, device: str = "auto", precision: str = "auto") -> Team:
         """The team that this process was started in.
 
-        Args:
-            device: "auto" (a GPU where there is one), "cpu" or "cuda".
-            precision: "auto" (bfloat16 on a GPU), "float32" or "bfloat16".
-
         Raises:
             InputError: If there is no such device, or Accelerate is missing.
         """
@@ -155,12 +151,6 @@ def tracked(
     log: Log, names: Sequence[str], path: Path, settings: Mapping[str, Any]
 ) -> Iterator[Log]:
     """A log that also tells Accelerate's trackers every number of a training step.
-
-    Args:
-        log: The log that goes on.
-        names: Of the trackers; none by default.
-        path: Directory for what trackers keep here.
-        settings: Of the run.
 
     Raises:
         InputError: If a tracker is unknown or not installed.

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from ltdi.anchor.domain import DomainAnchor, level_of, responsibilities
-from ltdi.crossdomain import anchor_logits, head_of, make_anchor
+from ltdi.crossdomain import head_of, make_anchor, view_logits
 from ltdi.errors import InputError
 from ltdi.evaluate import accuracy
 from ltdi.weights import head_logits, head_space
@@ -26,7 +26,7 @@ def anchor() -> DomainAnchor:
 
 def logits(anchor: DomainAnchor, *, pool=TARGET.pool, support=SUPPORT, query=QUERY, names=None):
     names = TASKS.classes if names is None else names
-    return anchor_logits(anchor, pool, support, query, names)
+    return view_logits(anchor.at(pool, names), support, query)
 
 
 def test_responsibilities_are_those_of_the_nearest_mean():

@@ -19,11 +19,8 @@ def load(
 ) -> dict[str, TextSet]:
     """All parts of a data set of the hub, under the hub's names for them.
 
-    Args:
-        name: Such as "glue" or "owner/name".
-        columns: Which columns hold what; classes are the hub's own where it names them.
-        config: Configuration of the set, such as "rte".
-        revision: Of the set.
+    Classes are the hub's own where it names them; `config` is a configuration of the set, such as
+    "rte".
 
     Raises:
         InputError: If `datasets` is not installed or cannot load the set, and as

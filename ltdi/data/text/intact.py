@@ -24,10 +24,7 @@ _TRIES = 20
 def intact(name: str, texts: Sequence[Text], *, seed: int = 0) -> TextSet:
     """Texts of which every other one is damaged, in random order; class 1 is intact.
 
-    Args:
-        name: Of the task.
-        texts: Texts or pairs; the texts of a pair are taken one by one, each once.
-        seed: Of the order and the damage.
+    The texts of a pair are taken one by one, each once.
 
     Raises:
         InputError: If fewer than two texts have `SHORTEST` to `LONGEST` words.

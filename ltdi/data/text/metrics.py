@@ -83,10 +83,7 @@ def predictions(logits: Tensor) -> Tensor:
 def measure(metric: str, logits: Tensor, labels: Tensor) -> float:
     """One metric of a classifier's or a regression's outputs.
 
-    Args:
-        metric: A key of `METRICS`.
-        logits: [n, outputs]; one output is a regression.
-        labels: [n] classes or values.
+    Logits are [n, outputs], one output being a regression; labels [n] are classes or values.
 
     Raises:
         InputError: For an unknown metric, one that does not fit the labels, other shapes, or

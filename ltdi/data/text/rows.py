@@ -57,12 +57,6 @@ class Labelling:
 def assemble(name: str, rows: Sequence[Row], labelling: Labelling, where: str) -> TextSet:
     """A set from rows, all of them with a label or none.
 
-    Args:
-        name: Of the set.
-        rows: One or more.
-        labelling: What labels mean.
-        where: The file, for messages.
-
     Raises:
         InputError: For no row, an empty text, or a label that is missing or outside the set.
     """

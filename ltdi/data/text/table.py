@@ -150,12 +150,6 @@ def rows_of(
 ) -> list[Row]:
     """Records with their lines as rows.
 
-    Args:
-        records: Line and fields by column.
-        columns: Which columns hold what.
-        where: The file, for messages.
-        labelled: Whether there must be labels.
-
     Raises:
         InputError: For a missing column, or a text that is no text.
     """
