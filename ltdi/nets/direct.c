@@ -2,7 +2,8 @@
 
    Numbers lie as [positions, images, channels], kernels as [positions, channels in, channels out],
    the last dimension filled up with zeros to whole vectors. So each pass of a convolution is a sum of
-   products of matrices, one for every two positions that meet; zeros around an image are left out. */
+   products of matrices, one for every two positions that meet; zeros around an image are left out.
+   Only what the first layer sees lies as [positions, channels, images]. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -84,7 +85,7 @@ static void product(float *to, long rows, float *from, long pitch, const pair *p
 typedef struct {
     long side, in, out, kernel, stride, pad, groups; /* groups: 0 for the head */
     long steps, row, wide; /* outputs are [steps, steps]; channels in and out with zeros */
-    long apart;            /* from one position to the next of x */
+    long image, next, apart; /* from one image of x to another, and channel, and position */
     float *x, *y, *rate;   /* input; output, normalised; what that was divided by */
     float *kernels, *turned, *bias; /* as given, and [positions, out, row] */
     float *slopes, *fall;           /* gradients of kernels and bias */
@@ -150,7 +151,7 @@ static void means(const layer *l, float *to, float *sums, const work *w) {
 static void forward(const layer *l, float *positive, const work *w) {
     long n = w->images * l->wide, positions = l->steps * l->steps;
     operand a = {l->x, l->apart, IN}, b = {l->kernels, l->in * l->wide, TAP};
-    pass(l, OUT, positions, l->y, w->images, l->bias, a, b, (steps){l->row, 1, l->in, l->wide}, w);
+    pass(l, OUT, positions, l->y, w->images, l->bias, a, b, (steps){l->image, l->next, l->in, l->wide}, w);
     if (!l->groups) return;
     float *restrict sum = w->room, *restrict mean = sum + n, *restrict rate = l->rate;
     memset(sum, 0, n * sizeof *sum);
@@ -208,7 +209,7 @@ static void backward(const layer *l, float *restrict g, int first, int again, co
         for (long j = 0; j < l->wide; j++) fall[j] += sum[i + j];
     operand a = {l->x, l->apart, IN}, b = {g, n, OUT}, c = {l->turned, l->out * l->row, TAP};
     pass(l, TAP, l->kernel * l->kernel, l->slopes, l->in, again ? 0 : w->zeros, a, b,
-         (steps){1, l->row, w->images, l->wide}, w);
+         (steps){l->next, l->image, w->images, l->wide}, w);
     if (!first) /* nobody asks for the images' gradient */
         pass(l, IN, l->side * l->side, l->x, w->images, w->zeros, b, c,
              (steps){l->wide, 1, l->out, l->row}, w);
@@ -272,7 +273,7 @@ static long divide(float *arena, layer *first, layer *head, work *w, long images
 
    Numbers of a layer are side, in, out, kernel, stride, pad and groups; the last one is the head.
    Parts are kernels [nets, kernel, kernel, in, out] and biases [nets, out] of each, and so is what is
-   found. x [nets, side, side, all, in]; target [nets, all, out]; share [nets, all], or none for a mean.
+   found. x [nets, side, side, in, all]; target [nets, all, out]; share [nets, all], or none for a mean.
    `some` images go through a net together. 0 without memory. */
 int nets(long nets, long all, long some, long layers, const long *numbers, float *const *parts,
          float *const *found, float *x, const float *target, const float *share,
@@ -284,7 +285,9 @@ int nets(long nets, long all, long some, long layers, const long *numbers, float
     for (layer *l = first; first && l <= head; l++, numbers += 7) {
         memcpy(l, numbers, 7 * sizeof *numbers);
         l->steps = (l->side + 2 * l->pad - l->kernel) / l->stride + 1;
-        l->row = l > first ? wide(l->in) : l->in;
+        l->row = wide(l->in);
+        l->image = l > first ? l->row : 1;
+        l->next = l > first ? 1 : all;
         l->wide = wide(l->out);
     }
     float *arena = first ? aligned_alloc(64, divide(0, first, head, &w, some, &zero) * sizeof *x) : 0;
@@ -314,9 +317,9 @@ int nets(long nets, long all, long some, long layers, const long *numbers, float
         }
         for (long at = 0; at < all; at += w.images) {
             w.images = all - at < some ? all - at : some;
-            first->x = x + at * first->in;
+            first->x = x + at;
             for (layer *l = first; l <= head; l++) {
-                l->apart = (l > first ? w.images : all) * l->row;
+                l->apart = l > first ? w.images * l->row : all * l->in;
                 forward(l, l < head ? l[1].x : 0, &w);
             }
             if (!found) {

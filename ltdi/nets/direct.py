@@ -66,14 +66,16 @@ class Direct(Grouped):
         return super().whole([x.movedim(-1, 1) for x in parts])
 
     def enter(self, images: Tensor) -> Tensor:
-        """Windows [E, steps, steps, P, side, side, channels] of images [E, P, channels, ..]."""
+        """Windows [E, steps, steps, side, side, channels, P] of images [E, P, channels, ..]."""
         kernel, stride = self.config.kernels[0], self.config.strides[0]
-        x = F.pad(images, (1, 1, 1, 1)).unfold(3, kernel, stride).unfold(4, kernel, stride)
-        return x.permute(0, 3, 4, 1, 5, 6, 2).contiguous()
+        # Images last: what is copied lies side by side.
+        x = F.pad(images, (1, 1, 1, 1)).permute(0, 3, 4, 2, 1).contiguous()
+        x = x.unfold(1, kernel, stride).unfold(2, kernel, stride)
+        return x.permute(0, 1, 2, 5, 6, 3, 4).contiguous()
 
     def logits(self, parts: list[Tensor], x: Tensor) -> Tensor:
         """Logits [E, P, way] of images as `enter` has them."""
-        out = x.new_empty(len(x), x.shape[3], parts[-1].shape[1])
+        out = x.new_empty(len(x), x.shape[-1], parts[-1].shape[1])
         self._run(parts, x, out=out)
         return out
 
@@ -116,7 +118,7 @@ class Direct(Grouped):
                 return (ctypes.c_void_p * len(tensors))(*map(place, tensors))
 
             *of, images, targets, shares = given
-            nets, count = min(each, len(x) - at), x.shape[3]
+            nets, count = min(each, len(x) - at), x.shape[-1]
             if not code.nets(
                 *(nets, count, TOGETHER, len(layers), numbers, places(of), places(found)),
                 *(place(images), place(targets), place(shares), place(out)),

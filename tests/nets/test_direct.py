@@ -139,7 +139,7 @@ def test_no_nets_and_no_images_are_nothing():
     seen = nets.enter(x.float())
     none = [p[:0] for p in turned(parts)]
     assert nets.logits(none, seen[:0]).shape == (0, 1, 3)
-    assert nets.logits(turned(parts), seen[:, :, :, :0]).shape == (1, 0, 3)
+    assert nets.logits(turned(parts), seen[..., :0]).shape == (1, 0, 3)
 
 
 @compiled
