@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -138,20 +138,12 @@ def bench(
                 fix="publish the generator with --out, and see `ltdi evaluate`",
             )
         # The same tasks with another kind of weights, which is a track of its own.
-        return nets.bench(
-            dataset,
-            data_dir,
-            methods=net_methods.ALL_METHODS if tuple(methods) == ALL_METHODS else methods,
-            preset=cast(Any, preset),
-            way=way,
-            shot=shot,
-            query=query,
-            episodes=episodes,
-            split=split,
-            seed=seed,
-            progress=progress,
-            log=log,
-        )
+        same: dict[str, Any] = {"way": way, "shot": shot, "query": query, "episodes": episodes}
+        same |= {"split": split, "seed": seed, "progress": progress, "log": log}
+        same |= {"preset": preset, "methods": methods}
+        if tuple(methods) == ALL_METHODS:
+            same["methods"] = net_methods.ALL_METHODS
+        return nets.bench(dataset, data_dir, **same)
     if target != "head":
         raise unknown("target", target, ("head", "net"), where="--target")
     label, p = chosen_preset(preset, {n: preset_of(dataset, n, backbone) for n in NAMES})
@@ -164,15 +156,8 @@ def bench(
     if download:
         fetch(dataset, data_dir)
     recipe = replace(p.recipe, meta=replace(p.recipe.meta, seed=seed))
-    parts = load_parts(
-        dataset,
-        data_dir,
-        size=p.size,
-        channels=p.channels,
-        rotations=p.rotations,
-        split=split,
-        seed=seed,
-    )
+    images = {"size": p.size, "channels": p.channels}
+    parts = load_parts(dataset, data_dir, **images, rotations=p.rotations, split=split, seed=seed)
     # Impossible episodes are refused before time is spent on a backbone.
     for w, s in shapes:
         sample_episodes(parts["test"].offsets, way=w, shot=s, query=query, episodes=1, seed=seed)
@@ -181,12 +166,7 @@ def bench(
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
         start = time.perf_counter()
         world = build_world(
-            parts,
-            p,
-            seed=seed,
-            directory=Path(scratch),
-            cache=place,
-            progress=progress,
+            parts, p, seed=seed, directory=Path(scratch), cache=place, progress=progress
         )
         backbone_s = time.perf_counter() - start
         log({"event": "backbone", "backbone_s": backbone_s})
@@ -195,12 +175,12 @@ def bench(
         )
         elsewheres = {other.name: bank for other, bank in zip(others, banks, strict=True)}
         runs: list[Run[Method]] = []
-        for w, s in shapes:
-            shape = f"{w}w{s}s"
-            title = f"{dataset} {shape}" if others else shape if len(shapes) > 1 else None
-            budget = Budget(p.peer_iterations, w, s, query, p.valid_episodes, seed)
-            made = methods_of(methods, recipe, world, w)
-            with one_thread():
+        with one_thread():
+            for w, s in shapes:
+                shape = f"{w}w{s}s"
+                title = f"{dataset} {shape}" if others else shape if len(shapes) > 1 else None
+                budget = Budget(p.peer_iterations, w, s, query, p.valid_episodes, seed)
+                made = methods_of(methods, recipe, world, w)
                 run = run_methods(made, world, budget, episodes, progress, log, title)
                 log({"event": "shape", "way": w, "shot": s, **run.measured()})
                 runs.append(run)

@@ -130,15 +130,8 @@ def bench(
     check_methods(methods, ALL_METHODS)
     count = p.episodes if episodes is None else episodes
     check_counts(query=query, episodes=count)
-    parts = load_parts(
-        dataset,
-        data_dir,
-        size=p.net.size,
-        channels=p.net.channels,
-        rotations=p.rotations,
-        split=split,
-        seed=seed,
-    )
+    images = {"size": p.net.size, "channels": p.net.channels}
+    parts = load_parts(dataset, data_dir, **images, rotations=p.rotations, split=split, seed=seed)
     sample_episodes(parts["test"].offsets, way=way, shot=shot, query=query, episodes=1, seed=seed)
     recipe = replace(
         p.recipe,
