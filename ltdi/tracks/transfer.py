@@ -190,19 +190,7 @@ def bench(
         scores: dict[str, dict[str, Tensor]] = {}
         rows: list[Row] = []
         for name in chosen:
-            reset_peak()
-            start = time.perf_counter()
-            kind, prepare_s, train_s = "control", 0.0, 0.0
-            predict: Predict
-            if name == CEILING:
-                predict = Supervised(world.whole).logits
-            else:
-                method = make_method(name, world, fitted)
-                method.fit(NamedBanks(world.train, world.valid), budget, partial(progress, name))
-                fitted[name], final[name] = method, method.again(world.whole, budget)
-                predict, kind = _blind(final[name]), method.kind
-                prepare_s, train_s = method.prepare_s, method.train_s
-            seconds = (prepare_s, train_s or time.perf_counter() - start)
+            kind, predict, seconds = _fit(name, world, budget, fitted, final, progress)
             scores[name], new = measure(
                 name, kind, predict, scenes, runs, gate, seconds, seed, progress
             )
@@ -283,6 +271,27 @@ def _world(found: TransferData, p: TransferPreset, seed: int, directory: Path) -
     return TransferWorld(
         found.backbone, found.encoder, found.train, whole, tasks, p.recipe, p.thorough, directory
     )
+
+
+def _fit(
+    name: str,
+    world: TransferWorld,
+    budget: UnseenBudget,
+    fitted: dict[str, UnseenMethod],
+    final: dict[str, UnseenMethod],
+    progress: Progress,
+) -> tuple[str, Predict, tuple[float, float]]:
+    """Fit a method: its kind, its logits, and its seconds of preparation and training."""
+    reset_peak()
+    start = time.perf_counter()
+    if name == CEILING:
+        predict = Supervised(world.whole).logits
+        return "control", predict, (0.0, time.perf_counter() - start)
+    method = make_method(name, world, fitted)
+    method.fit(NamedBanks(world.train, world.valid), budget, partial(progress, name))
+    fitted[name], final[name] = method, method.again(world.whole, budget)
+    train_s = method.train_s or time.perf_counter() - start
+    return method.kind, _blind(final[name]), (method.prepare_s, train_s)
 
 
 def _blind(method: UnseenMethod) -> Predict:
