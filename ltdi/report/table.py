@@ -122,10 +122,9 @@ def show(result: Result, console: Console) -> None:
     per number instead.
     """
     columns = _columns(result, ascii_only=console.options.ascii_only)
+    preset = "" if result.preset == "none" else f"preset {result.preset}, "
     table = Table(
-        title=Text(
-            f"{result.track}, {result.dataset} (preset {result.preset}, seed {result.seed})"
-        ),
+        title=Text(f"{result.track}, {result.dataset} ({preset}seed {result.seed})"),
         caption=Text("* best peer" if _best_peers(result) else ""),
         box=box.SIMPLE_HEAD,
     )
