@@ -203,6 +203,10 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
                 assert callback is not None
                 callback(t, *(theta.clone() for theta in seen))
 
+        if s.strength == 0 and callback is None:
+            # The start alone: the network is not asked.
+            start: Tensor = whole(noise).unflatten(0, (copies, -1))
+            return start
         with fast_products() if len(noise) >= MANY else nullcontext():
             residual = sample(
                 denoise,

@@ -121,6 +121,23 @@ def test_a_batch_is_its_tasks(made: UnseenGenerator, pool: Tensor) -> None:
     assert both[1]["weight"].shape[0] == 3
 
 
+def test_at_no_strength_the_network_is_not_asked(
+    made: UnseenGenerator, pool: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, steps = Unseen(("cat", "dog"), pool), []
+    # Who watches the chain sees its steps; what comes of them is the start all the same.
+    text = ENCODER(("cat", "dog")).unsqueeze(0)
+    features = made.backbone.features(pool).unsqueeze(0)
+    watched = made.weights(text, features, strength=0.0, callback=lambda *at: steps.append(at))
+    assert steps
+    monkeypatch.setattr(made.parts.network, "forward", None)
+    unasked = made.weights(text, features, strength=0.0)
+    torch.testing.assert_close(unasked, watched, rtol=0, atol=0)
+    assert made.generate(task, strength=0.0)["weight"].shape[0] == 2
+    with pytest.raises(TypeError):
+        made.weights(text, features)
+
+
 @pytest.mark.parametrize(
     ("classes", "message"),
     [
