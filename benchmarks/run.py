@@ -31,13 +31,14 @@ from rich.console import Console
 
 from benchmarks.speed.common import Figure
 from benchmarks.speed.cost import cost
+from benchmarks.speed.features import features
 from benchmarks.speed.generate import generate
 from benchmarks.speed.overlap import overlap, workers
 from benchmarks.speed.prepare import prepare
 from benchmarks.speed.table import markdown, terminal
 from benchmarks.speed.train import train
 
-PARTS = {f.__name__: f for f in (prepare, train, generate, overlap, workers, cost)}
+PARTS = {f.__name__: f for f in (prepare, train, features, generate, overlap, workers, cost)}
 
 
 def main() -> None:

@@ -90,6 +90,7 @@ class Grouped:
         found = [wrong.sum(1), torch.bmm(wrong.mT, z)]
         g = torch.bmm(wrong, parts[-2])
         g = g.unflatten(2, (-1, c.widths[-1])).permute(1, 2, 0, 3).flatten(2)
+        g = g.unflatten(1, (c.sides[-1], -1)).permute(0, 3, 1, 2)
         for i in range(len(c.strides) - 1, -1, -1):
             g = kept[i].back(g)
             found.append(g.sum((0, 2, 3)).view(count, -1))
@@ -108,8 +109,6 @@ class Grouped:
                 [i > 0, True, False],  # nobody asks for the images' gradient
             )
             found.append(own.permute(0, 2, 3, 1).reshape(size))
-            if i:
-                g = g.permute(0, 2, 3, 1).flatten(1, 2)
         return found[::-1]
 
 
@@ -117,41 +116,17 @@ class _Normed:
     """GroupNorm and ReLU of y [P, C, side, side], channels last, and their backward pass."""
 
     def __init__(self, y: Tensor, groups: int) -> None:
-        self.y = y = y.contiguous(memory_format=torch.channels_last)
-        channels = y.shape[1]
-        flat = y.permute(0, 2, 3, 1).flatten(1, 2)  # [P, positions, C]
-        size = flat.shape[1] * channels // groups
-        room = flat * flat
-        sums = torch.stack([flat.sum(1), room.sum(1)])
-        mean, square = sums.unflatten(2, (groups, -1)).sum(3).div_(size)
-        self.mean, self.rate = mean, (square - mean * mean).clamp_(min=0).add_(EPS).rsqrt_()
-        scale = self.rate.repeat_interleave(channels // groups, 1).unsqueeze(1)
-        shift = (mean * self.rate).repeat_interleave(channels // groups, 1).unsqueeze(1)
-        self.flat = torch.addcmul(shift.neg_(), flat, scale, out=room).relu_()
-
-    @property
-    def positive(self) -> Tensor:
-        """The output, [P, C, side, side]."""
-        out: Tensor = self.flat.unflatten(1, self.y.shape[2:]).permute(0, 3, 1, 2)
-        return out
+        self.y = y.contiguous(memory_format=torch.channels_last)
+        samples, channels, *side = y.shape
+        self.sizes = samples, channels, side[0] * side[1], groups
+        z, self.mean, self.rate = torch.native_group_norm(self.y, None, None, *self.sizes, EPS)
+        self.positive = z.relu_()
 
     def back(self, g: Tensor) -> Tensor:
-        """Gradient [P, C, side, side] of y from that of the output, [P, positions, C], in place."""
-        samples, channels, *side = self.y.shape
-        torch.ops.aten.threshold_backward.grad_input(g, self.flat, 0, grad_input=g)
-        g = g.unflatten(1, side).permute(0, 3, 1, 2)
-        positions = side[0] * side[1]
+        """Gradient [P, C, side, side] of y from that of the output, in place."""
+        torch.ops.aten.threshold_backward.grad_input(g, self.positive, 0, grad_input=g)
         found: tuple[Tensor, ...] = torch.ops.aten.native_group_norm_backward(
-            g,
-            self.y,
-            self.mean,
-            self.rate,
-            None,
-            samples,
-            channels,
-            positions,
-            self.mean.shape[1],
-            [True, False, False],
+            g, self.y, self.mean, self.rate, None, *self.sizes, [True, False, False]
         )
         return found[0]
 
