@@ -35,14 +35,17 @@ class Anchor(nn.Module):
         """The coordinates that generation takes place in, for features of a width."""
         return Frame.identity(width)
 
-    def task_mean(self, z: Tensor, mask: Tensor) -> Tensor | None:
-        """Where tasks lie as a whole, [B, D] in the coordinates of `frame`; None is its origin.
+    def task_mean(self, z: Tensor, mask: Tensor, frame: Frame) -> Tensor:
+        """Where tasks lie as a whole, [B, D] in a frame; its origin, here.
+
+        Heads are solved, learnt and generated as seen from there.
 
         Args:
-            z: [B, way, shot, D] support in these coordinates.
+            z: [B, way, shot, D] support in the frame's coordinates.
             mask: [B, way, shot] 1 for real samples.
+            frame: That of this anchor, or of one that was refitted.
         """
-        return None
+        return z.new_zeros(len(z), z.shape[-1])
 
     def refit(self, bank: FeatureBank) -> Anchor:
         """The same anchor had it been fitted on other classes; itself if it learns nothing."""

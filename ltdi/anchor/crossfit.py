@@ -116,9 +116,10 @@ def likeness(
                 among=fold.classes,
             )
             z = fold.frame.enter(bank.features[drawn.support])
-            theta = fold.anchor.local(z, torch.ones(z.shape[:3]), space)
-            q = fold.frame.enter(bank.features[drawn.query]).flatten(1, 2)
-            logits = head_logits(theta, q).flatten(0, 1)
+            mask, q = torch.ones(z.shape[:3]), fold.frame.enter(bank.features[drawn.query])
+            origin = fold.anchor.task_mean(z, mask, fold.frame)[:, None, None]
+            theta = fold.anchor.local(z - origin, mask, space)
+            logits = head_logits(theta, (q - origin).flatten(1, 2)).flatten(0, 1)
             label = torch.arange(n).repeat_interleave(query).repeat(len(z))
             losses += torch.stack([F.cross_entropy(r * logits, label) for r in ratios])
     return abs(math.log(float(ratios[losses.argmin()])))

@@ -68,10 +68,10 @@ class GaussianAnchor(Anchor):
         """See `Anchor.forward`."""
         frame = self.frame(support.shape[-1])
         z = frame.enter(support)
-        origin = self.task_mean(z, mask)
+        origin = self.task_mean(z, mask, frame)
         return frame.leave(self.local(z - origin[:, None, None], mask, space), origin)
 
-    def task_mean(self, z: Tensor, mask: Tensor) -> Tensor:
+    def task_mean(self, z: Tensor, mask: Tensor, frame: Frame) -> Tensor:
         """See `Anchor.task_mean`: the mean of the task, shrunk to that of training classes.
 
         Classes may be far from all training classes and near each other, such as breeds, or digits
@@ -82,7 +82,7 @@ class GaussianAnchor(Anchor):
         count, way = mask.sum(-1, keepdim=True), mask.shape[1]
         own = masked_mean(z, mask)
         mean = own.mean(1, keepdim=True)
-        unit = (self.between + 1 / count).mean(1, keepdim=True)
+        unit = (frame.between + 1 / count).mean(1, keepdim=True)
         chance = ((own - mean).square() / unit).sum((1, 2)) / (way * (way - 1))
         found = (mean.square() / unit).sum((1, 2)).clamp(min=1e-12)
         return (1 - chance / found).clamp(min=0).unsqueeze(-1) * mean.squeeze(1)

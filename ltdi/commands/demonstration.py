@@ -98,11 +98,13 @@ def chains(generator: HeadGenerator, world: World, tasks: Episodes, recipe: Reci
     samples = torch.cat([support, query], 2).flatten(1, 2)
     labels = torch.arange(way).repeat_interleave(samples.shape[1] // way)
     rule, frame = generator.parts.anchor, generator.parts.anchor.frame(bank.width)
-    start = rule.local(frame.enter(support), torch.ones(support.shape[:3]), space)
-    z = frame.enter(samples)
+    z, mask = frame.enter(support), torch.ones(support.shape[:3])
+    origin = rule.task_mean(z, mask, frame)
+    start = rule.local(z - origin[:, None, None], mask, space)
+    z = frame.enter(samples) - origin[:, None]
     path = optimise(HeadPredictor(space), start, z, labels, recipe.prepare)
-    theta = frame.leave(space.flatten(centre_classes(space.unflatten(path.theta))))
-    anchor = frame.leave(start)
+    theta = space.flatten(centre_classes(space.unflatten(path.theta)))
+    theta, anchor = frame.leave(theta, origin[:, None]), frame.leave(start, origin)
 
     def loss_of(x: Tensor) -> Callable[[Tensor], Tensor]:
         def loss(theta: Tensor) -> Tensor:

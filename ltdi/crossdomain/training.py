@@ -69,7 +69,7 @@ class DomainCollection(HeadCollection):
     def __init__(self, zoo: Zoo, recipe: Recipe, folds: Sequence[DomainFold]) -> None:
         Collection.__init__(self, zoo, plan_of(recipe.tasks, len(folds)))
         self.recipe, self.frames, self.bank = recipe, zoo.frames(), zoo.bank()
-        self.folds = folds
+        self.folds, self.anchor = folds, folds[0].anchor
 
     def fold(self, number: int) -> Fold:
         """The tasks of a domain."""

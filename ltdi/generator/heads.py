@@ -78,9 +78,8 @@ class HeadGenerator(LinearHeads, ImageGenerator):
         network = cast(Denoiser, self.parts.network)
         frame = anchor.frame(grid.shape[-1])
         z = frame.enter(grid)
-        origin = anchor.task_mean(z, mask)
-        if origin is not None:
-            z, origin = z - origin[:, None, None], repeat(origin, copies)
+        origin = anchor.task_mean(z, mask, frame)
+        z = z - origin[:, None, None]
         start = repeat(anchor.local(z, mask, space), copies)
         code = network.encode(repeat(z, copies), repeat(mask, copies))
         between = frame.between.expand(len(start), -1)
@@ -91,7 +90,7 @@ class HeadGenerator(LinearHeads, ImageGenerator):
                 return network.denoise(x, t, code, space, guide, self._pace(network, t, guide))
             return network.denoise(x, t, code, space, guide)
 
-        return View(space, start, denoise, partial(frame.leave, origin=origin))
+        return View(space, start, denoise, partial(frame.leave, origin=repeat(origin, copies)))
 
     def _pace(self, network: EquivariantDenoiser, t: Tensor, guide: Guide) -> Pace:
         """What a network makes of a step that all tasks are at: worked out once."""

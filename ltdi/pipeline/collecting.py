@@ -14,12 +14,15 @@ from ltdi.anchor.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, optimise
 from ltdi.engine import Collection, Piece, plan_of, recipe_of, settings_of
-from ltdi.errors import unknown
+from ltdi.errors import MismatchError, unknown
 from ltdi.files import plain
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import centre_classes, head_space
 from ltdi.zoo import Zoo
+
+# Where heads are seen from, see `Anchor.task_mean`; zoos that do not say so had the frame's origin.
+ORIGIN = "task"
 
 
 def make_anchor(recipe: Recipe, train: FeatureBank, valid: FeatureBank) -> Anchor:
@@ -76,7 +79,7 @@ def solve(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Solve head tasks: many samples per class for the target, only the shots for the condition.
 
-    Everything takes place in the coordinates of the fold's frame.
+    Everything takes place in the coordinates of the fold's frame, seen from the task's mean.
 
     Args:
         bank: Features that the episodes are drawn from.
@@ -108,7 +111,10 @@ def solve(
     solved_on, probe = episodes.query[..., :kept], episodes.query[..., kept:]
     support = fold.frame.enter(bank.features[episodes.support])
     query = fold.frame.enter(bank.features[solved_on])
-    start = fold.seen(episodes.classes).local(support, torch.ones(support.shape[:3]), space)
+    anchor, mask = fold.seen(episodes.classes), torch.ones(support.shape[:3])
+    origin = anchor.task_mean(support, mask, fold.frame)[:, None, None]
+    support, query = support - origin, query - origin
+    start = anchor.local(support, mask, space)
     theta_0 = start
     if recipe.start == "gaussian":
         theta_0 = recipe.start_std * torch.randn(start.shape, generator=rng)
@@ -149,11 +155,18 @@ class HeadCollection(Collection[Piece]):
     Raises:
         InputError: If a file is missing.
         DamagedFileError: If one is truncated or altered.
+        MismatchError: If it was collected by an earlier version.
     """
 
     def __init__(self, zoo: Zoo) -> None:
         self.recipe, self.frames, self.bank = recipe_of(zoo), zoo.frames(), zoo.bank()
         tensors = zoo.shared("anchor")
+        if zoo.note("anchor").get("origin") != ORIGIN:
+            raise MismatchError(
+                "the zoo is of an earlier version: its heads are not seen from their task's mean",
+                where=str(zoo.path),
+                fix="collect it again, into a new directory",
+            )
         self.anchor = make_empty_anchor(zoo.note("anchor")["name"], self.bank.width)
         self.anchor.load_state_dict(tensors)
         self._folds: dict[int, Fold] = {}
@@ -171,6 +184,11 @@ class HeadCollection(Collection[Piece]):
             fold = hold_out(self.anchor, self.bank, classes)
             self._folds[number] = replace(fold, frame=self.frames[number])
         return self._folds[number]
+
+    def origin(self, number: int, support: Tensor) -> Tensor:
+        """Where tasks of a frame were solved, [B, 1, 1, D], from their support in that frame."""
+        mask = torch.ones(support.shape[:3], device=support.device)
+        return self.anchor.task_mean(support, mask, self.frames[number])[:, None, None]
 
     def make(self, number: int) -> None:
         """Solve one shard."""
@@ -243,7 +261,7 @@ def begin_zoo(
         MismatchError: If the zoo there was made with other settings.
     """
     zoo = start_zoo(path, bank, recipe, backbone, about)
-    zoo.keep("anchor", anchor.state_dict(), {"name": anchor.name})
+    zoo.keep("anchor", anchor.state_dict(), {"name": anchor.name, "origin": ORIGIN})
     if not (zoo.held and zoo.file("frames.safetensors").is_file()):
         classes = [torch.tensor(c) for c in zoo.held]
         folds = [hold_out(anchor, bank, c) for c in classes] or make_folds(recipe, anchor, bank)

@@ -77,12 +77,14 @@ class HeadObjective(Objective):
         frame = int(g.setting["frame"])
         query = held["query"] if self.probes else held["support"][..., :0]
         support = self.features(frame, held["support"])
+        origin = self.data.origin(frame, support)
+        support = support - origin
         return {
             **vars(noised),
             "anchor": anchor,
             "between": self.data.frames[frame].between.expand(tasks, -1),
             "support": support,
-            "query": self.features(frame, query).flatten(1, 2),
+            "query": (self.features(frame, query) - origin).flatten(1, 2),
             **self.told(g, held["support"], support, rng),
         }
 

@@ -129,7 +129,7 @@ def test_the_gaussian_anchor_is_the_bayes_posterior(seed: int) -> None:
     head = space.unflatten(anchor(support, mask, space).double())
     query = torch.randn(20, D, generator=torch.Generator().manual_seed(seed)).double()
     precision, frame = torch.linalg.inv(within), anchor.frame(D)
-    away = anchor.task_mean(frame.enter(support), mask) @ torch.linalg.inv(frame.basis)
+    away = anchor.task_mean(frame.enter(support), mask, frame) @ torch.linalg.inv(frame.basis)
     for b in range(3):
         mu = (anchor.mean + away[b]).double()
         density = torch.zeros(20, 4, dtype=torch.double)
@@ -154,7 +154,7 @@ def test_tasks_of_training_classes_stay_where_they_are_and_far_ones_are_seen_fro
 
     def moved(by: float) -> tuple[Tensor, Tensor]:
         z = frame.enter(support + by)
-        return anchor.task_mean(z, mask), z.mean((1, 2))
+        return anchor.task_mean(z, mask, frame), z.mean((1, 2))
 
     own, mean = moved(0.0)
     # The task's mean is mostly chance, and most of chance is shrunk away.
@@ -292,8 +292,8 @@ def test_an_anchor_is_its_head_in_its_frame_seen_from_outside(name: str) -> None
         anchor = fit_anchor(name, bank, bank, way=4, shots=(1,), seed=0)
     frame = anchor.frame(D)
     z = frame.enter(support)
-    origin = anchor.task_mean(z, mask)
-    inside = anchor.local(z if origin is None else z - origin[:, None, None], mask, space)
+    origin = anchor.task_mean(z, mask, frame)
+    inside = anchor.local(z - origin[:, None, None], mask, space)
     torch.testing.assert_close(frame.leave(inside, origin), anchor(support, mask, space))
 
 

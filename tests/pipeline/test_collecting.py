@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 from ltdi.anchor import Anchor
 from ltdi.errors import InputError, MismatchError
 from ltdi.files import read_tensors
-from ltdi.pipeline import begin_zoo, collecting, make_anchor, make_folds, solve
+from ltdi.pipeline import HeadCollection, begin_zoo, collecting, make_anchor, make_folds, solve
 from ltdi.recipe import Recipe, Tasks
 from ltdi.tasks import FeatureBank
 from ltdi.zoo import FRAMES, Zoo
@@ -81,14 +82,15 @@ def test_a_task_is_solved_against_an_anchor_that_never_saw_its_classes(
 
 
 def test_anchors_are_those_of_the_frame_and_its_own_fold(zoo: Zoo, train, valid, recipe):
-    """What is stored is the fold's anchor on the task's support, in the fold's coordinates."""
+    """What is stored is the fold's anchor on the support, in its frame, from the task's mean."""
     folds = make_folds(recipe, make_anchor(recipe, train, valid), train)
     for g in load(zoo):
         fold, space = folds[int(g.frame[0])], zoo.space.with_way(g.way)
         support = train.features[g.support]
-        inside = fold.frame.enter(support)
-        wanted = fold.anchor.local(inside, torch.ones(support.shape[:3]), space)
-        torch.testing.assert_close(g.anchor, wanted)
+        mask = torch.ones(support.shape[:3])
+        origin = fold.anchor.task_mean(fold.frame.enter(support), mask, fold.frame)
+        outside = fold.anchor(support, mask, space)
+        torch.testing.assert_close(fold.frame.leave(g.anchor, origin), outside)
 
 
 def test_collecting_again_keeps_the_classes_of_every_fold(
@@ -124,7 +126,9 @@ def test_collecting_again_goes_on_with_the_frames_that_are_there(
     assert torch.equal(made["support"], before["support"])
     fold = make_folds(recipe, make_anchor(recipe, train, valid), train)[int(made["frame"][0])]
     space = zoo.space.with_way(support.shape[1])
-    wanted = fold.anchor.local(frame.enter(support), torch.ones(support.shape[:3]), space)
+    z = frame.enter(support)
+    z = z - again.origin(int(made["frame"][0]), z)
+    wanted = fold.anchor.local(z, torch.ones(support.shape[:3]), space)
     assert torch.equal(made["anchor"], wanted)
 
 
@@ -159,15 +163,24 @@ def test_residuals_are_centred_over_classes(zoo: Zoo):
         assert head["bias"].mean(-1).abs().max() < 1e-5
 
 
+def test_a_zoo_whose_heads_have_another_origin_is_refused(zoo: Zoo, monkeypatch):
+    monkeypatch.setattr(collecting, "ORIGIN", "elsewhere")
+    with pytest.raises(MismatchError, match=r"earlier version.*task's mean"):
+        HeadCollection(zoo)
+
+
 def test_solving_helps(zoo: Zoo, train: FeatureBank, recipe: Recipe):
     """The last local target fits a task's own samples better than the anchor it started from."""
     for g in load(zoo):
         frame = zoo.frames()[int(g.frame[0])]
+        data, z = HeadCollection(zoo), frame.enter(train.features[g.support])
+        origin = data.origin(int(g.frame[0]), z)[:, 0, 0]
         items = torch.cat([g.support, g.query], -1)
         labels = torch.arange(g.way).repeat_interleave(items.shape[-1])
+        leave = partial(frame.leave, origin=origin)
 
-        def loss(theta: Tensor, g=g, items=items, labels=labels, frame=frame) -> float:
-            head = zoo.space.with_way(g.way).unflatten(frame.leave(theta))
+        def loss(theta: Tensor, g=g, items=items, labels=labels, leave=leave) -> float:
+            head = zoo.space.with_way(g.way).unflatten(leave(theta))
             logits = train.features[items].flatten(1, 2) @ head["weight"].mT
             logits = logits + head["bias"].unsqueeze(1)
             return float(torch.nn.functional.cross_entropy(logits.mT, labels.expand(len(g), -1)))

@@ -40,6 +40,24 @@ def test_training_lowers_its_loss(run: Train, recipe: Recipe, zoo: Zoo):
     assert losses[1] < 0.9 * losses[0]
 
 
+def test_training_sees_tasks_from_where_they_were_solved(whole: HeadGenerator, zoo: Zoo, recipe):
+    """The anchor of a batch is that of its support: both lie in the frame, from the task's mean."""
+    data, parts = HeadCollection(zoo), whole.parts
+    objective = HeadObjective(data, parts.network, parts.normaliser, recipe.diffusion)
+    between = torch.stack([f.between for f in data.frames])
+    rng, moved = torch.Generator().manual_seed(0), 0.0
+    for _ in range(8):
+        batch = objective.draw(rng, 4)
+        support, mask = batch["support"], torch.ones(batch["support"].shape[:3])
+        number = int((between - batch["between"][0]).abs().sum(1).argmin())
+        fold, space = data.fold(number), objective.spaces[support.shape[1]]
+        torch.testing.assert_close(batch["anchor"], fold.anchor.local(support, mask, space))
+        # Nothing of the mean is left to move: the second look finds less than the first.
+        moved = max(moved, float(data.origin(number, support).abs().max()))
+    everywhere = data.origin(0, data.frames[0].enter(data.bank.features[:24].view(2, 3, 4, -1)))
+    assert moved < float(everywhere.abs().max())
+
+
 def test_every_objective_prediction_and_network_trains(run: Train, recipe: Recipe, train):
     short = replace(recipe, meta=replace(recipe.meta, iterations=2))
     changes = [
