@@ -19,12 +19,7 @@ from ltdi.weights import WeightSpace
 
 
 class Basis(nn.Module):
-    """Mean and orthonormal directions of every block of a weight space.
-
-    Args:
-        space: The weight space; its way does not matter.
-        rank: Directions per block, at most.
-    """
+    """Mean and orthonormal directions of every block of a weight space."""
 
     def __init__(self, space: WeightSpace, rank: int) -> None:
         super().__init__()

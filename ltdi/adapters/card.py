@@ -23,11 +23,7 @@ tags:
 
 
 def generator_card(config: Mapping[str, Any]) -> str:
-    """The README of an adapter generator: Markdown with the hub's front matter.
-
-    Args:
-        config: What the generator saves as its config.json.
-    """
+    """The README of an adapter generator: Markdown with the hub's front matter."""
     base, about = config["base"], config["about"]
     lora, name = base["lora"], shown(base["name"])
     targets = ", ".join(f"`{t}`" for t in lora["target_modules"])

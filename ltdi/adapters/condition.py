@@ -95,15 +95,7 @@ def as_way(outputs: Tensor, way: int) -> Tensor:
 
 
 class TextEncoder(nn.Module):
-    """Embeds `Facts` of projected row features.
-
-    Args:
-        width: D of the base model.
-        out: Width of the embedding.
-        seen: Principal directions of row features that are looked at.
-        rows: Whether support rows are seen.
-        text: Whether descriptions are seen.
-    """
+    """Embeds `Facts` of row features, of which it looks at `seen` principal directions."""
 
     def __init__(
         self, width: int, out: int, *, seen: int = 48, rows: bool = True, text: bool = True

@@ -18,18 +18,7 @@ _NEAR = 0.65
 
 
 class AdapterDenoiser(nn.Module):
-    """f_phi(z_t, t, i/k, c) over the coordinates z of an adapter, one token per block.
-
-    Args:
-        space: Weight space of the adapters, at any way.
-        base_width: D of the base model.
-        shape: Width, depth and heads of the transformer.
-        steps: T.
-        rank: Directions per block of the basis.
-        rows: Whether support rows are a condition.
-        text: Whether descriptions are.
-        tasks: Known tasks, whose conditions are kept.
-    """
+    """f_phi(z_t, t, i/k, c) over the coordinates z of an adapter, one token per block."""
 
     def __init__(
         self,

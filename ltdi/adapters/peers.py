@@ -37,12 +37,7 @@ def full_model(base: Base, outputs: int) -> Adapter:
 def task_adapters(
     groups: Sequence[Solved], spaces: Sequence[WeightSpace], outputs: int = 0
 ) -> dict[int, dict[str, Tensor]]:
-    """The adapter of each known task, averaged over its runs.
-
-    Args:
-        groups: Known runs.
-        spaces: Of each group.
-        outputs: A task with as many keeps its head.
+    """The adapter of each known task, averaged over its runs; one of `outputs` keeps its head.
 
     Returns:
         State dicts by number of the task.
@@ -73,14 +68,7 @@ def nearest(
     targets: Tensor,
     outputs: int,
 ) -> tuple[dict[str, Tensor], int]:
-    """The known task whose rows are most like a support's, and the average of its runs.
-
-    Args:
-        groups: Known runs.
-        spaces: Of each group.
-        features: [rows, F] row features of the support.
-        targets: [rows] of the support.
-        outputs: Of the task.
+    """The known task whose rows are most like a support's [rows, F], and the average of its runs.
 
     Returns:
         State dict, with the head if it has as many outputs, and the number of the task.

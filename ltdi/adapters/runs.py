@@ -101,15 +101,7 @@ def solve(
     runs: Runs,
     trunk: Tensor | None = None,
 ) -> Fitted:
-    """Fit one run.
-
-    Args:
-        adapter: What is fitted.
-        source: The task.
-        run: Of `plan`.
-        preparation: Of a trunk.
-        runs: As for `plan`.
-        trunk: [k, n] local targets of the run that it branches from; None for a trunk.
+    """Fit one run; a branch begins at the local targets [k, n] of its trunk.
 
     Returns:
         All k local targets; a branch has its first ones from its trunk, and no loss for them.

@@ -115,16 +115,7 @@ Read = Callable[[Sequence[Group]], list[Solved]]
 
 
 class AdapterObjective(Objective):
-    """The training loss of coordinates of adapters.
-
-    Args:
-        groups: Runs, by number of outputs.
-        host: For the weight space of each group.
-        network: Encoder, basis and denoiser; it remembers the tasks of the runs.
-        normaliser: Of coordinates.
-        recipe: For the chain.
-        read: Takes runs out of a zoo that is being filled.
-    """
+    """The training loss of coordinates of adapters."""
 
     def __init__(
         self,

@@ -30,10 +30,6 @@ class SetEncoder(nn.Module):
 
     A class is described by its mean feature, its mean non-linear embedding, the spread of its
     samples and how many they are; the task by the mean over its classes.
-
-    Args:
-        features: D, size of a backbone feature.
-        width: Size of the embedding.
     """
 
     def __init__(self, features: int, width: int) -> None:

@@ -56,11 +56,9 @@ class Network(nn.Module):
 
 
 class ConditionalDenoiser(Network):
-    """f_phi with c embedded from the support by `encoder`; no guide is read.
+    """f_phi with c embedded from the support by an encoder; no guide is read.
 
-    Args:
-        encoder: `(support, mask) -> Condition`.
-        denoiser: `(x, t, condition, space) -> [B, n]`.
+    These are `(support, mask) -> Condition` and `(x, t, condition, space) -> [B, n]`.
     """
 
     def __init__(self, encoder: nn.Module, denoiser: nn.Module) -> None:

@@ -80,11 +80,6 @@ class DomainWalk:
 
     A step equals `DomainDenoiser.denoise` to rounding, with a third of the operations: all samples
     go through one product with the heads, and classes that are not the task's through none.
-
-    Args:
-        network: The denoiser.
-        code: B tasks.
-        guide: What else is known of them; signal and stage are not read.
     """
 
     def __init__(self, network: DomainDenoiser, code: Support, guide: Guide) -> None:
@@ -124,13 +119,7 @@ class DomainWalk:
         self.fall = -1 / (4 * scene.scale.unsqueeze(-1))
 
     def step(self, x: Tensor, signal: float, pace: Pace) -> Tensor:
-        """Normalised residual [B, n] to the anchor, for x_t [B, n].
-
-        Args:
-            x: [B, n].
-            signal: Share of the target in x_t.
-            pace: Of the step; see `EquivariantDenoiser.pace`.
-        """
+        """Normalised residual [B, n] to the anchor, for x_t [B, n]."""
         way, width, first = self.way, self.width, self.shown_from
         rows = x.view(self.start.shape)
         self.heads[:, :way, :-1] = torch.addcmul(self.start, self.unit, rows, value=signal)

@@ -69,12 +69,6 @@ class EquivariantDenoiser(Network):
     """x0-prediction of heads for any way, any shot and any number of features.
 
     The output layer starts at zero, where the prediction is the anchor.
-
-    Args:
-        steps: T.
-        width: Of the network over class tokens.
-        depth: Number of blocks.
-        heads: Attention heads.
     """
 
     # What `describe` returns of each class.
@@ -102,14 +96,7 @@ class EquivariantDenoiser(Network):
         return Support(z, mask, masked_mean(z, mask), mask.sum(-1))
 
     def pace(self, t: Tensor, signal: Tensor, stage: Tensor, way: int) -> Pace:
-        """What the blocks are told: of the step, and of how many classes there are.
-
-        Args:
-            t: [B] diffusion steps.
-            signal: [B] see `Guide`.
-            stage: [B] likewise.
-            way: Classes of the tasks.
-        """
+        """What the blocks are told: of the steps [B], and of how many classes there are."""
         context = self.of_time(t, signal, stage, torch.full_like(stage, way).log())
         return [cast(Block, block).pace(context) for block in self.blocks]
 

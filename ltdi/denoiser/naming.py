@@ -49,12 +49,6 @@ class NamingDenoiser(nn.Module):
     """x0-prediction of heads for any way and any number of unlabelled images.
 
     The output layer starts at zero, where the prediction is the start of the chain.
-
-    Args:
-        steps: T.
-        width: Of the network over class tokens.
-        depth: Number of blocks.
-        heads: Attention heads, and maps between names and clusters.
     """
 
     def __init__(self, *, steps: int, width: int = 64, depth: int = 2, heads: int = 4) -> None:

@@ -68,13 +68,6 @@ class RowDenoiser(nn.Module):
     of the initialisation, a hundredth of it from the second step on: an untrained network is
     gradient descent. Class rows carry no position, so permuting classes permutes them. In a space
     without class rows, where nets are generated without a condition, a, b, s start as 1, 0, 0.
-
-    Args:
-        space: Weight space, at any way.
-        steps: T.
-        width: Of the tokens.
-        depth: Blocks.
-        heads: Attention heads.
     """
 
     def __init__(
@@ -171,13 +164,7 @@ class RowDenoiser(nn.Module):
         return out
 
     def opening(self, t: Tensor, signal: Tensor, stage: Tensor) -> Opening:
-        """What the first step of a chain without noise has in common for all tasks.
-
-        Args:
-            t: [1].
-            signal: [1], see `Descent`.
-            stage: [1].
-        """
+        """What the first step of a chain without noise has in common for all tasks; [1] each."""
         context = self.of_time(t, signal, stage)
         step = self.mix(context)[:, -1, None, None]
         tokens = [

@@ -21,13 +21,7 @@ def time_features(t: Tensor, steps: int, width: int) -> Tensor:
 
 
 class StepEmbedding(nn.Sequential):
-    """What a network is told of a step [B, width]: its time, and what else is known of it.
-
-    Args:
-        width: Of the embedding.
-        steps: T.
-        facts: How many further numbers it is given.
-    """
+    """What a network is told of a step [B, width]: its time, and what else is known of it."""
 
     def __init__(self, width: int, steps: int, facts: int = 0) -> None:
         super().__init__(nn.Linear(width + facts, width), nn.SiLU(), nn.Linear(width, width))
@@ -50,12 +44,7 @@ def silent(inputs: int, outputs: int) -> nn.Linear:
 
 
 class Block(nn.Module):
-    """Pre-norm attention and MLP; scale, shift and gate come from the task (adaLN-zero).
-
-    Args:
-        width: Of a token.
-        heads: Of attention; they divide the width.
-    """
+    """Pre-norm attention and MLP; scale, shift and gate come from the task (adaLN-zero)."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -109,14 +98,6 @@ class TokenTransformer(nn.Module):
 
     A class token carries the embedding of its class and no position, so permuting the classes of
     the condition permutes the generated rows. The output layer starts at zero.
-
-    Args:
-        space: The weight space; only layers and token size matter, not the way.
-        condition_width: Width of the condition.
-        steps: T.
-        width: Model width.
-        depth: Number of blocks.
-        heads: Attention heads.
     """
 
     def __init__(

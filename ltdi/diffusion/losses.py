@@ -78,10 +78,6 @@ LOSSES: dict[str, Loss] = {
 def loss_of(name: str, plus_weight: float = 0.0) -> Loss:
     """A loss by name, with so much of the loss in weight space added to it.
 
-    Args:
-        name: One of `LOSSES`.
-        plus_weight: Factor of what is added; 0 adds nothing.
-
     Raises:
         KeyError: If the name is unknown; a recipe refuses it first.
     """

@@ -93,10 +93,6 @@ class Collection(ABC, Generic[P]):
 
     All of it is read from the zoo's directory, so that whoever solves a shard, and whenever,
     solves the same tasks. Shard j is drawn with a seed of its own.
-
-    Args:
-        zoo: The zoo.
-        plan: All its shards.
     """
 
     # Shards, the first of the plan, that training cannot begin without.
@@ -158,14 +154,7 @@ class Collection(ABC, Generic[P]):
         rule: str = "planned",
         journal: Path | None = None,
     ) -> Arrivals:
-        """What a training sees of the shards that are being made; see `Arrivals`.
-
-        Args:
-            iterations: Of the training.
-            running: Who makes the shards.
-            rule: "planned" or "landed".
-            journal: File for the rule "landed".
-        """
+        """What a training sees of the shards that are being made; see `Arrivals`."""
         names = [piece.name for piece in self.plan]
         return Arrivals(
             self.zoo,

@@ -48,11 +48,7 @@ class Runtime:
 
 
 class Objective(ABC):
-    """What meta-training minimises: solved tasks are drawn, noised, and a network scored on them.
-
-    Args:
-        diffusion: The chain and the loss.
-    """
+    """What meta-training minimises: solved tasks are drawn, noised, and a network is scored."""
 
     groups: Sequence[Any]
 

@@ -62,14 +62,7 @@ class Engine:
 
 
 class Running:
-    """Shards that are being made. Leaving the block stops what has not been started.
-
-    Args:
-        engine: Who makes them.
-        job: Makes one shard.
-        zoo: Directory of the zoo.
-        numbers: Of the shards.
-    """
+    """Shards that are being made. Leaving the block stops what has not been started."""
 
     def __init__(self, engine: Engine, job: Job, zoo: str, numbers: Sequence[int]) -> None:
         self.engine, self.job = engine, job

@@ -66,9 +66,6 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
 
     A kind of weights is a subclass. It says what a support is and how it becomes a `View`; chain,
     options and files are here. `Generator.from_pretrained` gives the kind that is in the files.
-
-    Args:
-        parts: The trained parts.
     """
 
     kind: ClassVar[str]
@@ -301,13 +298,9 @@ class Generator(ModelHubMixin, ABC, library_name="ltdi", license="apache-2.0"):
     def save_weights(
         self, path: Path | str, weights: Weights, *, classes: Sequence[str] = (), seed: int = 0
     ) -> None:
-        """Write generated weights as safetensors; the metadata say what made them.
+        """Write weights of `generate` as safetensors; the metadata say what made them.
 
-        Args:
-            path: File.
-            weights: As `generate` returned them.
-            classes: Names of the task's classes, in the order of the labels.
-            seed: That they were generated with.
+        Classes are named in the order of the labels.
 
         Raises:
             InputError: If they are not finite, or the file exists and holds something else.

@@ -89,12 +89,7 @@ class SampleGenerator(Generator):
 
 
 class Unguided:
-    """A denoiser that is told its own last estimate, and no gradient.
-
-    Args:
-        network: The denoiser.
-        space: Weight space.
-    """
+    """A denoiser that is told its own last estimate, and no gradient."""
 
     def __init__(self, network: Any, space: WeightSpace) -> None:
         self.network, self.space = network, space

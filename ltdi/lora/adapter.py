@@ -60,11 +60,7 @@ class LoraSpec:
 
 
 class TextClassifier(nn.Module):
-    """A PEFT model as a map from inputs [n, channels, T] to logits [n, outputs].
-
-    Args:
-        model: For token or for sequence classification.
-    """
+    """A PEFT model as a map from inputs [n, channels, T] to logits [n, outputs]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -114,11 +110,7 @@ class Adapter:
 def make_adapter(base: Base, spec: LoraSpec, outputs: int, *, seed: int = 0) -> Adapter:
     """Put an adapter on a copy of the base that shares its tensors.
 
-    Args:
-        base: The base model.
-        spec: What the adapter is.
-        outputs: Classes; 1 for a regression.
-        seed: Of A; the same for any number of outputs.
+    A regression has one output. The seed is that of A, the same for any number of outputs.
 
     Raises:
         InputError: If a target module or head is not there, or a part of the model outside the

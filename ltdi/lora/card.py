@@ -15,11 +15,7 @@ logits = (logits * mask).sum(1) / mask.sum(1)  # the mean over a text's tokens""
 
 
 def adapter_card(content: Mapping[str, Any]) -> str:
-    """The README of an adapter: Markdown with the hub's front matter and code to load it.
-
-    Args:
-        content: What `save_adapter` writes as ltdi.json.
-    """
+    """The README of an adapter: Markdown with the hub's front matter and code to load it."""
     base, about = content["base"], content["about"]
     name = json.dumps(base["name"], ensure_ascii=False)  # a string in YAML and in Python too
     lora = base["lora"]

@@ -17,9 +17,6 @@ _WORDS = (
 def tiny_base(seed: int = 0) -> Base:
     """A 2-layer BERT of width 32 with a WordPiece tokenizer of common words and letters.
 
-    Args:
-        seed: Of its weights.
-
     Raises:
         InputError: If transformers is not installed.
     """

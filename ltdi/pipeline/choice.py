@@ -36,12 +36,6 @@ def choose_sampling(
 
     The fewest steps whose NLL lies within the 95 % interval of the lowest; see `choose_among`.
 
-    Args:
-        generator: Trained.
-        valid: Features (for whole networks images) of validation classes.
-        recipe: For the candidates.
-        judged: Pairs of way and shot; those of the training tasks by default.
-
     Returns:
         The recipe's sampling with all four set, and the mean NLL of each candidate.
 

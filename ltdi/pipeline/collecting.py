@@ -149,9 +149,6 @@ def check_start(recipe: Recipe) -> None:
 class HeadCollection(Collection[Piece]):
     """A zoo of heads that has been started: what solving and training read of it.
 
-    Args:
-        zoo: Started by `begin_zoo`.
-
     Raises:
         InputError: If a file is missing.
         DamagedFileError: If one is truncated or altered.

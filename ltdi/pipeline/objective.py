@@ -23,15 +23,7 @@ FRAMED = 1 << 28
 
 
 class HeadObjective(Objective):
-    """The training loss of a head generator.
-
-    Args:
-        data: Solved tasks.
-        network: Encoder and denoiser.
-        normaliser: Of residuals.
-        diffusion: The chain and the loss.
-        groups: The tasks that are visible at first; all by default.
-    """
+    """The training loss of a head generator."""
 
     def __init__(
         self,

@@ -164,13 +164,6 @@ def collect_checkpoints(
 ) -> Checkpoints:
     """Train some nets, and branches from the end of each.
 
-    Args:
-        parts: Image sets; nets learn and are chosen by "train", and are tested on "test".
-        trainings: Which nets, how many and for how long.
-        recipe: Its preparation optimises them.
-        seed: Of images, starts and batches.
-        progress: Called as checkpoints are made.
-
     Raises:
         InputError: If the steps do not part into segments of one length.
     """

@@ -26,11 +26,6 @@ def chosen_sampler(
     zoo at that local target, and where there is none that of the best nets; of two samplers the
     more accurate.
 
-    Args:
-        generator: Trained.
-        zoo: Its nets are the bar; for the images.
-        temperature: The only one to try, or None.
-
     Returns:
         The generator, and the accuracy of each candidate.
     """
@@ -54,12 +49,7 @@ def chosen_sampler(
 
 
 def standing(zoo: Checkpoints, *, all_targets: bool = True) -> dict[float, float]:
-    """Accuracy, on images that no net was trained on, of the nets at i/k of their trajectories.
-
-    Args:
-        zoo: The nets.
-        all_targets: Whether i runs through 1..k, or is k alone.
-    """
+    """Accuracy on images that no net was trained on, at i/k of the trajectories; or at 1 alone."""
     k = zoo.theta.shape[1]
     known = range(1, k + 1) if all_targets else (k,)
     return {i / k: valid_accuracy(zoo, zoo.at(i).last) for i in known}

@@ -44,9 +44,6 @@ class Lessons:
     Nets know their images by heart, so that they are shown distorted. Wanted are, in equal parts,
     the label and the vote: what the centres of all trainings predict on average, which is right
     more often than any of them (distillation, Hinton et al., arXiv 1503.02531).
-
-    Args:
-        zoo: Checkpoints.
     """
 
     def __init__(self, zoo: Checkpoints) -> None:
@@ -71,10 +68,6 @@ class Moving(nn.Module):
     """A denoiser, and how far it moves the centres that nets are drawn around.
 
     A step of Adam moves a centre `_STRIDE` times as far as a parameter of the denoiser.
-
-    Args:
-        network: The denoiser.
-        centres: [C, n].
     """
 
     def __init__(self, network: RowDenoiser, centres: Tensor) -> None:
@@ -92,13 +85,6 @@ class CheckpointObjective(Objective):
 
     In weight space a net is compared with the residual that was noised; in function space with what
     is wanted on training images (`Lessons`), around the centre that the network moves.
-
-    Args:
-        zoo: Checkpoints.
-        network: Denoiser.
-        anchor: Means of every training at each local target.
-        normaliser: Of what checkpoints differ from them by.
-        recipe: For the chain and the loss.
     """
 
     def __init__(
@@ -179,12 +165,6 @@ def descended(
     """The centre of every training after gradient descent on what a generator is trained on.
 
     Adam, batches of 64 of the same `Lessons`, a rate that falls to zero.
-
-    Args:
-        zoo: Checkpoints.
-        steps: Of each centre.
-        rng: Source of images.
-        rates: To choose from, on images that no net was trained on.
 
     Returns:
         [C, n] nets, and the accuracy at each rate.

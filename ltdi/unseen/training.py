@@ -206,14 +206,7 @@ def _solve(
 
 
 class UnseenObjective(Objective):
-    """The training loss: draws batches of solved tasks and scores a network on them.
-
-    Args:
-        zoo: Solved tasks.
-        network: The denoiser.
-        normaliser: Of residuals to the start.
-        recipe: For the chain and the loss.
-    """
+    """The training loss: draws batches of solved tasks and scores a network on them."""
 
     def __init__(
         self, zoo: Zoo, network: nn.Module, normaliser: Normaliser, recipe: UnseenRecipe
@@ -286,14 +279,6 @@ def train_unseen(
     progress: Progress | None = None,
 ) -> UnseenGenerator:
     """Meta-train a generator; it takes all steps without noise, validation may choose fewer.
-
-    Args:
-        zoo: Solved tasks.
-        prior: The prior of all source classes.
-        backbone: That the features came from.
-        encoder: That the names were read with.
-        recipe: Chain, network, meta-training.
-        progress: Called as progress(stage, done, total, text).
 
     Raises:
         DivergedError: If the loss leaves the finite numbers.

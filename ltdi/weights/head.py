@@ -17,14 +17,10 @@ def head_space(features: int, way: int) -> WeightSpace:
 
 
 def prototype_head(prototypes: Tensor, scale: Tensor | float) -> dict[str, Tensor]:
-    """The linear head of a nearest-prototype classifier (Snell et al., 2017, section 2.4).
+    """The linear head of class means [..., way, features] (Snell et al., 2017, section 2.4).
 
     Its logits differ from `-scale * |x - p_c|^2` by a number that is the same for all classes.
     The mean over classes is taken out of weight and bias, because softmax does not see it.
-
-    Args:
-        prototypes: [..., way, features] class means.
-        scale: Inverse temperature.
 
     Returns:
         `weight` [..., way, features] and `bias` [..., way].

@@ -88,9 +88,6 @@ def initial_of(zoo: Zoo) -> Initial | None:
 class NetCollection(Collection[Piece]):
     """A zoo of whole networks that has been started: what solving and training read of it.
 
-    Args:
-        zoo: Started by `begin_net_zoo`.
-
     Raises:
         InputError: If it has no initialisation yet.
         MismatchError: If it is a zoo of another kind of weights.

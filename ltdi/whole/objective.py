@@ -32,13 +32,6 @@ class NetObjective(Objective):
     The network is trained as it will be used: it is given the support's gradient at its own
     estimate after 0, 1 or 2 steps, and half of the time x_t is noised around that estimate and not
     around the target.
-
-    Args:
-        data: Solved tasks; the bank holds images.
-        network: Denoiser.
-        normaliser: Of residuals.
-        diffusion: The chain and the loss.
-        groups: The tasks that are visible at first; all by default.
     """
 
     def __init__(

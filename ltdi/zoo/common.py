@@ -23,13 +23,7 @@ LOCK = ".lock"
 
 
 class Common:
-    """A zoo's directory without its shards.
-
-    Args:
-        path: Directory.
-        header: Content of `zoo.json`.
-        remote: Where files come from that the directory lacks.
-    """
+    """A zoo's directory without its shards; `remote` has the files that it lacks."""
 
     def __init__(self, path: Path, header: dict[str, Any], remote: Remote | None = None) -> None:
         self.path, self.header, self.remote = path, header, remote

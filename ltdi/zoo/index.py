@@ -36,11 +36,7 @@ def body_of(line: bytes) -> bytes | None:
 
 
 class Index:
-    """The entries of a file that other processes append to.
-
-    Args:
-        path: The file; it need not exist.
-    """
+    """The entries of a file that other processes append to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -16,13 +16,7 @@ if TYPE_CHECKING:
 
 
 class Group:
-    """All tasks of a zoo that have one setting, read by number.
-
-    Args:
-        zoo: The zoo.
-        setting: What the tasks have in common.
-        entries: Their shards, in the order of the tasks.
-    """
+    """All tasks of a zoo that have one setting, read by number."""
 
     def __init__(self, zoo: Zoo, setting: Mapping[str, Any], entries: Sequence[Entry]) -> None:
         self.zoo, self.setting, self.entries = zoo, dict(setting), list(entries)

@@ -41,11 +41,6 @@ class Zoo(Common):
 
     Opening a zoo reads its index only, reading tasks touches their rows only, and several
     processes may append to one zoo at a time.
-
-    Args:
-        path: Directory.
-        header: Content of `zoo.json`.
-        remote: Where files come from that the directory lacks.
     """
 
     def __init__(self, path: Path, header: dict[str, Any], remote: Remote | None = None) -> None:
@@ -281,11 +276,7 @@ class Zoo(Common):
     def verify(
         self, progress: Callable[[int, int], None] | None = None
     ) -> Iterator[DamagedFileError]:
-        """Read every file of the zoo; yields what is missing, truncated or altered.
-
-        Args:
-            progress: Called as progress(shards read, shards).
-        """
+        """Read every file of the zoo; yields what is missing, truncated or altered."""
         for name in self.header["shared"]:
             try:
                 self.shared(name)
