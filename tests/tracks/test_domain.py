@@ -167,22 +167,7 @@ def test_too_few_domains():
 # ---- images --------------------------------------------------------------------------------------
 
 
-def write(path: Path, domains: dict[str, tuple[str, ...]]) -> Path:
-    for name, classes in domains.items():
-        for label in classes:
-            (path / name / label).mkdir(parents=True)
-            Image.new("RGB", (8, 8), (9, 9, 9)).save(path / name / label / "0.png")
-    return path
-
-
-def test_folders_of_domains(tmp_path: Path):
-    three = {name: ("cat", "dog") for name in ("clay", "ink", "wax")}
-    found = load_sets(str(write(tmp_path / "good", three)), None, 0)
-    assert list(found) == ["clay", "ink", "wax"] and found["ink"].classes == ("cat", "dog")
-    lacking = write(tmp_path / "lacking", {**three, "ink": ("cat",)})
-    with pytest.raises(InputError, match="1 of 2 classes have no image: 'dog'") as caught:
-        load_sets(str(lacking), None, 0)
-    assert "domain 'ink'" in str(caught.value.where)
+def test_a_set_without_domains_is_refused():
     for name in ("pcas", "cifar-fs"):
         with pytest.raises(InputError, match=r"(?s)unknown data set with domains.*pacs"):
             load_sets(name, None, 0)
@@ -192,13 +177,6 @@ def test_the_embedded_domains_have_the_same_classes():
     found = load_sets("glyphs", None, 0)
     assert len(found) == 6 and len({images.classes for images in found.values()}) == 1
     assert all(len(images.classes) == 10 for images in found.values())
-
-
-@pytest.mark.data
-def test_real_domains(data_dir: Path):
-    found = load_sets("office-caltech10", str(data_dir / "office_caltech10"), 0)
-    assert list(found) == ["amazon", "caltech10", "dslr", "webcam"]
-    assert int(found["dslr"].counts.min()) == 8
 
 
 def test_the_command_line(outcome: Outcome, tmp_path: Path, capsys, monkeypatch):
