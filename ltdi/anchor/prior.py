@@ -104,23 +104,11 @@ class NamePrior(Anchor):
         self.scale = nn.Buffer(torch.tensor(0.15))
 
     @property
-    def sizes(self) -> dict[str, int]:
-        """How to make an empty one."""
-        return {
-            "features": self.values.shape[1],
-            "text": self.keys.shape[1],
-            "classes": len(self.keys),
-        }
-
-    @property
-    def described(self) -> dict[str, float | int]:
-        """The settings; JSON-able."""
-        return asdict(self.settings)
-
-    @property
     def about(self) -> dict[str, Any]:
         """Sizes and settings, to make an empty one like it; JSON-able."""
-        return {"sizes": self.sizes, "settings": self.described}
+        classes, features = self.values.shape
+        sizes = {"features": features, "text": self.keys.shape[1], "classes": classes}
+        return {"sizes": sizes, "settings": asdict(self.settings)}
 
     @classmethod
     @torch.no_grad()

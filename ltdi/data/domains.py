@@ -6,9 +6,9 @@ import os
 from collections.abc import Sequence
 
 from ltdi.data import folder
-from ltdi.data.archive import FileTree, open_tree
+from ltdi.data.archive import FileTree
 from ltdi.data.images import ImageSet
-from ltdi.data.layout import Groups, ImageSource, choose, decode_groups
+from ltdi.data.layout import Groups, ImageSource, choose
 from ltdi.errors import InputError
 
 # Li et al., 2017; and Gong et al., 2012, from Office-31 and Caltech-256.
@@ -19,32 +19,18 @@ DOMAINS: dict[str, tuple[str, ...]] = {
 _LAYOUT = "lay the images out as <domain>/<class>/<image>, the same classes in every domain"
 
 
-def load_domains(
-    path: str | os.PathLike[str], *, size: int, channels: int, domains: Sequence[str] = ()
-) -> dict[str, ImageSet]:
-    """Read images laid out as `<domain>/<class>/<image>`.
-
-    Args:
-        path: A directory or a zip; folders around the domains do not matter.
-        size: Height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        domains: The domains wanted, in this order; none means all that there are.
+def load_domains(path: str | os.PathLike[str], *, size: int, channels: int) -> dict[str, ImageSet]:
+    """Read images laid out as `<domain>/<class>/<image>`; folders around that do not matter.
 
     Returns:
         Domain name -> its images; all have the same classes, named without the domain, in the
         same order (compare `glyphs.load_domains`).
 
     Raises:
-        InputError: For another layout, a domain that is not there, or a class that a domain lacks.
-        DamagedFileError: For an unreadable image or zip.
+        InputError: For another layout, or a class that a domain lacks.
+        DamagedFileError: For an unreadable image or archive.
     """
-    with open_tree(path) as tree:
-        return {
-            domain: decode_groups(
-                f"{folder.name_of(path)}-{domain}", groups, size=size, channels=channels
-            )
-            for domain, groups in _parts(tree, domains).items()
-        }
+    return _source(folder.name_of(path), ())(path, size=size, channels=channels)
 
 
 def _parts(tree: FileTree, wanted: Sequence[str]) -> dict[str, Groups]:
@@ -65,15 +51,13 @@ def _parts(tree: FileTree, wanted: Sequence[str]) -> dict[str, Groups]:
     return {d: choose(g, labels, f"{tree.where}, domain {d!r}") for d, g in chosen.items()}
 
 
-def _source(name: str, archive: str) -> ImageSource:
+def _source(name: str, wanted: Sequence[str], *archives: str) -> ImageSource:
     def parts(tree: FileTree, split: str, seed: int) -> dict[str, Groups]:
-        return _parts(tree, DOMAINS[name])
+        return _parts(tree, wanted)
 
-    return ImageSource(name, name, ("domains",), parts, (archive,))
+    return ImageSource(name, name, ("domains",), parts, archives)
 
 
+_ARCHIVES = {"pacs": "PACS.zip", "office-caltech10": "office_caltech10.zip"}
 # One part a domain.
-SETS = {
-    "pacs": _source("pacs", "PACS.zip"),
-    "office-caltech10": _source("office-caltech10", "office_caltech10.zip"),
-}
+SETS = {name: _source(name, wanted, _ARCHIVES[name]) for name, wanted in DOMAINS.items()}

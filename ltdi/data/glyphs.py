@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ltdi import errors
-from ltdi.data.glyph_fonts import BOLD, FACES, ITALIC, SCRIPTS, Glyph, distinct, inventory
+from ltdi.data.glyph_fonts import BOLD, FACES, ITALIC, Glyph, inventory
 from ltdi.data.glyph_styles import Hand, Pen, brush, draw, fill, noisy, outline
 from ltdi.data.images import ImageSet, check_geometry
 from ltdi.data.layout import check_split
@@ -62,7 +61,6 @@ def load(
     split: str | None = None,
     seed: int = 0,
     drawers: int = 20,
-    rotations: bool = False,
 ) -> dict[str, ImageSet]:
     """Draw the whole set; no download, no data files, the same images for the same arguments.
 
@@ -76,8 +74,6 @@ def load(
         split: "scripts", the only one.
         seed: Chooses the drawers and their drawings; the classes stay the same.
         drawers: Images per class.
-        rotations: Make turns by 90, 180 and 270 degrees classes of their own, but for those that
-            look like another class.
 
     Returns:
         "train", "val" and "test", disjoint by script: uint8 [n, channels, size, size], ink 0, paper
@@ -94,35 +90,25 @@ def load(
         part: _draw_scripts(f"glyphs-{part}", scripts, plain, size, drawers, seed)
         for part, scripts in SPLIT.items()
     }
-    if rotations:
-        keep = _distinct_turns()
-        for part, turned in ((part, s.with_rotations()) for part, s in sets.items()):
-            sets[part] = turned.select([i for i, c in enumerate(turned.classes) if c in keep])
     return {p: replace(s, images=s.images.repeat(1, channels, 1, 1)) for p, s in sets.items()}
 
 
-def load_domains(
-    *, size: int = 28, drawers: int = 20, seed: int = 0, scripts: Sequence[str] = ("Latin",)
-) -> dict[str, ImageSet]:
-    """The same characters in every style of `DOMAINS`, for domain generalisation.
+def load_domains(*, size: int = 28, drawers: int = 20, seed: int = 0) -> dict[str, ImageSet]:
+    """The same characters, Latin ones, in every style of `DOMAINS`, for domain generalisation.
 
     Args:
         size: Height and width of the images, in pixels.
         drawers: Images per class and domain.
         seed: Chooses the drawings.
-        scripts: Keys of `glyph_fonts.SCRIPTS`; their characters are the classes.
 
     Returns:
         Domain name -> images as `load` makes them; all have the same classes in the same order.
 
     Raises:
-        InputError: For an unknown script, or as `load`.
+        InputError: As `load`.
     """
-    for script in scripts:
-        if script not in SCRIPTS:
-            raise errors.unknown("script", script, SCRIPTS, where="glyphs")
     return {
-        name: _draw_scripts(f"glyphs-{name}", scripts, domain, size, drawers, seed)
+        name: _draw_scripts(f"glyphs-{name}", ("Latin",), domain, size, drawers, seed)
         for name, domain in DOMAINS.items()
     }
 
@@ -160,13 +146,6 @@ def _draw_script(
     heights = torch.cat([g.heights for g in glyphs])
     rows = first[:, None] + chosen
     return draw(heights, rows, domain.hand, domain.pen, size=size, generator=generator)
-
-
-def _distinct_turns() -> frozenset[str]:
-    """Names, as `ImageSet.with_rotations` makes them, of the turned characters that look new."""
-    shapes = torch.stack([torch.rot90(g.template, k) for g in inventory() for k in range(4)])
-    names = [g.name + s for g in inventory() for s in ("", "@90", "@180", "@270")]
-    return frozenset(names[i] for i in distinct(shapes))
 
 
 def _generator(name: str, script: str, seed: int) -> torch.Generator:

@@ -204,6 +204,8 @@ class ImageSource:
         parts: (tree, split, seed) -> part -> class -> images.
         archives: File names under which the set is distributed.
         size: Height and width of the images, in pixels, where nothing else is asked for.
+        channels: 1 (grey) or 3 (RGB), likewise.
+        turned: Whether turns by 90, 180 and 270 degrees are classes of their own.
     """
 
     name: str
@@ -212,6 +214,8 @@ class ImageSource:
     parts: Callable[[FileTree, str, int], Mapping[str, Groups]]
     archives: tuple[str, ...] = ()
     size: int = 64
+    channels: int = 3
+    turned: bool = False
 
     def __call__(
         self,
@@ -219,7 +223,7 @@ class ImageSource:
         *,
         split: str | None = None,
         size: int | None = None,
-        channels: int = 3,
+        channels: int | None = None,
         seed: int = 0,
     ) -> dict[str, ImageSet]:
         """Read a folder, a zip or a `.tar.gz` with the set, or a folder that holds one of these.
@@ -240,8 +244,10 @@ class ImageSource:
         """
         split = check_split(split, self.splits, self.name)
         size = self.size if size is None else size
-        with open_tree(locate(path, self.title, self.archives)) as tree:
-            return {
+        channels = self.channels if channels is None else channels
+        with open_source(path, self.title, self.archives) as tree:
+            sets = {
                 part: decode_groups(f"{self.name}-{part}", groups, size=size, channels=channels)
                 for part, groups in self.parts(tree, split, seed).items()
             }
+        return {part: s.with_rotations() if self.turned else s for part, s in sets.items()}

@@ -1,4 +1,11 @@
-"""Omniglot (Lake et al., 2015): 1,623 handwritten characters of 50 alphabets, 20 drawers each."""
+"""Omniglot (Lake et al., 2015): 1,623 handwritten characters of 50 alphabets, 20 drawers each.
+
+A directory that holds `images_background` and `images_evaluation` as zips or unpacked, or a zip
+that contains them: `images_<part>/<Alphabet>/characterNN/NNNN_MM.png`, ink 0, paper 255. The
+splits are "vinyals" (Vinyals et al., 2016: 1,028 / 172 / 423 characters, read from
+`splits/vinyals_{train,val,test}.txt`) and "official" (background minus 5 alphabets / those 5 /
+evaluation; no alphabet is in two parts). Turned characters are classes of their own, as is usual.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +16,10 @@ import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import Iterable
-from contextlib import ExitStack
 from pathlib import Path
 
 from ltdi.data.archive import FileTree
-from ltdi.data.images import ImageSet
-from ltdi.data.layout import (
-    ImageFile,
-    check_split,
-    choose,
-    decode_groups,
-    find,
-    image_file,
-    open_source,
-    read_lines,
-)
+from ltdi.data.layout import Groups, ImageSource, choose, find, image_file, read_lines
 from ltdi.errors import InputError
 
 URL = "https://github.com/brendenlake/omniglot/raw/master/python/{part}.zip"
@@ -33,50 +29,11 @@ _TIMEOUT_S = 60
 _OFFICIAL = "use split='official', which needs no lists"
 
 
-def load(
-    path: str | os.PathLike[str] | None,
-    *,
-    split: str | None = None,
-    size: int = 28,
-    channels: int = 1,
-    seed: int = 0,
-    rotations: bool = True,
-) -> dict[str, ImageSet]:
-    """Read Omniglot in its official layout, `images_<part>/<Alphabet>/characterNN/NNNN_MM.png`.
-
-    Args:
-        path: A directory that holds `images_background` and `images_evaluation` as zips or
-            unpacked, or a zip that contains them.
-        split: "vinyals" (Vinyals et al., 2016: 1,028 / 172 / 423 characters, read from
-            `splits/vinyals_{train,val,test}.txt` below `path`), or "official" (background minus
-            5 alphabets / those 5 / evaluation; no alphabet is in two parts).
-        size: Height and width of the images, in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        seed: Not looked at.
-        rotations: Make turns by 90, 180 and 270 degrees classes of their own, as is usual.
-
-    Returns:
-        "train", "val" and "test"; ink is 0, paper 255.
-
-    Raises:
-        InputError: For an unknown split, or parts or lists that are missing or do not fit.
-        DamagedFileError: For an unreadable image or zip.
-    """
-    split = check_split(split, ("vinyals", "official"), "omniglot")
-    with ExitStack() as stack:
-        tree = stack.enter_context(open_source(path, "Omniglot"))
-        characters = _find_characters(tree, stack)
-        lists = _vinyals(tree) if split == "vinyals" else _official(characters)
-        lack, fix = "characters of the split lists have no image", "complete them, or "
-        parts = {
-            part: choose(characters, names, tree.where, lack=lack, fix=fix + _OFFICIAL)
-            for part, names in lists.items()
-        }
-        sets = {
-            part: decode_groups(f"omniglot-{part}", files, size=size, channels=channels)
-            for part, files in parts.items()
-        }
-    return {part: s.with_rotations() if rotations else s for part, s in sets.items()}
+def _parts(tree: FileTree, split: str, seed: int) -> dict[str, Groups]:
+    characters = _find_characters(tree)
+    lists = _vinyals(tree) if split == "vinyals" else _official(characters)
+    lack, fix = "characters of the split lists have no image", f"complete them, or {_OFFICIAL}"
+    return {p: choose(characters, n, tree.where, lack=lack, fix=fix) for p, n in lists.items()}
 
 
 def download(path: str | os.PathLike[str]) -> None:
@@ -113,14 +70,14 @@ def _fetch(url: str, target: Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _find_characters(tree: FileTree, stack: ExitStack) -> dict[str, list[ImageFile]]:
+def _find_characters(tree: FileTree) -> Groups:
     """Every character's files, sorted; unpacked folders go before zips."""
-    found: dict[str, list[ImageFile]] = {}
+    found: Groups = {}
     for part in PARTS:
         pattern = rf"(?P<character>{part}/[^/]+/[^/]+)/[^/]+\.(?i:png)"
         source, files = tree, find(tree, pattern)
         if not files and (zips := find(tree, rf"{part}\.zip")):
-            source = stack.enter_context(tree.open_zip(zips[0][1]))
+            source = tree.open_zip(zips[0][1])
             files = find(source, pattern)
         if not files:
             raise InputError(
@@ -166,3 +123,8 @@ def _official(characters: Iterable[str]) -> dict[str, list[str]]:
         "val": [c for c, a in alphabet.items() if a in held_out],
         "test": [c for c in characters if c.startswith(PARTS[1])],
     }
+
+
+load = ImageSource(
+    "omniglot", "Omniglot", ("vinyals", "official"), _parts, size=28, channels=1, turned=True
+)

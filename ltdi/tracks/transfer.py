@@ -206,7 +206,7 @@ def bench(
         f"learned once more from all {len(world.whole.names)} source classes; a generated one took "
         "the start from them, its network is that of the training classes",
         "recipe": plain(asdict(p.recipe)),
-        "prior": world.prior().described if world.priors else None,
+        "prior": asdict(world.prior().settings) if world.priors else None,
         **_chosen(fitted),
         "peer_iterations": p.peer_iterations,
         "paired": paired(scores),

@@ -125,7 +125,7 @@ def prepare_zoo(
     width = source.bank.width
     about = {
         "recipe": asdict(replace(recipe, meta=MetaConfig(), diffusion=Diffusion())),
-        "prior": prior.described,
+        "prior": asdict(prior.settings),
         "seed": recipe.meta.seed,
     }
     zoo = Zoo.create(path, head_space(width, recipe.ways[0]), plain(about))
