@@ -15,12 +15,10 @@ import itertools
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -96,7 +94,6 @@ class Direct(Grouped):
         share: Tensor | None = None,
         out: Tensor | None = None,
     ) -> None:
-        """Runs `nets` of the C file, a part of the nets in each of torch's threads."""
         code, side = library(), self.config.sides[-1]
         assert code is not None
         layers = [*self.layers, (side, self.config.widths[-1], parts[-1].shape[1], side, 1, 0, 0)]
@@ -105,31 +102,21 @@ class Direct(Grouped):
         given = [None if t is None else t.contiguous() for t in (*parts, x, target, share)]
         if any(t is not None and t.dtype != torch.float32 for t in given):
             raise TypeError("nets, images and targets of the C code are float32")
-        threads = max(1, min(torch.get_num_threads(), len(x)))
-        each = -(-len(x) // threads)
+        *of, images, targets, shares = map(_address, given)
+        into = None if found is None else _addresses(map(_address, found))
+        sizes = len(x), x.shape[-1], TOGETHER, len(layers)
+        others = images, targets, shares, _address(out)
+        if not code.nets(*sizes, numbers, _addresses(of), into, *others):
+            raise MemoryError("the images of small nets")
 
-        def run(at: int) -> None:
-            def place(t: Tensor | None) -> int | None:
-                return None if t is None else t.data_ptr() + at * (t.nbytes // max(1, len(t)))
 
-            def places(tensors: Sequence[Tensor | None] | None) -> Any:
-                if tensors is None:
-                    return None
-                return (ctypes.c_void_p * len(tensors))(*map(place, tensors))
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
 
-            *of, images, targets, shares = given
-            nets, count = min(each, len(x) - at), x.shape[-1]
-            if not code.nets(
-                *(nets, count, TOGETHER, len(layers), numbers, places(of), places(found)),
-                *(place(images), place(targets), place(shares), place(out)),
-            ):
-                raise MemoryError("the images of small nets")
 
-        if threads == 1:
-            run(0)
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(run, range(0, len(x), each)))
+def _addresses(found: Iterable[int | None]) -> ctypes.Array[ctypes.c_void_p]:
+    all_of = list(found)
+    return (ctypes.c_void_p * len(all_of))(*all_of)
 
 
 @cache

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ltdi.nets import NetConfig, direct, net_space
+from ltdi.nets import NetConfig, net_space
 from ltdi.nets.direct import Direct, grouped, library
 from ltdi.nets.grouped import Grouped
 
@@ -98,27 +98,6 @@ def test_any_number_of_images_goes_through_a_net(images: int):
     expected = plain.gradient(parts, plain.enter(x), target)
     found = nets.gradient(turned(parts), nets.enter(x.float()), target.float())
     assert distance([f.movedim(-1, 1) for f in found], expected) < 2e-6
-
-
-@compiled
-@pytest.mark.parametrize("threads", [2, 3])
-def test_threads_share_nets_and_change_nothing(threads: int, monkeypatch: pytest.MonkeyPatch):
-    parts, x, target = drawn(CONFIGS["default"], nets=5)
-    nets, single = Direct(CONFIGS["default"]), turned(parts)
-    seen, share = (
-        nets.enter(x.float()),
-        torch.rand(5, 4, 1, generator=torch.Generator().manual_seed(1)),
-    )
-
-    def run() -> list[Tensor]:
-        found = nets.gradient(single, seen, target.float(), share)
-        return [*found, nets.logits(single, seen)]
-
-    found = []
-    for count in (1, threads):
-        monkeypatch.setattr(direct.torch, "get_num_threads", lambda n=count: n)
-        found.append(run())
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @compiled
