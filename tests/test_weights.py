@@ -15,13 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ltdi.errors import InputError, MismatchError
-from ltdi.weights import (
-    Normaliser,
-    WeightSpace,
-    centre_classes,
-    head_space,
-    prototype_head,
-)
+from ltdi.weights import Normaliser, WeightSpace, centre_classes, head_space, prototype_head
 
 BATCHES = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 WIDTHS = st.none() | st.integers(1, 40)

@@ -15,13 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from ltdi.errors import MismatchError
-from ltdi.files import (
-    own_directory,
-    read_json,
-    write_json,
-    write_tensors,
-    write_text,
-)
+from ltdi.files import own_directory, read_json, write_json, write_tensors, write_text
 from ltdi.lora.adapter import POOLINGS, Adapter, LoraSpec, lora_config
 from ltdi.lora.base import Base, libraries
 from ltdi.lora.card import adapter_card

@@ -16,7 +16,7 @@ from ltdi.baselines.unseen.method import Coordinates, NamedBanks, UnseenBudget
 from ltdi.generator import UnseenGenerator
 from ltdi.lora.names import NameEncoder
 from ltdi.progress import Progress, Step, staged
-from ltdi.recipe import VARIANTS
+from ltdi.recipe import VARIANTS, variant
 from ltdi.tracks.world import Once
 from ltdi.unseen import (
     NamedBank,
@@ -27,7 +27,6 @@ from ltdi.unseen import (
     prepare_zoo,
     refit,
     train_unseen,
-    unseen_recipe,
 )
 from ltdi.unseen.choice import prior_heads
 from ltdi.unseen.training import options_of
@@ -89,7 +88,7 @@ class GeneratedUnseen(UnseenMethod):
     def __init__(self, name: str, world: TransferWorld) -> None:
         self.name = name
         self.kind = "ours" if name == "lt-di" else "control"
-        self.world, self.recipe = world, unseen_recipe(name, world.recipe)
+        self.world, self.recipe = world, variant(name, world.recipe)
         self.generator: UnseenGenerator | None = None
         self.steps: dict[str, tuple[float, float]] = {}
 

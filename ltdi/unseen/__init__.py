@@ -6,7 +6,6 @@ from ltdi.unseen.training import (
     UnseenRecipe,
     prepare_zoo,
     train_unseen,
-    unseen_recipe,
 )
 
 __all__ = [
@@ -20,5 +19,4 @@ __all__ = [
     "refit",
     "sample_tasks",
     "train_unseen",
-    "unseen_recipe",
 ]

@@ -29,7 +29,7 @@ from ltdi.lora.names import NameEncoder
 from ltdi.meta import Batch, MetaConfig, Params
 from ltdi.parts import Parts
 from ltdi.progress import Progress
-from ltdi.recipe import Diffusion, Network, Sampling, variant
+from ltdi.recipe import Diffusion, Network, Sampling
 from ltdi.seeding import seeded
 from ltdi.unseen.choice import refit
 from ltdi.unseen.tasks import NamedBank, sample_tasks
@@ -74,15 +74,6 @@ class UnseenRecipe:
     def sampling(self) -> Sampling:
         """All steps without noise; validation may choose fewer."""
         return Sampling(steps=self.diffusion.steps, temperature=0.0)
-
-
-def unseen_recipe(name: str, base: UnseenRecipe) -> UnseenRecipe:
-    """The recipe of one of our methods; a control changes one idea of `base`.
-
-    Raises:
-        InputError: If the name is unknown.
-    """
-    return variant(name, base)
 
 
 def held_out(source: NamedBank, recipe: UnseenRecipe) -> list[list[int]]:

@@ -133,12 +133,6 @@ def test_trajectory_draws_i_uniformly_and_t_below_the_end_of_its_chain(k: int) -
         assert chi2 < freedom + 4 * (2 * freedom) ** 0.5
 
 
-def test_vanilla_draws_t_uniformly() -> None:
-    counts = torch.bincount(drawn("vanilla", 4).t, minlength=20).double()
-    chi2 = ((counts - B / 20) ** 2 / (B / 20)).sum().item()
-    assert chi2 < 19 + 4 * 38**0.5
-
-
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_share_of_the_draws_is_at_the_first_step(objective: str) -> None:
     """Target, stage and noise stay those of the objective; so do the other draws."""

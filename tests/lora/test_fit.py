@@ -12,15 +12,7 @@ from torch import Tensor
 from ltdi.collect import OPTIMISERS, Preparation
 from ltdi.data.text.metrics import measure
 from ltdi.errors import InputError, MismatchError
-from ltdi.lora import (
-    Adapter,
-    Base,
-    Fitted,
-    LoraSpec,
-    adapter_logits,
-    fit_adapter,
-    make_adapter,
-)
+from ltdi.lora import Adapter, Base, Fitted, LoraSpec, adapter_logits, fit_adapter, make_adapter
 from ltdi.lora.fit import _rate
 
 from .conftest import LABELS, some_weights

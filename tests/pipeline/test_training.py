@@ -13,14 +13,7 @@ import torch
 from ltdi.errors import MismatchError
 from ltdi.generator import HeadGenerator
 from ltdi.parts import build_network
-from ltdi.pipeline import (
-    HeadCollection,
-    HeadObjective,
-    collecting,
-    objective,
-    shared,
-    training,
-)
+from ltdi.pipeline import HeadCollection, HeadObjective, collecting, objective, shared, training
 from ltdi.recipe import Network, Recipe
 from ltdi.zoo import Zoo
 from tests.pipeline.made import WIDTH, Train, same, tensors

@@ -21,14 +21,7 @@ from ltdi.lora.names import NameEncoder
 from ltdi.meta import MetaConfig
 from ltdi.recipe import Network
 from ltdi.tasks import FeatureBank, Unseen
-from ltdi.unseen import (
-    NamedBank,
-    UnseenRecipe,
-    prepare_zoo,
-    refit,
-    train_unseen,
-    unseen_recipe,
-)
+from ltdi.unseen import NamedBank, UnseenRecipe, prepare_zoo, refit, train_unseen
 from ltdi.unseen.training import held_out
 
 ENCODER = NameEncoder("tiny", templates=("{}",))
@@ -173,15 +166,6 @@ def test_folds_hold_every_concept_out_equally_often() -> None:
     folds = held_out(bank, RECIPE)
     assert len(folds) == 4
     assert sorted(i for fold in folds for i in fold) == list(range(32))
-
-
-def test_a_control_changes_one_idea() -> None:
-    assert unseen_recipe("lt-di", RECIPE).diffusion.objective == "trajectory"
-    assert unseen_recipe("mv-di", RECIPE).diffusion.objective == "vanilla"
-    assert unseen_recipe("single-level", RECIPE).meta.meta == "none"
-    assert unseen_recipe("anchored-regression", RECIPE).diffusion.steps == 1
-    with pytest.raises(InputError, match="unknown recipe 'lt-dii'"):
-        unseen_recipe("lt-dii", RECIPE)
 
 
 def test_the_command_goes_from_names_to_a_classifier(

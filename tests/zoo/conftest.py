@@ -7,11 +7,7 @@ from pathlib import Path
 import pytest
 
 from ltdi.zoo import Zoo
-from tests.zoo.made import (
-    append,
-    create,
-    make_tasks,
-)
+from tests.zoo.made import append, create, make_tasks
 
 
 @pytest.fixture

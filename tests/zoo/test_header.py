@@ -13,13 +13,7 @@ from ltdi.errors import DamagedFileError, InputError, MismatchError
 from ltdi.files import own_directory
 from ltdi.weights import head_space
 from ltdi.zoo import HEADER, Zoo
-from tests.zoo.made import (
-    ABOUT,
-    SPACE,
-    D,
-    create,
-    make_bank,
-)
+from tests.zoo.made import ABOUT, SPACE, D, create, make_bank
 
 
 @pytest.mark.parametrize(
