@@ -18,6 +18,8 @@ from ltdi.progress import Log
 from ltdi.recipe import Recipe, Sampling
 from ltdi.tasks import FeatureBank
 
+# Of validation classes, for each pair of way and shot.
+EPISODES = 200
 _ANY = (0.25, 0.5, 0.75, 1.0)
 # Between a shared initialisation and a generated net there is nothing to be had.
 _STRENGTHS = {"equivariant": _ANY, "domain": _ANY, "transformer": _ANY, "unet": _ANY}
@@ -31,6 +33,7 @@ def choose_sampling(
     valid: FeatureBank,
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),
+    many: int = EPISODES,
 ) -> tuple[Sampling, dict[str, float]]:
     """End, steps, strength and sharpness that suit episodes of validation classes.
 
@@ -47,7 +50,7 @@ def choose_sampling(
     for way, shot in settings:
         way = min(way, len(valid.classes))
         query = valid.queries_left(shot, 15)
-        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=200, seed=12_345)
+        episodes = valid.episodes(way=way, shot=shot, query=query, episodes=many, seed=12_345)
         support, q = valid.features[episodes.support], valid.features[episodes.query]
         trials.append((partial(generator.weights, support), partial(_judge, generator, q)))
     return choose_among(trials, recipe)
@@ -124,6 +127,7 @@ def tuned(
     valid: FeatureBank | None,
     recipe: Recipe,
     judged: Sequence[tuple[int, int]] = (),
+    many: int = EPISODES,
     log: Log | None = None,
 ) -> G:
     """The generator with the sampling that suits validation classes; see `choose_sampling`.
@@ -136,6 +140,7 @@ def tuned(
         recipe: Of its training.
         judged: Pairs of way and shot that the sampling is chosen for; those of the training tasks
             with the first way by default.
+        many: Episodes of each.
         log: Called with what was chosen, and the validation loss of every candidate.
 
     Raises:
@@ -143,7 +148,7 @@ def tuned(
     """
     if valid is None or recipe.sampling.temperature > 0:
         return generator
-    sampling, scores = choose_sampling(generator, valid, recipe, judged)
+    sampling, scores = choose_sampling(generator, valid, recipe, judged, many)
     if log:
         log({"event": "sampling", "chosen": asdict(sampling), "validation NLL": scores})
     parts = generator.parts

@@ -26,6 +26,7 @@ from ltdi.engine import Runtime
 from ltdi.evaluate import accuracy, calibrate
 from ltdi.generator import NetGenerator
 from ltdi.nets import Initial, NetHost
+from ltdi.pipeline.choice import EPISODES
 from ltdi.progress import Progress, Step
 from ltdi.recipe import VARIANTS, Recipe, named_recipe
 from ltdi.tracks.world import GeneratorMethod, SharedWorld
@@ -63,6 +64,8 @@ class GeneratedNet(GeneratorMethod[NetGenerator], NetMethod):
     """A generator of whole networks."""
 
     note = "all weights generated from the support, without a gradient step"
+    # As in the published tables; peers have fewer (docs/reproduce.md).
+    judged = EPISODES
 
     def __init__(self, name: str, base: Recipe, world: NetWorld) -> None:
         NetMethod.__init__(self, world.host)

@@ -130,7 +130,13 @@ class SharedWorld(Workshop[Recipe, S, G]):
 
 
 class GeneratorMethod(Method, Generic[G]):
-    """A generator as a method: trained in the run's world, tuned on validation episodes."""
+    """A generator as a method: trained in the run's world, tuned on validation episodes.
+
+    Attributes:
+        judged: How many, in place of the budget's.
+    """
+
+    judged: int | None = None
 
     def __init__(self, name: str, recipe: Recipe, world: SharedWorld[Any, G]) -> None:
         self.name, self.recipe, self.world = name, recipe, world
@@ -141,5 +147,6 @@ class GeneratorMethod(Method, Generic[G]):
         """See `Method.fit`; the recipe, not the budget, says how much is spent."""
         generator, self.prepare_s, train_s = self.world.train_once(self.recipe, staged(progress))
         start = time.perf_counter()
-        self.generator = tuned(generator, banks.valid, self.recipe, [(budget.way, budget.shot)])
+        shapes, many = [(budget.way, budget.shot)], self.judged or budget.valid_episodes
+        self.generator = tuned(generator, banks.valid, self.recipe, shapes, many)
         self.train_s = train_s + time.perf_counter() - start

@@ -72,6 +72,13 @@ def single(methods: dict[str, Generated | Ensemble]) -> Generated:
     return out
 
 
+def test_a_generator_is_tuned_on_as_many_episodes_as_peers(world: World, monkeypatch):
+    seen: list[tuple] = []
+    monkeypatch.setattr("ltdi.tracks.world.tuned", lambda *given: seen.append(given[3:]))
+    methods_of(["lt-di"], RECIPE, world, WAY)["lt-di"].fit(Banks(world.train, world.valid), BUDGET)
+    assert seen == [([(WAY, 1)], 40)]
+
+
 def ensemble(methods: dict[str, Generated | Ensemble], **settings: float) -> Ensemble:
     """An ensemble with settings of its own, on the same generator."""
     out = Ensemble(single(methods))
