@@ -100,10 +100,7 @@ class Parser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print one clear message and leave with status 2."""
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
-            f"error: {explain(message, option_names(self), choices_of(self))}", markup=False
-        )
-        sys.exit(2)
+        sys.exit(_refused(explain(message, option_names(self), choices_of(self))))
 
 
 class HelpLines(jsonargparse.DefaultHelpFormatter):
@@ -266,17 +263,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             values["resolved"] = _resolved(parser, config)
         COMMANDS[name](**values)
     except LtdiError as error:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
-        return 2
+        return _refused(error)
     except (MemoryError, RuntimeError) as error:
         if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
             raise
-        print(
-            "error: the memory of this machine is not enough\n"
-            "  to do: give fewer or smaller things at once (images, samples, episodes, batches)",
-            file=sys.stderr,
-        )
-        return 2
+        fix = "give fewer or smaller things at once (images, samples, episodes, batches)"
+        return _refused(LtdiError("the memory of this machine is not enough", fix=fix))
     except KeyboardInterrupt:
         goes_on = "goes on from what is on disk" if name in RESUMABLE else "starts again"
         print(f"\ninterrupted: the same command {goes_on}", file=sys.stderr)
@@ -285,14 +277,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        place = f"\n  where: {error.filename}" if error.filename else ""
-        print(
-            f"error: {error.strerror or error}{place}\n"
-            "  to do: check the path, its permissions and the free space",
-            file=sys.stderr,
-        )
-        return 2
+        fix = "check the path, its permissions and the free space"
+        where = str(error.filename or "")
+        return _refused(LtdiError(str(error.strerror or error), where=where, fix=fix))
     return 0
+
+
+def _refused(error: LtdiError | str) -> int:
+    """Say what is wrong; the exit status of that."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(f"error: {error}", markup=False)
+    return 2
 
 
 def _instantiated(parser: Parser, config: jsonargparse.Namespace) -> jsonargparse.Namespace:
@@ -354,7 +348,3 @@ def _underscored(argument: str) -> str:
         return argument
     name, equals, value = argument.partition("=")
     return f"--{name[2:].replace('-', '_')}{equals}{value}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())
