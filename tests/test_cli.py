@@ -269,6 +269,11 @@ def test_evaluate_compares_with_the_peers_asked_for(place: Path, tmp_path: Path,
     assert ltdi_(command, *arguments, tmp_path / "r.json") == 0
     rows = json.loads((tmp_path / "r.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"lt-di", "anchor", "finetune"}
+    # More than a hundred images a task: what would take minutes has to be asked for.
+    many = "evaluate --way 17 --shot 6 --query 1 --episodes 5"
+    assert ltdi_(many, *arguments, tmp_path / "r.json") == 0
+    rows = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"lt-di", "anchor", "protonet"}
     assert ltdi_("evaluate --peers linear-prob", *arguments, tmp_path / "r.json") == 2
     assert "did you mean 'linear-probe'" in capsys.readouterr().err
     assert ltdi_("evaluate --way 50", *arguments, tmp_path / "r.json") == 2

@@ -50,7 +50,7 @@ def evaluate(
     temperature: float | None = None,
     samples: int | None = None,
     seed: int = 0,
-    peers: str = "protonet,linear-probe",
+    peers: str | None = None,
     json: str | None = None,
     backbone: str | None = None,
     unlabelled: str | None = None,
@@ -76,7 +76,8 @@ def evaluate(
         samples: Weights drawn and averaged.
         seed: Of the episodes and the noise.
         peers: What to compare with, with commas between: protonet, simpleshot, linear-probe,
-            finetune. They are tuned on other episodes of the same classes, which favours them.
+            finetune. They are tuned on other episodes of the same classes, which favours them. By
+            default protonet and, where a task has no more than 100 images, linear-probe.
         json: File for the result.
         backbone: A saved backbone that must be the generator's own; a check for scripts.
         unlabelled: Folder or zip of images of the same domain, in any folders, for a generator that
@@ -94,6 +95,9 @@ def evaluate(
         MismatchError: If the generator or its backbone is another than the one asked for.
     """
     check_counts(shot=shot, query=query, episodes=episodes)
+    if peers is None:
+        # Logistic regression on hundreds of images takes minutes.
+        peers = "protonet,linear-probe" if way * shot <= 100 else "protonet"
     beside = [name.strip() for name in peers.split(",") if name.strip()]
     for name in beside:
         if name not in SIMPLE:
