@@ -70,6 +70,9 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Features of images.
 
+        In float32 they are a folded copy's (`ltdi.backbone.folding`). It follows what changes in
+        the net, but torch does not tell of writing through `.data`: write under `torch.no_grad()`.
+
         Args:
             images: [n, 1 or 3, height, width]; see `InputTransform`.
             batch: Images per forward pass; fewer of large ones by default.
@@ -90,13 +93,27 @@ class Backbone(nn.Module):
         return torch.cat(parts)
 
     def _quick(self, net: nn.Module, x: Tensor) -> nn.Module:
-        """`net` folded; again where a tensor of it has changed."""
-        tensors = [*net.parameters(), *net.buffers()]
-        stamp = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        """`net` folded; again where a module, a setting or a tensor of it has changed.
+
+        As it is where changes would not show (inference tensors), or where hooks ask for its calls.
+        """
+        modules = list(net.modules())
+        parts = [part for m in modules for part in (m._parameters, m._buffers) if part]
+        tensors = [t for part in parts for t in part.values() if t is not None]
+        hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+        if hooked or any(t.is_inference() for t in tensors):
+            return net
+        settings = [(m, m.extra_repr()) for m in modules]
+        stamp = settings, [(id(t), t.data_ptr(), t._version) for t in tensors]
         if not self._folded or self._folded[0] != stamp:
-            self._folded = [stamp, folded(net, x[:1])]
+            # Tensors are kept, or others might be at their addresses.
+            self._folded = [stamp, folded(net, x[:2]), tensors]
         quick: nn.Module = self._folded[1]
         return quick
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the folded copy, which is made again when needed."""
+        return {**self.__dict__, "_folded": []}
 
     def _views(self, x: Tensor, low: bool) -> Tensor:
         # A map is of the mean of all views, as when it was fitted.

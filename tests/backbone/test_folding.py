@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
+from threading import Lock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from ltdi.backbone import Backbone, InputTransform
 from ltdi.backbone.backbone import build
@@ -108,6 +111,48 @@ def test_what_cannot_be_folded_is_left(name: str) -> None:
     assert count(quick) > 0
 
 
+class Locked(nn.Sequential):
+    """What cannot be copied."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+        self.lock = Lock()
+
+
+def spectral() -> nn.Module:
+    return nn.Sequential(spectral_norm(nn.Conv2d(3, 8, 3)), nn.BatchNorm2d(8))
+
+
+def padded_for_two() -> nn.Module:
+    net = Wired(lambda m, x: m.first(m.one(y := m.pad(x))) + F.conv2d(y, m.one.weight))
+    net.pad, net.one = nn.ZeroPad2d(1), nn.Conv2d(3, 8, 3)
+    return net
+
+
+# Networks that cannot be folded, or fail once they are.
+WHOLE = {
+    "zeros that are read twice": padded_for_two,
+    "cut, not padded": lambda: nn.Sequential(
+        nn.ZeroPad2d(-1), nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+    ),
+    "weights that are computed": spectral,
+    "normalisation that is read": lambda: Wired(
+        lambda m, x: m.first(m.one(x)) * m.first.weight.sum()
+    ),
+    "a lock": Locked,
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+@torch.no_grad()
+def test_where_folding_fails_the_network_stays(name: str) -> None:
+    net = lived(WHOLE[name]())
+    x = torch.randn(2, 3, 9, 9, generator=torch.Generator().manual_seed(1))
+    wanted = net(x)
+    assert folded(net, x) is net
+    assert torch.equal(net(x), wanted)
+
+
 @torch.no_grad()
 def test_statistics_of_the_batch_are_not_folded() -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8, track_running_stats=False)).eval()
@@ -129,13 +174,63 @@ def test_a_backbone_folds_and_stays_the_same_backbone(tmp_path: Path) -> None:
     assert torch.equal(Backbone.load(tmp_path).features(x), found)
 
 
-def test_weights_that_change_are_folded_anew() -> None:
-    backbone = Backbone(lived(build(CONV)), InputTransform(28, 3), CONV)
-    x = pixels(5, 3, 28, 28)
-    before = backbone.features(x)
+def plain() -> Backbone:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+    return Backbone(lived(net), InputTransform(12, 3), {"kind": "own"})
+
+
+def edited(net: nn.Module) -> None:
     with torch.no_grad():
-        next(backbone.net.parameters()).mul_(1.5)
+        net[0].weight.mul_(1.5)
+
+
+def shifted(net: nn.Module) -> None:
+    net[1].eps = 1.0
+
+
+def replaced(net: nn.Module) -> None:
+    net[2] = nn.Tanh()
+
+
+def moved(net: nn.Module) -> None:
+    net[0].weight = nn.Parameter(net[0].weight.detach() * 1.5)
+
+
+@pytest.mark.parametrize("change", [edited, shifted, replaced, moved])
+def test_what_changes_is_folded_anew(change: Callable[[nn.Module], None]) -> None:
+    backbone, x = plain(), pixels(5, 3, 12, 12)
+    before = backbone.features(x, precision="float32")
+    change(backbone.net)
+    with torch.no_grad():
         wanted = backbone.net(backbone.transform(x))
-    after = backbone.features(x)
+    after = backbone.features(x, precision="float32")
     assert not torch.allclose(before, after, rtol=1e-2)
     assert (after - wanted).norm() < TOLERANCE * wanted.norm()
+
+
+def test_weights_whose_changes_do_not_show_are_not_folded() -> None:
+    with torch.inference_mode():
+        backbone, x = plain(), pixels(5, 3, 12, 12)
+        for _ in range(2):
+            wanted = backbone.net(backbone.transform(x))
+            assert torch.allclose(backbone.features(x, precision="float32"), wanted)
+            edited(backbone.net)
+
+
+def test_hooks_are_called() -> None:
+    backbone, x, called = plain(), pixels(5, 3, 12, 12), []
+    backbone.features(x, precision="float32")
+    backbone.net[1].register_forward_hook(lambda *_: called.append("after"))
+    backbone.features(x, precision="float32")
+    backbone.net[1].register_forward_pre_hook(lambda *_: called.append("before"))
+    backbone.features(x, precision="float32")
+    assert called == ["after", "before", "after"]
+
+
+def test_a_copy_of_a_backbone_is_not_two_networks() -> None:
+    backbone, x = plain(), pixels(5, 3, 12, 12)
+    found = backbone.features(x, precision="float32")
+    assert backbone._folded
+    other = deepcopy(backbone)
+    assert not other._folded and backbone._folded
+    assert torch.equal(other.features(x, precision="float32"), found)
