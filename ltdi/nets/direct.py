@@ -5,7 +5,7 @@ to each other does not. So the C code takes a net through all layers, forward an
 the next one (`docs/lab-notes/speed.md`).
 
 The file is compiled when first needed (0.5 s) where there is a C compiler: `cc`, or what the
-environment variable CC names (nothing: it is not compiled).
+environment variable CC names, with its options (nothing: it is not compiled).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
-import shutil
+import shlex
 import subprocess
 from collections.abc import Iterable
 from functools import cache
@@ -122,19 +122,19 @@ def _addresses(found: Iterable[int | None]) -> ctypes.Array[ctypes.c_void_p]:
 @cache
 def library() -> ctypes.CDLL | None:
     """`direct.c`, compiled for this processor, or None where that is not possible."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    # Windows does not delete a library that is loaded.
-    with TemporaryDirectory(ignore_cleanup_errors=True) as directory:
-        target = Path(directory, "direct.so")
-        source = Path(__file__).with_name("direct.c")
-        try:
-            command = [compiler, str(source), "-o", str(target), *_FLAGS.split()]
+    source = Path(__file__).with_name("direct.c")
+    try:
+        compiler = shlex.split(os.environ.get("CC", "cc"), posix=os.name == "posix")
+        if not compiler:
+            return None
+        # Windows does not delete a library that is loaded.
+        with TemporaryDirectory(ignore_cleanup_errors=True) as directory:
+            target = Path(directory, "direct.so")
+            command = [*compiler, str(source), "-o", str(target), *_FLAGS.split()]
             subprocess.run(command, check=True, capture_output=True)
             found = ctypes.CDLL(str(target))
-        except (OSError, subprocess.CalledProcessError):
-            return None
+    except (OSError, ValueError, subprocess.CalledProcessError):
+        return None
     n, p = ctypes.c_long, ctypes.c_void_p
     found.nets.argtypes = [n, n, n, n, p, p, p, p, p, p, p]
     return found

@@ -124,6 +124,8 @@ class _Normed:
 
     def back(self, g: Tensor) -> Tensor:
         """Gradient [P, C, side, side] of y from that of the output, in place."""
+        # torch reads it as if it lay like y, which the head's of nets of one channel does not.
+        g = g.contiguous(memory_format=torch.channels_last)
         torch.ops.aten.threshold_backward.grad_input(g, self.positive, 0, grad_input=g)
         found: tuple[Tensor, ...] = torch.ops.aten.native_group_norm_backward(
             g, self.y, self.mean, self.rate, None, *self.sizes, [True, False, False]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from ltdi.nets import NetConfig, net_space
+from ltdi.nets import NetConfig, SmallNet, net_space
 from ltdi.nets.direct import Direct, grouped, library
 from ltdi.nets.grouped import Grouped
 
@@ -24,6 +26,8 @@ CONFIGS = {
     # One vector more than whole pairs, and channels that fill none; even kernels; every stride.
     "wide": NetConfig(3, 10, (48, 20, 17), (2, 4, 3), (1, 2, 3), groups=1),
     "strides of one": NetConfig(1, 8, (4, 8, 4), (3, 3, 3), (1, 1, 1)),
+    "one channel": NetConfig(3, 12, (4, 1), (5, 3), (2, 2), groups=1),
+    "one channel of one layer": NetConfig(1, 6, (1,), (3,), (2,), groups=1),
     "one position": NetConfig(1, 3, (8, 4), (5, 3), (1, 1), groups=2),
 }
 
@@ -86,6 +90,21 @@ def test_gradients_in_single_precision_are_those_in_double(name: str, weighted: 
         rtol=1e-4,
         atol=2e-5,
     )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_gradients_of_torchs_operations_are_autograds(name: str):
+    config = CONFIGS[name]
+    parts, x, target = drawn(config)
+    plain = Grouped(config)
+    found = plain.whole(plain.gradient(parts, plain.enter(x), target))
+    weights = plain.whole(parts)
+    for e in range(len(x)):
+        net = SmallNet(config, 3).double()
+        net.load_state_dict({k: w[e] for k, w in weights.items()})
+        F.cross_entropy(net(x[e]), target[e]).backward()
+        for k, p in net.named_parameters():
+            torch.testing.assert_close(found[k][e], p.grad)
 
 
 @compiled
@@ -160,13 +179,29 @@ def test_which_way_is_taken():
         assert not isinstance(grouped(NetConfig(), other), Direct)
 
 
-@pytest.mark.parametrize("compiler", ["", "no-such-compiler", "false"])
+@pytest.mark.parametrize("compiler", ["", "no-such-compiler", "false", "'cc"])
 def test_without_a_compiler_convolutions_are_torchs(
     compiler: str, monkeypatch: pytest.MonkeyPatch, compilers: None
 ):
     monkeypatch.setenv("CC", compiler)
     assert library() is None
     assert not isinstance(grouped(NetConfig(), torch.empty(1)), Direct)
+
+
+def test_without_a_place_to_compile_convolutions_are_torchs(
+    monkeypatch: pytest.MonkeyPatch, compilers: None
+):
+    def none(**_: object) -> None:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr("ltdi.nets.direct.TemporaryDirectory", none)
+    assert library() is None
+
+
+@compiled
+def test_a_compiler_may_have_options(monkeypatch: pytest.MonkeyPatch, compilers: None):
+    monkeypatch.setenv("CC", f"{os.environ.get('CC', 'cc')} -DNOTHING")
+    assert library() is not None
 
 
 @compiled
