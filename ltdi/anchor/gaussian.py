@@ -83,7 +83,7 @@ class GaussianAnchor(Anchor):
         own = masked_mean(z, mask)
         mean = own.mean(1, keepdim=True)
         unit = (frame.between + 1 / count).mean(1, keepdim=True)
-        chance = ((own - mean).square() / unit).sum((1, 2)) / (way * (way - 1))
+        chance = ((own - mean).square() / unit).sum((1, 2)) / (way * max(1, way - 1))
         found = (mean.square() / unit).sum((1, 2)).clamp(min=1e-12)
         return (1 - chance / found).clamp(min=0).unsqueeze(-1) * mean.squeeze(1)
 

@@ -55,6 +55,13 @@ class NetConfig:
                 f"{self.groups} groups do not divide the widths {list(self.widths)}",
                 where="net.groups",
             )
+        if min(self.sides) < 1:
+            raise InputError(
+                f"images of {self.size} pixels are too small for kernels {list(self.kernels)} "
+                f"with strides {list(self.strides)}: sides {list(self.sides)}",
+                where="net.size",
+                fix="give larger images, smaller kernels or fewer convolutions",
+            )
 
     @property
     def sides(self) -> tuple[int, ...]:

@@ -282,6 +282,15 @@ def test_the_ridge_is_chosen_on_the_validation_classes() -> None:
 # ---- frames -------------------------------------------------------------------------------------
 
 
+def test_a_task_of_one_class_lies_where_its_class_does() -> None:
+    bank = gaussian_bank(covariance(5), covariance(6), classes=40, images=(20,))
+    anchor, (support, mask) = GaussianAnchor(D).fit(bank, ridge=0.1), random_support(2, way=1)
+    frame = anchor.frame(D)
+    z = frame.enter(support)
+    own = masked_mean(z, mask).squeeze(1)
+    torch.testing.assert_close(anchor.task_mean(z, mask, frame), own)
+
+
 @pytest.mark.parametrize("name", ["none", "prototype", "gaussian", "shared"])
 def test_an_anchor_is_its_head_in_its_frame_seen_from_outside(name: str) -> None:
     bank = gaussian_bank(covariance(5), covariance(6), classes=40, images=(20,))

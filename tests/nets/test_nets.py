@@ -141,6 +141,7 @@ def test_a_host_is_its_description(host: NetHost):
         ({"widths": (16, 32)}, "2 widths, 3 kernels and 3 strides"),
         ({"widths": (16, 30, 32)}, r"4 groups do not divide the widths \[16, 30, 32\]"),
         ({"strides": (1, 0, 1)}, "at least 1"),
+        ({"size": 2}, r"2 pixels are too small .* sides \[0, 0, 0\]"),
     ],
 )
 def test_architectures_that_cannot_be(change: dict, message: str):
