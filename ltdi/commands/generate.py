@@ -56,14 +56,14 @@ def generate(
 
     Args:
         generator: Directory of a generator, or a name on the hub.
-        support: Folder or zip of <class>/<image>; each class folder is one label, in the order of
-            their names. For adapters: a JSONL, CSV or TSV file of labelled texts, or a folder with
-            one called train.
+        support: Folder, zip or tar.gz of <class>/<image>; each class folder is one label, in the
+            order of their names. For adapters: a JSONL, CSV or TSV file of labelled texts, or a
+            folder with one called train.
         out: The safetensors file to write; for adapters also a directory, which PEFT loads.
         classes: Names of the classes, comma-separated, for a generator that needs no labels.
-        unlabelled: Folder or zip of further images of where the task comes from, in any folders,
-            for a generator that reads a domain (the support's own images by default), or of images
-            of the classes, for one that needs no labels.
+        unlabelled: Folder, zip or tar.gz of further images of where the task comes from, in any
+            folders, for a generator that reads a domain (the support's own images by default), or
+            of images of the classes, for one that needs no labels.
         names: Whether the folders of the support are named as the classes that such a generator
             knows; true by default. Otherwise it infers which classes they are.
         steps: Denoising steps; the generator's own number by default.

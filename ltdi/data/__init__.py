@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from ltdi import errors
-from ltdi.data import cifar, domains, folder, glyphs, omniglot, oxford_pets, tiny_imagenet
+from ltdi.data import archive, cifar, domains, folder, glyphs, omniglot, oxford_pets, tiny_imagenet
 from ltdi.data.images import ImageSet, decode
 from ltdi.data.layout import readable
 from ltdi.errors import InputError
@@ -45,7 +45,7 @@ def load(
     split: str | None = None,
     seed: int = 0,
 ) -> dict[str, ImageSet]:
-    """Load a data set by name, or any folder or zip of images by path.
+    """Load a data set by name, or any folder, zip or tar.gz of images by path.
 
     Args:
         name_or_path: A key of `SOURCES`, or a path laid out as `<class>/<image>`. A name goes
@@ -63,13 +63,13 @@ def load(
 
     Raises:
         InputError: For an unknown name or split, a missing path, or unusable data.
-        DamagedFileError: For an unreadable image or zip.
+        DamagedFileError: For an unreadable image or archive.
     """
     given = os.fspath(name_or_path)
     if given in SOURCES:
         place = None if data_dir is None else Path(data_dir)
         return SOURCES[given](place, size=size, channels=channels, split=split, seed=seed)
-    looks_like_path = os.path.exists(given) or os.sep in given or given.endswith(".zip")
+    looks_like_path = os.path.exists(given) or os.sep in given or archive.is_archive(given)
     if not looks_like_path:
         raise errors.unknown("data set (nor is there a file or folder)", given, SOURCES)
     if data_dir is not None:

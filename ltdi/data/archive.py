@@ -23,7 +23,11 @@ from ltdi.errors import DamagedFileError, InputError
 MAX_FILE_BYTES = 256 * 2**20
 # Nor does what a tar unpacks to, which is held in memory.
 MAX_TAR_BYTES = 4 * MAX_FILE_BYTES
+# What a tar lists is held too.
+MAX_TAR_ENTRIES = 200_000
 TARS = (".tar.gz", ".tgz")
+ARCHIVES = (".zip", *TARS)
+_CHUNK = 2**20
 _CLUTTER = frozenset({"__MACOSX", "Thumbs.db", "desktop.ini"})
 _ERRORS = (
     zipfile.BadZipFile,
@@ -98,12 +102,23 @@ def open_tree(path: str | os.PathLike[str]) -> FileTree:
     if root.is_dir():
         return _Directory(root)
     if root.is_file():
-        return _tar(root) if root.name.endswith(TARS) else _zip(root, str(root))
+        return _tar(root) if root.name.lower().endswith(TARS) else _zip(root, str(root))
     raise InputError(
-        "no such directory or zip file",
+        "no such directory, zip or tar.gz",
         where=str(root),
-        fix="check the path; give a folder or .zip",
+        fix="check the path; give a folder, a .zip, .tar.gz or .tgz",
     )
+
+
+def is_archive(name: str) -> bool:
+    """Whether a file name ends as those of archives do, in any case."""
+    return name.lower().endswith(ARCHIVES)
+
+
+def stem_of(name: str) -> str:
+    """A file name without the suffix of an archive."""
+    end = next((end for end in ARCHIVES if name.lower().endswith(end)), "")
+    return name[: len(name) - len(end)]
 
 
 class _Directory(FileTree):
@@ -236,15 +251,31 @@ def _tar(path: Path) -> FileTree:
     """A gzipped tar, unpacked in memory: no header of it can claim more than there is."""
     where = str(path)
     with _intact("tar.gz", where):
+        held = io.BytesIO()
         with gzip.open(path) as stream:
-            data = stream.read(MAX_TAR_BYTES + 1)  # to the end, where the checksum is compared
-        if len(data) > MAX_TAR_BYTES:
-            raise InputError(
-                f"unpacks to more than {MAX_TAR_BYTES:,} bytes",
-                where=where,
-                fix="unpack it yourself, and give the folder",
-            )
-        tar = tarfile.TarFile(fileobj=io.BytesIO(data))
+            # To the end, where the checksum is compared; in one piece all of the limit is reserved.
+            while chunk := stream.read(_CHUNK):
+                if held.tell() + len(chunk) > MAX_TAR_BYTES:
+                    raise _too_large(f"unpacks to more than {MAX_TAR_BYTES:,} bytes", where)
+                held.write(chunk)
+        held.seek(0)
+        tar = tarfile.TarFile(fileobj=held)
+
+    def members() -> Iterator[tarfile.TarInfo]:
+        number = 0
+        for number, info in enumerate(tar, 1):
+            # A negative size leads back to a header that was read already, for ever.
+            if info.size < 0 or tar.offset < info.offset_data:
+                raise tarfile.ReadError(f"entry {info.name!r} has a negative size")
+            if number > MAX_TAR_ENTRIES:
+                raise _too_large(f"has more than {MAX_TAR_ENTRIES:,} entries", where)
+            yield info
+        # `tarfile` takes a header that it cannot read for the end.
+        held.seek(tar.offset)
+        if any(chunk.strip(b"\0") for chunk in iter(partial(held.read, _CHUNK), b"")):
+            raise tarfile.ReadError(f"what follows entry {number} is no header")
+        if not number:
+            raise tarfile.ReadError("it has no entry")
 
     def read(info: tarfile.TarInfo) -> bytes:
         file = tar.extractfile(info)
@@ -255,7 +286,7 @@ def _tar(path: Path) -> FileTree:
         _Entry(
             i.name, i.isdir(), "" if i.isfile() or i.isdir() else _NO_FILE, i.size, partial(read, i)
         )
-        for i in tar
+        for i in members()
     )
     return _Packed("tar.gz", where, entries)
 
@@ -266,12 +297,18 @@ def _intact(kind: str, where: str) -> Iterator[None]:
         yield
     except InputError:
         raise
+    except MemoryError:
+        raise _too_large("does not fit into the memory", where) from None
     except _ERRORS as error:
         raise DamagedFileError(
             f"not a readable {kind} ({error})",
             where=where,
             fix=f"the file may be cut off or no {kind}: fetch or pack it again",
         ) from error
+
+
+def _too_large(what: str, where: str) -> InputError:
+    return InputError(what, where=where, fix="unpack it yourself, and give the folder")
 
 
 def _unsafe(name: str) -> str:

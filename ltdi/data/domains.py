@@ -35,7 +35,7 @@ def load_domains(path: str | os.PathLike[str], *, size: int, channels: int) -> d
 
 def _parts(tree: FileTree, wanted: Sequence[str]) -> dict[str, Groups]:
     found: dict[str, Groups] = {}
-    for name, files in folder.classes_of(tree).items():
+    for name, files in folder.classes_of(tree, _LAYOUT).items():
         domain, _, label = name.partition("/")
         found.setdefault(domain, {})[label] = files
     if any("" in labels for labels in found.values()):

@@ -1,4 +1,4 @@
-"""Any directory or zip of images laid out as `<class>/<image>`."""
+"""Any directory, zip or `.tar.gz` of images laid out as `<class>/<image>`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from torch import Tensor
 
-from ltdi.data.archive import FileTree, open_tree
+from ltdi.data.archive import FileTree, open_tree, stem_of
 from ltdi.data.images import ImageSet
 from ltdi.data.layout import Groups, decode_groups, image_file
 from ltdi.errors import InputError
@@ -34,7 +34,7 @@ def load(
     the classes is not.
 
     Args:
-        path: A directory or a zip.
+        path: A directory, a zip or a `.tar.gz`.
         size: Height and width of the images, in pixels.
         channels: 1 (grey) or 3 (RGB).
         min_per_class: The fewest images a class may have.
@@ -45,7 +45,7 @@ def load(
     Raises:
         InputError: When there is no image, an image lies outside a class folder, a class has too
             few images or its folder none, or the path is missing or unsafe.
-        DamagedFileError: For an unreadable image or zip.
+        DamagedFileError: For an unreadable image or archive.
     """
     with open_tree(path) as tree:
         groups = classes_of(tree)
@@ -54,8 +54,8 @@ def load(
 
 
 def name_of(path: str | os.PathLike[str]) -> str:
-    """What a directory or zip of images is called."""
-    return Path(path).resolve().name.removesuffix(".zip")
+    """What a directory or an archive of images is called."""
+    return stem_of(Path(path).resolve().name)
 
 
 def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -> Tensor:
@@ -63,7 +63,7 @@ def load_unlabelled(path: str | os.PathLike[str], *, size: int, channels: int) -
 
     Raises:
         InputError: When there is no image, or the path is missing or unsafe.
-        DamagedFileError: For an unreadable image or zip.
+        DamagedFileError: For an unreadable image or archive.
     """
     with open_tree(path) as tree:
         files = [image_file(tree, name) for name in _images(tree, "give images")]
@@ -91,17 +91,17 @@ def _images(tree: FileTree, fix: str) -> list[str]:
     return names
 
 
-def classes_of(tree: FileTree) -> Groups:
-    """The images of each class; see `load` for names and errors."""
+def classes_of(tree: FileTree, layout: str = _LAYOUT) -> Groups:
+    """The images of each class; see `load` for names and errors, which advise `layout`."""
     folders: dict[str, list[str]] = {}
-    for name in _images(tree, _LAYOUT):
+    for name in _images(tree, layout):
         folders.setdefault(posixpath.dirname(name), []).append(name)
     top = "" if "" in folders else posixpath.commonpath(folders)
     if top in folders and (top == "" or len(folders) > 1):
         raise InputError(
             f"{len(folders[top])} images lie outside any class folder, such as {folders[top][0]!r}",
             where=tree.where,
-            fix=_LAYOUT,
+            fix=layout,
         )
     _check_empty(tree, folders)
     # A lone class keeps its own folder's name.

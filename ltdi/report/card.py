@@ -190,7 +190,7 @@ ltdi evaluate --generator GENERATOR --data-dir IMAGES --way 2 --shot 1
 ltdi generate --generator GENERATOR --support IMAGES --unlabelled MORE --out head.safetensors
 ```
 
-`IMAGES` is a folder or zip with a folder of images for each class, named as the generator knows."""
+`IMAGES` is a folder or archive with one folder of images a class, named as the generator knows."""
     return f"""\
 ```python
 import ltdi
@@ -208,7 +208,7 @@ ltdi evaluate --generator GENERATOR --data-dir IMAGES --way 5 --shot 1 --query 1
 ltdi generate --generator GENERATOR --support IMAGES --out head.safetensors
 ```
 
-`IMAGES` is a folder or zip with one folder of images per class."""
+`IMAGES` is a folder or archive with one folder of images per class."""
 
 
 def _data(config: Mapping[str, Any]) -> str:

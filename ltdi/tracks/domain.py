@@ -17,6 +17,7 @@ from ltdi.baselines.erm import Erm, ErmFineTune
 from ltdi.baselines.method import Budget
 from ltdi.baselines.w_diff import WDiff
 from ltdi.collect import Preparation
+from ltdi.data.archive import stem_of
 from ltdi.errors import InputError, unknown
 from ltdi.evaluate import across
 from ltdi.generator import Generator
@@ -104,7 +105,7 @@ PRESETS = {
 
 def label(options: Mapping[str, Any]) -> str:
     """Names a run: "pacs-5w1s-5w5s"."""
-    dataset = Path(str(options["dataset"])).name.removesuffix(".zip")
+    dataset = stem_of(Path(str(options["dataset"])).name)
     return f"{dataset}-{str(options['settings']).replace(',', '-').replace(' ', '')}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ltdi.backbone.wrapped import EFFICIENTNET
+from ltdi.data.archive import stem_of
 from ltdi.errors import InputError, unknown
 from ltdi.generator import Generator
 from ltdi.report.table import Result
@@ -61,7 +62,7 @@ SHARED = ("methods", "preset", "progress", "log")
 
 def episode_label(options: Mapping[str, Any]) -> str:
     """The data set and the shape of the episodes: "omniglot-5w1s"."""
-    dataset = Path(str(options["dataset"])).name.removesuffix(".zip")
+    dataset = stem_of(Path(str(options["dataset"])).name)
     if options.get("settings"):
         return f"{dataset}-{str(options['settings']).replace(',', '-').replace(' ', '')}"
     return f"{dataset}-{options['way']}w{options['shot']}s"

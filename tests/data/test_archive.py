@@ -169,6 +169,79 @@ def test_only_what_unpacks_in_bounded_memory_is_read(
         open_tree(behind)
 
 
+def header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+def test_a_tar_is_not_given_room_for_all_of_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    real = gzip.GzipFile.read
+
+    def read(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        asked.append(-1 if size is None else size)
+        return real(self, size)
+
+    monkeypatch.setattr(gzip.GzipFile, "read", read)
+    packed = tarred(tmp_path / "x.tar.gz", FILES)
+    assert contents(packed) == FILES
+    assert set(asked) == {2**20}
+
+    def none_left(self: gzip.GzipFile, size: int | None = -1) -> bytes:
+        raise MemoryError
+
+    monkeypatch.setattr(gzip.GzipFile, "read", none_left)
+    with pytest.raises(InputError, match="does not fit into the memory"):
+        open_tree(packed)
+
+
+@pytest.mark.parametrize("name", ["a/2.png", ".x", "a/"])
+def test_a_negative_size_does_not_lead_back_for_ever(tmp_path: Path, name: str) -> None:
+    packed = tmp_path / "x.tar.gz"
+    for first in (header("a/1.png", 0), b""):
+        packed.write_bytes(gzip.compress(first + header(name, -512) + bytes(1024)))
+        with pytest.raises(DamagedFileError, match="negative size"):
+            open_tree(packed)
+
+
+def test_the_entries_of_a_tar_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_TAR_ENTRIES", len(FILES))
+    assert contents(tarred(tmp_path / "x.tar.gz", FILES)) == FILES
+    with pytest.raises(InputError, match="more than 5 entries"):
+        open_tree(tarred(tmp_path / "y.tar.gz", FILES | {"more": b""}))
+
+
+def test_no_entry_of_a_damaged_tar_is_lost_in_silence(tmp_path: Path) -> None:
+    packed = tarred(tmp_path / "x.tar.gz", {"a/1.png": b"1", "a/2.png": b"2"})
+    data = bytes(inside(packed))
+    damaged = {
+        "what follows entry 1": (
+            data[:1024] + b"?" * 8 + data[1032:],
+            data[: 1024 + 200],
+        ),
+        "what follows entry 2": (data + data,),
+        "no entry": (bytes(10240),),
+    }
+    for message, tars in damaged.items():
+        for tar in tars:
+            packed.write_bytes(gzip.compress(tar))
+            with pytest.raises(DamagedFileError, match=message):
+                open_tree(packed)
+    packed.write_bytes(gzip.compress(data[:2048]))  # nothing at all may follow
+    assert list(contents(packed)) == ["a/1.png", "a/2.png"]
+
+
+def test_suffixes_in_any_case(tmp_path: Path) -> None:
+    for name in ("a.TAR.GZ", "a.Tgz"):
+        assert contents(tarred(tmp_path / name, FILES)) == FILES
+    names = ("a.TAR.GZ", "a.tgz", "a.Zip", "a", "a.tar")
+    assert [archive.stem_of(n) for n in names] == ["a", "a", "a", "a", "a.tar"]
+    assert [archive.is_archive(n) for n in names] == [True, True, True, False, False]
+
+
 def test_a_header_that_claims_gigabytes_is_not_believed(tmp_path: Path) -> None:
     long_name = tarfile.TarInfo("x")
     long_name.type, long_name.size = tarfile.GNUTYPE_LONGNAME, 2**40

@@ -59,6 +59,11 @@ def test_missing_domain_class_and_layout(tmp_path: Path) -> None:
     flat = {f"{c}/1.png": png() for c in ("cat", "dog")}
     with pytest.raises(InputError, match=r"no domains(.|\n)*<domain>/<class>/<image>"):
         data.load("pacs", write(tmp_path / "c", flat), size=8, channels=1)
+    (tmp_path / "empty").mkdir()
+    loose = write(tmp_path / "loose", {"1.png": png()})
+    for place in (tmp_path / "empty", loose):
+        with pytest.raises(InputError, match="<domain>/<class>/<image>"):
+            data.load("pacs", place, size=8, channels=1)
     with pytest.raises(InputError, match="unknown split"):
         data.load("pacs", tmp_path, size=8, channels=1, split="official")
     with pytest.raises(InputError, match="data_dir"):

@@ -12,20 +12,23 @@ from ltdi.data import folder
 from ltdi.errors import DamagedFileError, InputError
 
 from .conftest import png, write, zipped
+from .fakes import tarred
 
 
 def layout(*names: str) -> dict[str, bytes]:
     return {name: png(i) for i, name in enumerate(names)}
 
 
-def test_zip_and_folder_give_the_identical_set(tmp_path: Path) -> None:
+def test_archives_and_folder_give_the_identical_set(tmp_path: Path) -> None:
     files = layout("w/dog/2.png", "w/cat/1.png", "w/dog/1.PNG", "w/cat/x.jpg") | {"w/t.txt": b"t"}
     a = folder.load(write(tmp_path / "pets", files), size=8, channels=3)
     b = folder.load(zipped(tmp_path / "pets.zip", files), size=8, channels=3)
-    assert a.name == b.name == "pets"
-    assert a.classes == b.classes == ("cat", "dog")
-    assert torch.equal(a.images, b.images)
-    assert torch.equal(a.offsets, b.offsets)
+    c = folder.load(tarred(tmp_path / "pets.TGZ", files), size=8, channels=3)
+    assert a.name == b.name == c.name == "pets"
+    assert a.classes == b.classes == c.classes == ("cat", "dog")
+    for other in (b, c):
+        assert torch.equal(a.images, other.images)
+        assert torch.equal(a.offsets, other.offsets)
     assert a.images.shape == (4, 3, 8, 8)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ltdi.data.archive import is_archive
 from ltdi.data.text import glue, hub, intact, rules, table
 from ltdi.data.text.subtasks import KINDS, kmeans, subtasks
 from ltdi.data.text.table import Columns
@@ -69,9 +70,10 @@ def load(
 
     Args:
         name_or_path: A GLUE task such as "sst-2"; a task by rule such as "rule:tone"; a `.jsonl`,
-            `.csv` or `.tsv` file; a directory or zip with such files called train, dev and test;
-            "hub:NAME" or "hub:NAME:CONFIG"; or "intact:" and one of these, whose texts make a task
-            without their labels (`ltdi.data.text.intact`; of GLUE those of the test part).
+            `.csv` or `.tsv` file; a directory, zip or tar.gz with such files called train, dev
+            and test; "hub:NAME" or "hub:NAME:CONFIG"; or "intact:" and one of these, whose texts
+            make a task without their labels (`ltdi.data.text.intact`; of GLUE those of the test
+            part).
         data_dir: Where GLUE lies, in its official layout; not for the others.
         columns: Which columns hold what; not for GLUE.
 
@@ -105,7 +107,7 @@ def load(
             where="data_dir",
             fix="give the path alone",
         )
-    if path.is_dir() or path.suffix == ".zip":
+    if path.is_dir() or is_archive(path.name):
         return table.load_parts(path, columns)
     if path.suffix.lower() in table.SUFFIXES:
         return {"all": table.load(path, columns)}
