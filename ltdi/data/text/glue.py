@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ltdi.data.archive import FileTree
 from ltdi.data.layout import find, open_source
 from ltdi.data.text.rows import Labelling, assemble, decode
-from ltdi.data.text.table import Columns, rows_of
+from ltdi.data.text.table import Columns, check_header, rows_of
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError, unknown
 
@@ -88,14 +88,14 @@ def load(
     """Read a task's files: split at tabs, without quoting, with or without a byte-order mark.
 
     Args:
-        path: A directory or zip that holds `<TASK>/<part>.tsv` at any depth.
+        path: A directory or an archive that holds `<TASK>/<part>.tsv` at any depth.
         task: A key of `TASKS`, in any case, with or without its hyphen.
         parts: Of "train", "dev" and "test"; the official test part has no labels.
 
     Raises:
         InputError: For an unknown task or part, a missing file or column, a line with another
             number of columns, an empty text, or a label outside the set.
-        DamagedFileError: For an unreadable zip, or a file that is not UTF-8.
+        DamagedFileError: For an unreadable archive, or a file that is not UTF-8.
     """
     about = TASKS[task_name(task)]
     for part in parts:
@@ -135,25 +135,36 @@ def _read(tree: FileTree, about: GlueTask, part: str) -> TextSet:
         raise InputError(
             f"there is no {file}",
             where=tree.where,
-            fix=f"give the directory or zip that holds the folder {about.folder}",
+            fix=f"give the directory or archive that holds the folder {about.folder}",
         )
     name = found[0][1]
     where = tree.label(name)
-    headless = about.headless if part != "test" else ()
-    records = _records(decode(tree.read(name), where), headless, where)
-    rows = rows_of(records, about.columns, where, labelled=part != "test")
+    labelled = part != "test"
+    header, records = _records(
+        decode(tree.read(name), where), about.headless if labelled else (), where
+    )
+    advice = "restore the official file"
+    check_header(about.columns, header, f"{where}, line 1", labelled=labelled, advice=advice)
+    rows = rows_of(records, about.columns, where, labelled=labelled)
     return assemble(f"{about.folder}-{part}", rows, about.labelling, where)
 
 
 def _records(
     text: str, headless: Sequence[str], where: str
-) -> Iterator[tuple[int, dict[str, str]]]:
+) -> tuple[Sequence[str], Iterator[tuple[int, dict[str, str]]]]:
+    """The names of the columns, and the lines with their numbers."""
     # Not splitlines(): it also cuts at characters that stand inside sentences.
     lines = enumerate(text.removesuffix("\n").split("\n") if text else (), 1)
     fields = ((number, line.removesuffix("\r").split("\t")) for number, line in lines)
     header = headless or next(fields, (0, ()))[1]
     if not header:
         raise InputError("the file is empty", where=where, fix="fetch it again")
+    return header, _named(fields, header, where)
+
+
+def _named(
+    fields: Iterator[tuple[int, list[str]]], header: Sequence[str], where: str
+) -> Iterator[tuple[int, dict[str, str]]]:
     for number, row in fields:
         if len(row) != len(header):
             raise InputError(

@@ -6,12 +6,14 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ltdi.data.archive import open_tree
+from ltdi.data.archive import open_tree, stem_of
 from ltdi.data.text.rows import Labelling, Row, assemble, decode
 from ltdi.data.text.textset import TextSet
 from ltdi.errors import InputError, unknown
@@ -27,6 +29,12 @@ _PARTS = {
     "test": "test",
 }
 _Record = tuple[int, dict[str, Any]]
+_ADVICE = "say which column holds the {role} with --columns.{role}"
+# The first line that is not blank; within quotes a line may end.
+_HEADER = re.compile(r'\s*(?:"[^"]*"|[^"\r\n])*')
+_QUOTED = re.compile(r'"[^"]*"')
+# Excel's way of telling the delimiter.
+_TOLD = re.compile(r"sep=([,;|\t])\r?\n", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -88,13 +96,13 @@ def load(path: str | os.PathLike[str], columns: Columns = _COLUMNS) -> TextSet:
 
 
 def load_parts(path: str | os.PathLike[str], columns: Columns = _COLUMNS) -> dict[str, TextSet]:
-    """Read `train`, `dev` (or `val`, `validation`) and `test` files of a directory or zip.
+    """Read `train`, `dev` (or `val`, `validation`) and `test` files of a directory or an archive.
 
     Classes, or the range of values, are those of the part "train". "test" may lack the labels.
 
     Raises:
         InputError: If there is no train file, a part is there twice, and as `load`.
-        DamagedFileError: For an unreadable zip, or a file that is not UTF-8.
+        DamagedFileError: For an unreadable archive, or a file that is not UTF-8.
     """
     with open_tree(path) as tree:
         files: dict[str, str] = {}
@@ -120,7 +128,7 @@ def load_parts(path: str | os.PathLike[str], columns: Columns = _COLUMNS) -> dic
             known = columns.like(sets["train"]) if sets else columns
             name = files[part]
             sets[part] = _parse(
-                f"{Path(path).stem}-{part}",
+                f"{stem_of(Path(path).name)}-{part}",
                 tree.read(name),
                 PurePosixPath(name).suffix.lower(),
                 known,
@@ -179,7 +187,10 @@ def _parse(
     name: str, data: bytes, suffix: str, columns: Columns, where: str, *, labelled: bool = True
 ) -> TextSet:
     text = decode(data, where)
-    records = _jsonl(text, where) if suffix == ".jsonl" else _csv(text, suffix, where)
+    if suffix == ".jsonl":
+        records = _jsonl(text, where)
+    else:
+        records = _csv(text, suffix, where, partial(check_header, columns, labelled=labelled))
     rows = rows_of(records, columns, where, labelled=labelled)
     return assemble(name, rows, columns.labelling, where)
 
@@ -198,12 +209,18 @@ def _jsonl(text: str, where: str) -> Iterator[_Record]:
         yield line, record
 
 
-def _csv(text: str, suffix: str, where: str) -> Iterator[_Record]:
-    first = text.partition("\n")[0]
+def _csv(
+    text: str, suffix: str, where: str, check: Callable[[Sequence[str], str], None]
+) -> Iterator[_Record]:
+    found = _HEADER.match(text)
+    first = _QUOTED.sub("", found[0] if found else "")
     # Spreadsheets in countries with a decimal comma write semicolons.
     comma = ";" if ";" in first and "," not in first else ","
-    delimiter = "\t" if suffix == ".tsv" else comma
+    told = _TOLD.match(text)
+    delimiter = told[1] if told else "\t" if suffix == ".tsv" else comma
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    if told:
+        next(reader)
     header: Sequence[str] = ()
     while True:
         line = reader.line_num + 1  # a quoted field may span several
@@ -217,8 +234,7 @@ def _csv(text: str, suffix: str, where: str) -> Iterator[_Record]:
             continue
         if not header:
             header = fields
-            if len(set(header)) < len(header):
-                raise _unparsed(f"a column is there twice: {', '.join(header)}", line, where)
+            check(header, f"{where}, line {line}")
             continue
         if len(fields) != len(header):
             raise _unparsed(f"{len(fields)} columns instead of {len(header)}", line, where)
@@ -229,11 +245,39 @@ def _unparsed(what: str, line: int, where: str) -> InputError:
     return InputError(what, where=f"{where}, line {line}", fix="repair the line")
 
 
-def _cell(record: Mapping[str, Any], role: str, column: str, where: str) -> Any:
-    if column not in record:
-        error = unknown("column", column, record, where=where)
-        fix = f"say which column holds the {role} with --columns.{role}; {error.fix}"
+def check_header(
+    columns: Columns,
+    header: Sequence[str],
+    where: str,
+    *,
+    labelled: bool = True,
+    advice: str = _ADVICE,
+) -> None:
+    """Refuse a header line that has a column twice, or lacks one of `columns`.
+
+    `advice` is what to do about one that it lacks; in it "{role}" is what the column holds.
+    """
+    if len(set(header)) < len(header):
+        raise InputError(
+            f"a column is there twice: {', '.join(header)}", where=where, fix="repair the line"
+        )
+    roles = {"text": columns.text, "text2": columns.text2, "label": labelled and columns.label}
+    for role, column in roles.items():
+        if column:
+            _check_column(header, role, column, where, advice)
+
+
+def _check_column(
+    known: Collection[str], role: str, column: str, where: str, advice: str = _ADVICE
+) -> None:
+    if column not in known:
+        error = unknown("column", column, known, where=where)
+        fix = f"{advice.format(role=role)}; {error.fix}"
         raise InputError(error.what, where=where, fix=fix)
+
+
+def _cell(record: Mapping[str, Any], role: str, column: str, where: str) -> Any:
+    _check_column(record.keys(), role, column, where)
     return record[column]
 
 

@@ -100,8 +100,21 @@ def damaged(tmp_path: Path, file: str, text: str | bytes) -> Path:
         ("SST-2/dev.tsv", SST + "good\t2\n", r"unknown label '2'[\s\S]*line 4"),
         ("SST-2/dev.tsv", "", "the file is empty"),
         ("SST-2/dev.tsv", "sentence\tlabel\n", "no row"),
-        ("SST-2/dev.tsv", "sentences\tlabel\na\t1\n", "column 'sentence'[\\s\\S]*'sentences'"),
-        ("SST-2/dev.tsv", "sentence\tlabels\na\t1\n", "column 'label'[\\s\\S]*'labels'"),
+        (
+            "SST-2/dev.tsv",
+            "sentences\tlabel\na\t1\n",
+            "column 'sentence'[\\s\\S]*line 1\n[\\s\\S]*'sentences'",
+        ),
+        (
+            "SST-2/dev.tsv",
+            "sentence\tlabels\na\t1\n",
+            "column 'label'[\\s\\S]*restore the official file[\\s\\S]*'labels'",
+        ),
+        (
+            "SST-2/dev.tsv",
+            "sentence\tlabel\tlabel\na\t1\t0\n",
+            "column is there twice[\\s\\S]*line 1",
+        ),
         ("CoLA/dev.tsv", FILES["glue/CoLA/test.tsv"], r"2 columns instead of 4[\s\S]*line 1"),
     ],
 )

@@ -67,6 +67,26 @@ def test_a_spreadsheet_with_a_decimal_comma_writes_semicolons(tmp_path: Path) ->
     assert [text for text, *_ in found.texts] == ["a; b, c", "d"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'text;label\nd;x\n"e,;";y\n',
+        '\r\n\ntext;label\nd;x\n"e,;";y\n',
+        'sep=;\r\ntext;label\nd;x\n"e,;";y\n',
+        'text;label;"no, comma"\nd;x;1\n"e,;";y;2\n',
+        'text,label,"no; semicolon\n;"\nd,x,1\n"e,;",y,2\n',
+        "SEP=|\ntext|label\nd|x\ne,;|y\n",
+    ],
+)
+def test_the_delimiter_is_that_of_the_header_outside_quotes(tmp_path: Path, text: str) -> None:
+    assert [first for first, *_ in read(tmp_path, text).texts] == ["d", "e,;"]
+
+
+def test_lines_are_counted_from_the_top_of_the_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"text is empty[\s\S]*line 4"):
+        read(tmp_path, "sep=;\ntext;label\na;x\n;y\n")
+
+
 def test_classes_are_sorted_and_numbers_by_value(tmp_path: Path) -> None:
     found = read(tmp_path, "label,text\n10,a\n9,b\n10,c\n")
     assert (found.label_names, found.targets.tolist()) == (("9", "10"), [1, 0, 1])
@@ -92,7 +112,7 @@ def test_values_have_the_range_of_the_file_or_the_given_one(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("t.csv", "txet,label\na,x\n", r"column 'text'[\s\S]*line 2[\s\S]*did you mean 'txet'"),
+        ("t.csv", "txet,label\na,x\n", r"column 'text'[\s\S]*line 1[\s\S]*did you mean 'txet'"),
         (
             "t.csv",
             "text,labels\na,x\n",
