@@ -132,7 +132,7 @@ class Scores:
     classes: Tensor
 
 
-def class_ci95(difference: Tensor, classes: Tensor) -> float:
+def class_ci95(difference: Tensor, classes: Tensor) -> float | None:
     """Half width of the 95 % interval of a mean had other classes been drawn as well.
 
     Episodes draw again and again from the same few classes, so the interval over episodes says
@@ -141,10 +141,13 @@ def class_ci95(difference: Tensor, classes: Tensor) -> float:
     to all pairs by least squares. The mean over C classes has variance way^2 v / C beside that of
     the episodes.
 
-    `difference` are values [E] of episodes, whose classes are [E, way].
+    `difference` are values [E] of episodes, whose classes are [E, way]. None where all episodes
+    have the same classes, which tell nothing about others.
     """
     episodes, way = classes.shape
     found, number = classes.unique(return_inverse=True)
+    if len(found) == way:
+        return None
     total, rest = len(found), (difference - difference.double().mean()).double()
     within = torch.zeros(episodes, total, dtype=torch.double).scatter_(1, number, 1.0)
     # Sums over pairs of different episodes.

@@ -93,8 +93,8 @@ def test_classes_without_an_effect_leave_the_interval_of_the_episodes():
     assert np.median(ratios) < 1.3
     # Where all episodes have the same classes, nothing tells what others would do.
     same = torch.arange(5).expand(1000, 5)
-    assert class_ci95(values, same) == pytest.approx(summarise(values).ci95, rel=1e-3)
-    assert class_ci95(torch.ones(1), same[:1]) == 0.0
+    assert class_ci95(values, same) is None
+    assert class_ci95(torch.ones(1), same[:1]) is None
 
 
 def test_accuracy_counts_the_label_on_the_first_way_axis():

@@ -37,6 +37,8 @@ from ltdi.tracks.measured import in_words, leads, nll_of, scored
 
 # Peers that learn nothing but the support, so that any folder will do to tune them.
 SIMPLE = ("protonet", "simpleshot", "linear-probe", "finetune")
+# The share of the images that a generator that reads a domain gets without their labels.
+_ASIDE = 1 / 3
 
 
 def evaluate(
@@ -65,8 +67,8 @@ def evaluate(
 
     Args:
         generator: Directory of a generator, or a name on the hub.
-        data_dir: Folder or zip of <class>/<image>; the classes need not be known to anyone. For
-            adapters: where GLUE lies, if the task is one of it.
+        data_dir: Folder, zip or tar.gz of <class>/<image>; the classes need not be known to
+            anyone. For adapters: where GLUE lies, if the task is one of it.
         way: Classes per episode.
         shot: Support images per class.
         query: Query images per class; lowered, with a note, where a class has too few images.
@@ -80,8 +82,8 @@ def evaluate(
             default protonet and, where a task has no more than 100 images, linear-probe.
         json: File for the result.
         backbone: A saved backbone that must be the generator's own; a check for scripts.
-        unlabelled: Folder or zip of images of the same domain, in any folders, for a generator that
-            reads a domain; a third of the images, without their labels, by default.
+        unlabelled: Folder, zip or tar.gz of images of the same domain, in any folders, for a
+            generator that reads a domain; a third of the images, without their labels, by default.
         names: Whether the classes are named as those that such a generator knows; true by default.
         target: "head", "net" or "adapter": what the generator must generate; a check for scripts.
         task: For adapters: the text task, as `ltdi collect --data` names one; its part dev is
@@ -113,7 +115,7 @@ def evaluate(
             gen, name, data_dir, columns, description, rows=support, seed=seed, options=options
         )
     elif isinstance(gen, ImageGenerator):
-        place = needed(data_dir, "--data-dir", "a folder or zip of <class>/<image>")
+        place = needed(data_dir, "--data-dir", "a folder, zip or tar.gz of <class>/<image>")
         if backbone is not None:
             _check_backbone(gen, Path(backbone))
         check_domain(gen, unlabelled=unlabelled, names=names)
@@ -132,7 +134,7 @@ def evaluate(
         )
     show(result, OUT)
     if pairs := result.settings.get("paired"):
-        OUT.print(in_words(pairs))
+        OUT.print(in_words(pairs, result.rows[0].episodes))
     if file:
         result.write_json(file)
 
@@ -183,18 +185,33 @@ def _photos(
     images = folder.load(place, size=t.size, channels=t.channels, min_per_class=shot + 1)
     # Episodes that cannot be drawn are refused before features take their time.
     sample_episodes(images.offsets, way=way, shot=shot, query=1, episodes=1, seed=seed)
+    if isinstance(gen, DomainHeadGenerator) and unlabelled is None:
+        _check_left(images.counts, shot, place)
     with bars(ERR) as progress:
         bank = gen.bank(images, progress=lambda i, n: progress("features", i, n, ""))
     if not isinstance(gen, DomainHeadGenerator):
         return _Photos(images.name, bank, {})
     if unlabelled is None:
-        split = split_domain(images.name, bank, share=1 / 3, seed=seed)
+        split = split_domain(images.name, bank, share=_ASIDE, seed=seed)
         bank, pool = split.bank, split.pool
     else:
         raw = folder.load_unlabelled(unlabelled, size=t.size, channels=t.channels)
         pool = gen.embed(raw)
     known = gen.anchor.numbers(images.classes) if named else None
     return _Photos(images.name, bank, {"pool": pool}, known)
+
+
+def _check_left(counts: Tensor, shot: int, where: str) -> None:
+    """Refuse classes [C] of too few images for a query once a share is set aside."""
+    fewest = int(counts.min())
+    left = fewest - int(_ASIDE * fewest)
+    if left <= shot:
+        raise InputError(
+            f"the smallest class has {fewest} images; without the third that is set aside as "
+            f"unlabelled {left} are left, and {shot} shots leave none of them for a query",
+            where=where,
+            fix="give images without labels with --unlabelled, lower --shot, or add images",
+        )
 
 
 def _on_episodes(

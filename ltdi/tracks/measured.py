@@ -12,6 +12,8 @@ from ltdi.memory import peak_mb
 from ltdi.report.table import Result, Row
 
 G = TypeVar("G", bound=Generator)
+# Episodes from which on the interval of their mean is believed.
+FEWEST = 30
 
 
 def scored(
@@ -44,10 +46,11 @@ def mean_row(rows: Sequence[Row], **changes: Any) -> Row:
     return replace(rows[0], **{**means, **changes})
 
 
-def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
+def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, Any]]:
     """lt-di minus every other method on the same episodes, by name.
 
-    "mean" and "ci95" over episodes, and "classes_ci95" had other classes been drawn.
+    "mean" and "ci95" over episodes, and "classes_ci95" had other classes been drawn, which is None
+    where every episode has all classes.
     """
     if "lt-di" not in scores:
         return {}
@@ -57,12 +60,17 @@ def leads(scores: Mapping[str, Scores]) -> dict[str, dict[str, float]]:
             lead = paired(own.accuracy, other.accuracy)
             classes = class_ci95(own.accuracy - other.accuracy, own.classes)
             facts = {"mean": lead.mean, "ci95": lead.ci95, "classes_ci95": classes}
-            out[name] = {key: round(value, 5) for key, value in facts.items()}
+            out[name] = {k: None if v is None else round(v, 5) for k, v in facts.items()}
     return out
 
 
-def in_words(pairs: Mapping[str, Mapping[str, float]]) -> str:
-    """What `leads` says, in a line: what lt-di is above, level with and below."""
+def in_words(pairs: Mapping[str, Mapping[str, Any]], episodes: int) -> str:
+    """What `leads` says, in a line: what lt-di is above, level with and below.
+
+    The interval of a few episodes is no measure of what others would give; of one it is zero.
+    """
+    if episodes < FEWEST:
+        return f"Too few episodes to say what lt-di is above: {episodes}, and it takes {FEWEST}."
     said: dict[str, list[str]] = {"above": [], "level with": [], "below": []}
     for name, lead in pairs.items():
         sure = abs(lead["mean"]) > lead["ci95"]

@@ -26,15 +26,23 @@ def test_a_row_has_the_mean_and_its_interval():
 def test_leads_are_paired_not_differences_of_intervals():
     # The episodes vary by 0.4, the difference not at all.
     found = leads({"lt-di": scores(0.3, 0.7), "b": scores(0.2, 0.6), "c": scores(0.7, 0.3)})
-    assert found["b"] == {"mean": 0.1, "ci95": 0.0, "classes_ci95": 0.0}
+    assert found["b"] == {"mean": 0.1, "ci95": 0.0, "classes_ci95": None}
     assert found["c"]["mean"] == 0 and found["c"]["ci95"] > 0.5
     assert leads({"b": scores(1.0)}) == {}
 
 
 def test_leads_in_words_go_by_the_interval():
     pairs = {name: {"mean": mean, "ci95": 0.1} for name, mean in (("a", 0.2), ("b", -0.05))}
-    assert in_words(pairs) == "On these images lt-di is above a; level with b."
-    assert in_words({"c": {"mean": -0.2, "ci95": 0.1}}) == "On these images lt-di is below c."
+    assert in_words(pairs, 30) == "On these images lt-di is above a; level with b."
+    below = {"c": {"mean": -0.2, "ci95": 0.1}}
+    assert in_words(below, 600) == "On these images lt-di is below c."
+
+
+def test_of_too_few_episodes_nothing_is_said():
+    # The interval of a single episode is zero, which any difference is above.
+    found = leads({"lt-di": scores(0.3), "b": scores(0.2)})
+    assert in_words(found, 1) == "Too few episodes to say what lt-di is above: 1, and it takes 30."
+    assert in_words(found, 29).startswith("Too few")
 
 
 def test_a_card_tells_of_every_row_but_the_controls():
