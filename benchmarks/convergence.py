@@ -280,20 +280,22 @@ def sam_scores(
     features, theta = world.test.features, solved["theta"][:, -1]
     held = features[wide.query[..., recipe.tasks.query :]]
     samples = features[torch.cat([solved["support"], solved["query"]], -1)].flatten(1, 2)
-    samples = fold.frame.enter(samples)
+    support = features[solved["support"]]
+    z = fold.frame.enter(support)
+    origin = anchor.task_mean(z, torch.ones(z.shape[:3]), fold.frame)
+    samples = fold.frame.enter(samples) - origin.unsqueeze(1)
     labels = torch.arange(WAY).repeat_interleave(samples.shape[1] // WAY).expand(tasks, -1)
     loss = classification_loss(HeadPredictor(head_space(width, WAY)))
     rng = torch.Generator().manual_seed(recipe.meta.seed)
     lam = largest_eigenvalue(loss, theta, samples, labels, iterations=20, rng=rng)
-    support = features[solved["support"]]
     generated, full = generator.weights(support), generator.weights(support, strength=1.0)
-    inside = enter(fold.frame, generated)
+    inside = enter(fold.frame, generated, origin)
     error = (inside - theta).square().sum(-1)
     return {
         "lambda": lam,
         "training loss": solved["loss"],
         "lambda / training loss": lam / solved["loss"],
-        "solved accuracy": accuracy(query_logits(fold.frame.leave(theta), held)),
+        "solved accuracy": accuracy(query_logits(fold.frame.leave(theta, origin), held)),
         "generated accuracy": accuracy(query_logits(generated, held)),
         "accuracy at strength 1": accuracy(query_logits(full, held)),
         "strength": torch.full_like(lam, generator.sampling().strength),
@@ -303,11 +305,12 @@ def sam_scores(
     }
 
 
-def enter(frame: Frame, theta: Tensor) -> Tensor:
-    """Heads [B, n] on features, in the coordinates of a frame: the inverse of `Frame.leave`."""
+def enter(frame: Frame, theta: Tensor, origin: Tensor) -> Tensor:
+    """Heads [B, n] on features, as seen from `origin` in a frame: the inverse of `Frame.leave`."""
     rows = theta.unflatten(-1, (WAY, -1))
     bias = rows[..., -1] + rows[..., :-1] @ frame.mean
     weight = torch.linalg.solve(frame.basis.mT, rows[..., :-1], left=False)
+    bias = bias + (weight @ origin.unsqueeze(-1)).squeeze(-1)
     return torch.cat([weight, bias.unsqueeze(-1)], -1).flatten(-2)
 
 

@@ -258,6 +258,7 @@ def save_parts(path: Path, parts: Parts, kind: str) -> dict[str, Any]:
         "network": asdict(parts.shape),
         "sampling": asdict(parts.sampling),
         "anchor": parts.anchor.name,
+        "own_mean": parts.anchor.own_mean,
         parts.host.group: parts.host.describe(),
         "about": parts.about,
     }

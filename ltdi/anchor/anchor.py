@@ -16,6 +16,8 @@ class Anchor(nn.Module):
     """Maps the support of B tasks to the weights [B, n] that their residuals are added to."""
 
     name = "none"
+    # Whether `task_mean` is the task's own; those that earlier versions fitted have not learnt so.
+    own_mean = False
 
     def forward(self, support: Tensor, mask: Tensor, space: WeightSpace) -> Tensor:
         """Weights of the anchor.

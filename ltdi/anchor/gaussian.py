@@ -22,6 +22,7 @@ class GaussianAnchor(Anchor):
     """
 
     name = "gaussian"
+    own_mean = True
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -79,6 +80,8 @@ class GaussianAnchor(Anchor):
         analysis of variance: were the mean of all W classes that of training, its square would be,
         on average, the variance of these class means over W. The share that is more is kept.
         """
+        if not self.own_mean:
+            return super().task_mean(z, mask, frame)
         count, way = mask.sum(-1, keepdim=True), mask.shape[1]
         own = masked_mean(z, mask)
         mean = own.mean(1, keepdim=True)
@@ -101,6 +104,7 @@ class GaussianAnchor(Anchor):
         ridge, spread = self.ridges.tolist()
         other = GaussianAnchor(len(self.mean)).fit(bank, ridge, spread)
         other.scale.copy_(self.scale)
+        other.own_mean = self.own_mean
         return other.refine(bank, int(self.refined))
 
     def refine(self, bank: FeatureBank, iterations: int, *, seed: int = 0) -> GaussianAnchor:

@@ -40,6 +40,7 @@ class HeadGenerator(LinearHeads, ImageGenerator):
         features = saved.space.layers[0].row - 1
         network = build_network(saved.space, features, saved.shape, saved.diffusion)
         anchor = make_empty_anchor(saved.config["anchor"], features)
+        anchor.own_mean = bool(saved.config.get("own_mean"))
         host = Backbone.from_config(saved.config["backbone"], saved.groups["backbone"])
         return network, anchor, host
 

@@ -14,15 +14,12 @@ from ltdi.anchor.crossfit import Fold, crossfit, hold_out, likeness
 from ltdi.backbone import Backbone
 from ltdi.collect import HeadPredictor, optimise
 from ltdi.engine import Collection, Piece, plan_of, recipe_of, settings_of
-from ltdi.errors import MismatchError, unknown
+from ltdi.errors import unknown
 from ltdi.files import plain
 from ltdi.recipe import Recipe
 from ltdi.tasks import FeatureBank, sample_episodes
 from ltdi.weights import centre_classes, head_space
 from ltdi.zoo import Zoo
-
-# Where heads are seen from, see `Anchor.task_mean`; zoos that do not say so had the frame's origin.
-ORIGIN = "task"
 
 
 def make_anchor(recipe: Recipe, train: FeatureBank, valid: FeatureBank) -> Anchor:
@@ -152,19 +149,13 @@ class HeadCollection(Collection[Piece]):
     Raises:
         InputError: If a file is missing.
         DamagedFileError: If one is truncated or altered.
-        MismatchError: If it was collected by an earlier version.
     """
 
     def __init__(self, zoo: Zoo) -> None:
         self.recipe, self.frames, self.bank = recipe_of(zoo), zoo.frames(), zoo.bank()
-        tensors = zoo.shared("anchor")
-        if zoo.note("anchor").get("origin") != ORIGIN:
-            raise MismatchError(
-                "the zoo is of an earlier version: its heads are not seen from their task's mean",
-                where=str(zoo.path),
-                fix="collect it again, into a new directory",
-            )
-        self.anchor = make_empty_anchor(zoo.note("anchor")["name"], self.bank.width)
+        tensors, note = zoo.shared("anchor"), zoo.note("anchor")
+        self.anchor = make_empty_anchor(note["name"], self.bank.width)
+        self.anchor.own_mean = bool(note.get("own_mean"))
         self.anchor.load_state_dict(tensors)
         self._folds: dict[int, Fold] = {}
         super().__init__(zoo, plan_of(self.recipe.tasks, len(self.frames)))
@@ -258,7 +249,8 @@ def begin_zoo(
         MismatchError: If the zoo there was made with other settings.
     """
     zoo = start_zoo(path, bank, recipe, backbone, about)
-    zoo.keep("anchor", anchor.state_dict(), {"name": anchor.name, "origin": ORIGIN})
+    note = {"name": anchor.name, "own_mean": anchor.own_mean}
+    zoo.keep("anchor", anchor.state_dict(), note)
     if not (zoo.held and zoo.file("frames.safetensors").is_file()):
         classes = [torch.tensor(c) for c in zoo.held]
         folds = [hold_out(anchor, bank, c) for c in classes] or make_folds(recipe, anchor, bank)

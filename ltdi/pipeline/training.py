@@ -9,6 +9,7 @@ from ltdi.anchor import Anchor
 from ltdi.backbone import Backbone
 from ltdi.denoiser import EquivariantDenoiser
 from ltdi.engine import Runtime, meta_train
+from ltdi.files import digest
 from ltdi.generator import HeadGenerator
 from ltdi.parts import Parts, build_network, check_sampling
 from ltdi.pipeline.choice import tuned
@@ -56,10 +57,13 @@ def train_generator(
     normaliser = fit_normaliser(groups[0])
     if isinstance(network, EquivariantDenoiser):
         network.unit.copy_(normaliser.std)
+    anchor = anchor or data.anchor
     parts = meta_train(
-        Parts.of(recipe, zoo.space, network, anchor or data.anchor, normaliser, backbone, about),
+        Parts.of(recipe, zoo.space, network, anchor, normaliser, backbone, about),
         objective(data, network, normaliser, d, groups),
         recipe,
         runtime,
+        anchor=digest(anchor.state_dict()),
+        own_mean=anchor.own_mean,
     )
     return tuned(HeadGenerator(parts), valid, recipe, log=runtime.log)

@@ -118,6 +118,21 @@ def test_foreign_or_edited_configurations(copy: Path, change: dict, message: str
             Generator.from_pretrained(copy)
 
 
+def test_heads_of_an_earlier_version_are_generated_as_it_did(copy: Path, tmp_path: Path):
+    """Its files do not say where tasks are seen from: the origin of the frame, as it was learnt."""
+    assert Generator.from_pretrained(copy).parts.anchor.own_mean
+    config = json.loads((copy / CONFIG).read_text())
+    del config["own_mean"]
+    (copy / CONFIG).write_text(json.dumps(config))
+    earlier = Generator.from_pretrained(copy)
+    anchor, width = earlier.parts.anchor, earlier.width
+    z, mask = torch.randn(2, 3, 4, width) + 5, torch.ones(2, 3, 4)
+    assert not anchor.task_mean(z, mask, anchor.frame(width)).any()
+    # And saved again they stay so.
+    earlier.save_pretrained(tmp_path / "again")
+    assert not Generator.from_pretrained(tmp_path / "again").parts.anchor.own_mean
+
+
 def test_the_kind_in_the_files_is_the_kind_that_is_loaded(copy: Path):
     class Other(HeadGenerator):
         kind = "other"

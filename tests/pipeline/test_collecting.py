@@ -163,10 +163,14 @@ def test_residuals_are_centred_over_classes(zoo: Zoo):
         assert head["bias"].mean(-1).abs().max() < 1e-5
 
 
-def test_a_zoo_whose_heads_have_another_origin_is_refused(zoo: Zoo, monkeypatch):
-    monkeypatch.setattr(collecting, "ORIGIN", "elsewhere")
-    with pytest.raises(MismatchError, match=r"earlier version.*task's mean"):
-        HeadCollection(zoo)
+def test_heads_of_an_earlier_version_stay_in_the_origin_of_their_frame(zoo: Zoo):
+    """Zoos that do not say where their heads are seen from are solved and learnt as they were."""
+    assert HeadCollection(zoo).anchor.own_mean
+    earlier = Zoo.open(zoo.path)
+    del earlier.header["shared"]["anchor"]["note"]["own_mean"]
+    data = HeadCollection(earlier)
+    z = data.frames[0].enter(data.bank.features[:24].view(2, 3, 4, -1))
+    assert not data.origin(0, z).any() and not data.fold(0).anchor.own_mean
 
 
 def test_solving_helps(zoo: Zoo, train: FeatureBank, recipe: Recipe):
