@@ -9,6 +9,7 @@ from pathlib import Path
 
 import huggingface_hub.hub_mixin
 import pytest
+import torch
 from safetensors import safe_open
 
 from ltdi.errors import DamagedFileError, InputError, LtdiError, MismatchError
