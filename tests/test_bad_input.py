@@ -150,7 +150,7 @@ DOMAIN = "bench domain --dataset glyphs --methods erm --preset smoke --out {t}/b
 # A later option overrides an earlier one, so each case states only what is wrong.
 CASES = {
     # supports
-    f"{GENERATE} --support {{p}}/nowhere": "no such directory or zip file",
+    f"{GENERATE} --support {{p}}/nowhere": "no such directory, zip or tar.gz",
     f"{GENERATE} --support {{p}}/empty": "no image among 0 files",
     f"{GENERATE} --support {{p}}/loose": "outside any class folder",
     f"{GENERATE} --unlabelled {{p}}/support": "does not read a domain",
@@ -251,7 +251,7 @@ CASES = {
     f"{TRAIN} --sampling.steps 50 --sampling.temperature 0.5": "50 inference steps",
     f"{TRAIN} --meta.iteratoins 3": "did you mean --meta.iterations?",
     # collecting
-    f"{COLLECT} --data {{p}}/nowhere": "no such directory or zip file",
+    f"{COLLECT} --data {{p}}/nowhere": "no such directory, zip or tar.gz",
     f"{COLLECT} --data glyhps": "did you mean 'glyphs'?",
     f"{COLLECT} --data {{p}}/support": "too few for three parts",
     f"{COLLECT} --data {{p}}/escape.zip": "leads out of the archive",
@@ -282,7 +282,7 @@ CASES = {
     f"{BENCH} --methods lt-di,fintune": "did you mean 'finetune'?",
     f"{BENCH} --preset smok": "did you mean 'smoke'?",
     f"{BENCH} --dataset glyhps": "did you mean 'glyphs'?",
-    f"{BENCH} --dataset {{p}}/nowhere": "no such directory or zip file",
+    f"{BENCH} --dataset {{p}}/nowhere": "no such directory, zip or tar.gz",
     f"{BENCH} --dataset {{p}}/one-class": "too few for three parts",
     f"{BENCH} --out {{p}}/theirs": "was not made by ltdi; it is left as it is",
     f"{BENCH} --json {{p}}/file": "exists and is not a result file of ours",
