@@ -47,7 +47,7 @@ class Collecting:
     """What is collected, and how.
 
     Attributes:
-        data: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or zip of
+        data: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or archive of
             <class>/<image>. For adapters: comma-separated text tasks, each a GLUE task such as
             sst-2, a JSONL, CSV or TSV file, a folder with such files called train and dev, or
             "hub:NAME".

@@ -151,7 +151,7 @@ def bench(
     """Heads for tasks of a domain that is held out, each domain in turn.
 
     Args:
-        dataset: "pacs", "office-caltech10", "glyphs", or a folder or zip of
+        dataset: "pacs", "office-caltech10", "glyphs", or a folder or archive of
             <domain>/<class>/<image> with the same classes in every domain.
         data_dir: Where a named data set lies.
         methods: Names; see `ALL_METHODS`.

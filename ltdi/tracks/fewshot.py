@@ -102,8 +102,8 @@ def bench(
     """Heads for tasks of unseen classes: methods on the same test episodes.
 
     Args:
-        dataset: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or zip of
-            <class>/<image>.
+        dataset: "glyphs", "omniglot", "cifar-fs", "fc100", "tiny-imagenet", or a folder or archive
+            of <class>/<image>.
         data_dir: Where a named data set lies.
         methods: Names; see `ALL_METHODS`.
         preset: Name of a preset, or a preset.
@@ -119,7 +119,7 @@ def bench(
             "transformers:NAME", or a directory of a saved one.
         side: Side in pixels that a pretrained backbone sees; its own by default. Features take
             time by its square, and small images often gain.
-        elsewhere: Folders or zips of <class>/<image>, with commas between, that the methods are
+        elsewhere: Folders or archives of <class>/<image>, with commas between, that the methods are
             tested on as well; nothing is fitted or chosen there.
         cache: Directory where trained backbones and features are kept between runs.
         download: Whether to fetch what Omniglot's --data-dir lacks from its official place first.

@@ -110,7 +110,7 @@ def bench(
     """Whole networks for tasks of unseen classes: methods on the same test episodes.
 
     Args:
-        dataset: "glyphs", "omniglot", or a folder or zip of drawings as <class>/<image>.
+        dataset: "glyphs", "omniglot", or a folder or archive of drawings as <class>/<image>.
         data_dir: Where a named data set lies.
         methods: Names; see `ALL_METHODS`.
         preset: Name of a preset, or a preset.

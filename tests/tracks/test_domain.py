@@ -199,6 +199,11 @@ def test_the_command_line(outcome: Outcome, tmp_path: Path, capsys, monkeypatch)
     assert cli.main([*evaluate, "--episodes", "5", "--json", "e.json"]) == 0
     # A third of six images is the pool; one more is the support.
     assert json.loads((tmp_path / "e.json").read_text())["settings"]["query"] == 3
+    capsys.readouterr()
+    assert cli.main([*evaluate, "--shot", "4"]) == 2
+    shown = capsys.readouterr().err
+    assert "4 are left, and 4 shots" in shown and "features" not in shown
+    assert cli.main([*evaluate, "--shot", "4", "--unlabelled", "new", "--episodes", "2"]) == 0
     (tmp_path / "new" / "bee").rename(tmp_path / "new" / "beee")
     capsys.readouterr()
     for command in ([*generate, "--out", "x.safetensors"], evaluate):
