@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -220,16 +221,22 @@ def begin_runs(
     return RunCollection(zoo, host, runs.branches, plans)
 
 
-def collected(zoo: Zoo, recipe: AdapterRecipe) -> AdapterRecipe:
-    """A recipe with how the runs of a zoo were made, and how many there are by now."""
+def collected(zoo: Zoo, recipe: AdapterRecipe, planned: int | None = None) -> AdapterRecipe:
+    """A recipe with how the runs of a zoo are made, and how many branches each task has.
+
+    Args:
+        zoo: A zoo of adapters.
+        recipe: The rest.
+        planned: Runs it will have once it is full, by default those that are there. While it is
+            being filled, these depend on the moment, and the same training would differ by it.
+    """
     about = zoo.about
-    made = Counter(int(e["setting"]["task"]) for e in zoo.shards)
     runs = Runs(**about.get("runs", {}))  # zoos of earlier versions do not say
     own = [runs_of(runs, name in about.get("unlabelled", ())) for name in about["names"]]
-    branches = max(made[task] - of.trunks for task, of in enumerate(own))
+    branches = (planned or len(zoo.shards)) - sum(of.trunks for of in own)
     return replace(
         recipe,
-        runs=replace(runs, branches=max(0, branches)),
+        runs=replace(runs, branches=max(0, math.ceil(branches / len(own)))),
         prepare=Preparation(**about["prepare"]),
         own={name: Preparation(**p) for name, p in about.get("own", {}).items()},
     )

@@ -84,7 +84,8 @@ def train_adapters(zoo: Zoo, recipe: AdapterRecipe, runtime: Runtime) -> Adapter
     host = LanguageHost.from_config(zoo.about["base"])
     read = reader(zoo, host)
     groups, names = read(runtime.groups(zoo)), ", ".join(zoo.about["names"])
-    made_by = collected(zoo, recipe)
+    planned = len(runtime.arrivals.plan) if runtime.arrivals else None
+    made_by = collected(zoo, recipe, planned)
     return AdapterGenerator(train_network(groups, host, made_by, names, runtime=runtime, read=read))
 
 

@@ -92,11 +92,13 @@ def test_a_zoo_says_how_its_runs_were_made(zoo: Zoo, begin: Begin) -> None:
     assert collected(zoo, AdapterRecipe()) == replace(
         AdapterRecipe(), runs=RECIPE.runs, prepare=RECIPE.prepare
     )
-    alone = replace(RECIPE, runs=replace(RECIPE.runs, branches=0), own={"tone": RECIPE.prepare})
-    begun = begin(recipe=alone)
+    own = replace(RECIPE, own={"tone": RECIPE.prepare})
+    begun = begin(recipe=own)
+    assert own.runs.branches > 0
     for _ in range(2):  # before and after its runs
-        assert collected(begun.zoo, RECIPE) == alone
+        assert collected(begun.zoo, RECIPE, len(begun.plan)) == own
         begun.fill()
+    assert collected(begun.zoo, RECIPE) == own
 
 
 def test_a_branch_that_comes_first_makes_its_trunk(zoo: Zoo, begin: Begin) -> None:
