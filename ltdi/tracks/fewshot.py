@@ -162,7 +162,7 @@ def bench(
     for w, s in shapes:
         sample_episodes(parts["test"].offsets, way=w, shot=s, query=query, episodes=1, seed=seed)
     place = None if cache is None else Path(cache)
-    others = [_other(path.strip(), p, shapes) for path in elsewhere.split(",")] if elsewhere else []
+    others = _others(elsewhere.split(","), p, shapes, dataset) if elsewhere else []
     with tempfile.TemporaryDirectory(prefix="ltdi-bench-") as scratch:
         start = time.perf_counter()
         world = build_world(
@@ -203,8 +203,29 @@ def bench(
     return Outcome(result, world, methods_of_one, generators)
 
 
+def _others(
+    paths: Sequence[str], preset: Preset, shapes: Sequence[tuple[int, int]], dataset: str
+) -> list[ImageSet]:
+    """Folders to test on; refused in time where rows would have one name, or episodes lack images.
+
+    Rows are named by the last part of a path.
+    """
+    named: dict[str, str] = {dataset: "--dataset"}
+    for path in map(str.strip, paths):
+        name = folder.name_of(path)
+        if name in named:
+            raise InputError(
+                f"{path} and {named[name]} are both called {name!r}: their rows could not be told "
+                "apart",
+                where="--elsewhere",
+                fix="rename or link one of them, or test it in a run of its own",
+            )
+        named[name] = path
+    return [_other(path.strip(), preset, shapes) for path in paths]
+
+
 def _other(path: str, preset: Preset, shapes: Sequence[tuple[int, int]]) -> ImageSet:
-    """A folder to test on; refused in time where an episode cannot be drawn from it."""
+    """A folder to test on; see `_others`."""
     size = (preset.side or 224) if isinstance(preset.backbone, str) else preset.size
     images = folder.load(path, size=size, channels=preset.channels)
     for way, shot in shapes:

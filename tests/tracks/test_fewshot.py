@@ -409,6 +409,17 @@ def test_a_folder_is_tested_beside_the_set_with_methods_that_never_saw_it(few_cl
     assert result.settings["nll"][own] == result.settings["nll"][mine]
 
 
+def test_two_folders_of_one_name_are_refused_before_work(few_classes, tmp_path):
+    """Rows go by that name: one of them would be lost without a word."""
+    one, two, own = (
+        str(write_folders(tmp_path / place, few_classes["test"]))
+        for place in ("a/mine", "b/mine", "glyphs")
+    )
+    for given, both in ((f"{one}, {two}", "b/mine and .*a/mine"), (own, "glyphs and --dataset")):
+        with pytest.raises(InputError, match=rf"{both} are both called"):
+            run(("anchor",), elsewhere=given, progress=lambda *_: pytest.fail("work began"))
+
+
 def test_a_folder_that_is_too_small_is_refused_before_work(few_classes, tmp_path):
     folder = write_folders(tmp_path / "mine", few_classes["test"].select([0, 1]))
     with pytest.raises(
