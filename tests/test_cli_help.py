@@ -13,6 +13,15 @@ from ltdi import cli
 ENDS = [[name] for name in cli.COMMANDS if name != "bench"] + [["bench", t] for t in cli.TRACKS]
 
 
+def refusal(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What is said of a command line that is refused."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    shown: str = capsys.readouterr().err
+    return shown
+
+
 @pytest.mark.parametrize("command", ENDS, ids=" ".join)
 def test_help_has_examples_that_parse(command: list[str], capsys):
     name = command[0]
@@ -62,10 +71,7 @@ def test_help_describes_every_option(capsys):
     ],
 )
 def test_a_mistyped_option_is_told_the_nearest(command: str, nearest: str, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(shlex.split(command))
-    shown = capsys.readouterr().err
-    assert stop.value.code == 2
+    shown = refusal(shlex.split(command), capsys)
     assert f"did you mean {nearest}?" in shown.replace("'", "") and "Traceback" not in shown
     assert len(shown.splitlines()) == 2
 
@@ -82,10 +88,8 @@ def test_a_mistyped_key_of_a_file_is_told_the_nearest(
     text: str, nearest: str, tmp_path: Path, capsys
 ):
     (tmp_path / "c.yaml").write_text(text)
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["train", "--config", str(tmp_path / "c.yaml")])
-    assert stop.value.code == 2
-    assert f"did you mean {nearest}?" in capsys.readouterr().err
+    shown = refusal(["train", "--config", str(tmp_path / "c.yaml")], capsys)
+    assert f"did you mean {nearest}?" in shown
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,5 @@ def test_a_mistyped_key_of_a_file_is_told_the_nearest(
     ],
 )
 def test_other_mistakes_say_where(command: str, message: str, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(shlex.split(command))
-    shown = capsys.readouterr().err
-    assert stop.value.code == 2 and message in shown and "to do:" in shown
+    shown = refusal(shlex.split(command), capsys)
+    assert message in shown and "to do:" in shown

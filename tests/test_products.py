@@ -24,7 +24,7 @@ def test_products_are_as_exact_inside(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(product.double(), expected, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.skipif(not KNOWN, reason="torch before 2.9 has no such setting")
+@pytest.mark.skipif(not KNOWN, reason="PRODUCTS NOT TESTED: torch before 2.9 has no such setting")
 def test_the_setting_is_put_back_whatever_happens() -> None:
     settings = torch.backends.mkldnn.matmul
     before = settings.fp32_precision

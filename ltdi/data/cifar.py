@@ -86,7 +86,7 @@ def _not_found(tree: FileTree, family: Family) -> InputError:
     return InputError(
         f"no {family.title} images among {len(tree.names)} files",
         where=tree.where,
-        fix=f"give {{train,test}}/<class>/<image>.png as a folder or zip, or {family.url}",
+        fix=f"give {{train,test}}/<class>/<image>.png as a folder or archive, or {family.url}",
     )
 
 

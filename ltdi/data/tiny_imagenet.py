@@ -1,6 +1,6 @@
 """Tiny-ImageNet: 200 ImageNet classes at 64x64, with category-disjoint few-shot splits.
 
-A folder or zip with `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and
+A folder or archive with `train/<wnid>/images/*.JPEG`, `val/images/*.JPEG` and
 `val/val_annotations.txt`; a class's train and val images are pooled. The splits are "tiered" (the
 61 / 17 / 45 classes that belong to the train / val / test classes of tiered-ImageNet, Ren et al.,
 2018, disjoint by category; the other 77 are left out), "mini" (likewise 14 / 6 / 5 of

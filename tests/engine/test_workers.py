@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -97,8 +96,8 @@ def test_settings_that_cannot_be() -> None:
         Engine(workers=-1)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
-def test_without_ray_the_extra_is_named(zoo: Zoo) -> None:
+def test_without_ray_the_extra_is_named(zoo: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # as if it were not installed
     with pytest.raises(InputError, match=r"'\.\[ray\]'"):
         run(Engine("ray", 1), make, zoo, [0])
 

@@ -55,6 +55,11 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / NAME
 
 
+def killed(*_: object) -> None:
+    """In place of what writes: the process is gone in the middle of it."""
+    raise RuntimeError("killed")
+
+
 def test_nothing_there_is_no_checkpoint(path: Path) -> None:
     assert load_checkpoint(path, RUN) == (None, "")
 
@@ -140,9 +145,6 @@ def test_the_good_one_survives_a_kill_after_damage(
     flip(path)
     load_checkpoint(path, RUN)
 
-    def killed(*_: object) -> None:
-        raise RuntimeError("killed")
-
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr("ltdi.meta.checkpoint.write_tensors", killed)
         save_checkpoint(path, state(3))
@@ -153,9 +155,6 @@ def test_a_save_cut_short_leaves_the_last_one_readable(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(path, state(1))
-
-    def killed(*_: object) -> None:
-        raise RuntimeError("killed")
 
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="killed"):
         patch.setattr("safetensors.torch.save_file", killed)
