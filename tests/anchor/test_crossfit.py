@@ -163,6 +163,21 @@ def test_likeness_is_zero_where_tasks_look_as_they_did_at_calibration() -> None:
     assert min(distance(2.0), distance(0.5)) > 0.4
 
 
+def test_likeness_does_not_depend_on_where_far_tasks_lie() -> None:
+    """Support and query are seen from the task's own mean."""
+    means = 1 + 0.8 * normal(80, D, seed=0)
+    train, valid = bank_of(means[:40]), bank_of(means[40:], seed=1)
+    anchor = fit_anchor("gaussian", train, valid, way=5, shots=(1, 5), seed=0)
+    folds = [Fold(anchor.frame(D), anchor, torch.arange(40)) for _ in range(4)]
+
+    def distance(away: float) -> float:
+        moved = replace(valid, features=valid.features + away)
+        return likeness(folds, moved, way=5, shots=(1, 5), seed=0)
+
+    assert distance(200.0) == pytest.approx(distance(100.0), abs=0.03)
+    assert distance(100.0) < distance(0.0) + 0.2
+
+
 def test_likeness_is_fixed_by_its_seed(train: FeatureBank, anchor: GaussianAnchor) -> None:
     folds = hold_out(anchor, train)
     values = [likeness(folds, train, way=5, shots=(1,), seed=3) for _ in "ab"]

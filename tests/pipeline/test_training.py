@@ -9,11 +9,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
+from ltdi.engine import Runtime
 from ltdi.errors import MismatchError
 from ltdi.generator import HeadGenerator
 from ltdi.parts import build_network
-from ltdi.pipeline import HeadCollection, HeadObjective, collecting, objective, shared, training
+from ltdi.pipeline import (
+    HeadCollection,
+    HeadObjective,
+    collecting,
+    objective,
+    shared,
+    train_generator,
+    training,
+)
 from ltdi.recipe import Network, Recipe
 from ltdi.zoo import Zoo
 from tests.pipeline.made import WIDTH, Train, same, tensors
@@ -33,14 +43,29 @@ def test_training_lowers_its_loss(run: Train, recipe: Recipe, zoo: Zoo):
     assert losses[1] < 0.9 * losses[0]
 
 
-def test_training_sees_tasks_from_where_they_were_solved(whole: HeadGenerator, zoo: Zoo, recipe):
+def test_training_sees_tasks_from_where_they_were_solved(
+    whole: HeadGenerator, zoo: Zoo, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+):
     """The anchor of a batch is that of its support: both lie in the frame, from the task's mean."""
     data, parts = HeadCollection(zoo), whole.parts
     objective = HeadObjective(data, parts.network, parts.normaliser, recipe.diffusion)
     between = torch.stack([f.between for f in data.frames])
-    rng, moved = torch.Generator().manual_seed(0), 0.0
+    rng, moved, features = torch.Generator().manual_seed(0), 0.0, objective.features
+    read: list[Tensor] = []  # the query and the support of a batch, in any order, in their frame
+    monkeypatch.setattr(
+        objective, "features", lambda *of: read.append(features(*of)) or features(*of)
+    )
     for _ in range(8):
+        read.clear()
         batch = objective.draw(rng, 4)
+        raw = {x.flatten(1, 2).shape: x.flatten(1, 2) for x in read}
+        shift = {
+            name: raw[batch[name].flatten(1, -2).shape] - batch[name].flatten(1, -2)
+            for name in ("support", "query")
+        }
+        # All that a task shows was moved by as much.
+        for part in shift.values():
+            torch.testing.assert_close(part, shift["support"][:, :1].expand_as(part))
         support, mask = batch["support"], torch.ones(batch["support"].shape[:3])
         number = int((between - batch["between"][0]).abs().sum(1).argmin())
         fold, space = data.fold(number), objective.spaces[support.shape[1]]
@@ -146,3 +171,16 @@ def test_a_checkpoint_of_other_settings_is_refused(run: Train, tmp_path: Path, r
     ):
         with pytest.raises(MismatchError, match="other settings"):
             run(tmp_path / "g", changed)
+
+
+def test_a_checkpoint_belongs_to_its_anchor(
+    run: Train, tmp_path: Path, zoo: Zoo, backbone, recipe: Recipe
+):
+    """A zoo that was collected anew, with other classes or another origin, is trained anew."""
+    run(tmp_path / "g")
+    other, unmoved = HeadCollection(zoo), HeadCollection(zoo)
+    other.anchor.scale *= 2  # type: ignore[operator]
+    unmoved.anchor.own_mean = False
+    for data in (other, unmoved):
+        with pytest.raises(MismatchError, match="other settings"):
+            train_generator(data, backbone, recipe, runtime=Runtime(tmp_path / "g"))
