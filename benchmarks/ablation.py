@@ -255,7 +255,7 @@ class Nets:
 
 def parse() -> argparse.Namespace:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", choices=STUDIES)
     parser.add_argument("--dataset", default="glyphs")
     parser.add_argument("--data-dir")
@@ -387,7 +387,10 @@ def draw(rows: list[dict[str, Any]], prefix: str) -> None:
             ("gap", gaps, "lt-di minus matched control"),
         ):
             if curves:
-                columns = {m: tuple(zip(*sorted(c), strict=True)) for m, c in curves.items()}
+                columns = {}
+                for method, curve in curves.items():
+                    x, y, half = zip(*sorted(curve), strict=True)
+                    columns[method] = x, y, half
                 file = f"{prefix}-{axis.replace(' ', '-')}-{name}.png"
                 plot_curves(file, columns, axis, label)
 

@@ -126,6 +126,6 @@ def flops_of(train: MetaTrainer) -> float:
     samples = 64
     batch = train.draw(torch.Generator().manual_seed(0), samples)
     with FlopCounterMode(display=False) as counter:
-        loss = train.loss(train.phi, batch)
+        loss = train.loss(dict(train.phi), batch)
         torch.autograd.grad(loss, list(train.phi.values()), allow_unused=True)
     return counter.get_total_flops() / samples

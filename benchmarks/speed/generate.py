@@ -9,7 +9,6 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.common import NETWORKS, Figure, in_turns, matmul_rate, solved, world
-from ltdi.anchor import PrototypeAnchor
 from ltdi.meta import MetaConfig
 from ltdi.pipeline import train_generator
 from ltdi.recipe import Diffusion, Recipe
@@ -29,7 +28,7 @@ def generate(repeats: int) -> list[Figure]:
                 meta=MetaConfig(iterations=1, tasks=4),
                 anchor="prototype",
             )
-            generator = train_generator(data, PrototypeAnchor(0.5), backbone, short)
+            generator = train_generator(data, backbone, short)
             for batch in (1, 16, 256, 1024):
                 tasks = bank.episodes(way=5, shot=1, query=1, episodes=batch, seed=0)
                 support = bank.features[tasks.support]
